@@ -1,0 +1,132 @@
+"""Checkpoints of a workdir: the latest, to go on from, and the best on dev, to decode with.
+
+Both are Orbax checkpoints; nothing is ever unpickled. A save that was interrupted is never taken
+for a checkpoint, and the one before it stays.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from mtp_jax.train_step import TrainState
+
+_policies = ocp.training.preservation_policies
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing or does not fit; the message says which, and what to do."""
+
+
+def _abstract(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
+class Checkpoints:
+    """The checkpoints under one workdir; use as a context manager.
+
+    Args:
+        workdir: holds ``checkpoints/STEP`` (the last two) and ``best/STEP``.
+        keep_best: how many of the best are kept.
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep_best: int = 1) -> None:
+        self._latest = ocp.training.Checkpointer(
+            (workdir / "checkpoints").absolute(),
+            save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
+            preservation_policy=_policies.LatestN(2),
+            cleanup_tmp_directories=True,
+        )
+        self._best = ocp.training.Checkpointer(
+            (workdir / "best").absolute(),
+            save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
+            preservation_policy=_policies.BestN(
+                get_metric_fn=lambda metrics: metrics["wer"], reverse=True, n=keep_best
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._latest.close()
+        self._best.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint to go on from."""
+        latest = self._latest.latest
+        return None if latest is None else latest.step
+
+    def save(self, state: TrainState, data: Any) -> None:
+        """Saves the training state and the position of the data iterator, in the background."""
+        step = int(state.step)
+        if step != self.latest_step:
+            self._latest.save_checkpointables_async(step, {"state": state, "data": data}, force=True)
+
+    def wait(self) -> None:
+        """Returns once every save has reached the disk."""
+        self._latest.wait()
+        self._best.wait()
+
+    def restore(self, state: TrainState, shardings: Any, data: Any) -> TrainState:
+        """The newest state, on its devices; `data` is moved to the batch that comes next.
+
+        Args:
+            state: arrays or shapes of the expected state; `shardings`: where each goes.
+            data: the data iterator.
+
+        Raises:
+            CheckpointError: it cannot be read, or does not fit the config.
+        """
+        like = {"state": _abstract(state, shardings), "data": data}
+        try:
+            return self._latest.load_checkpointables(self.latest_step, like)["state"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.latest_step} in {self._latest.directory} cannot be restored:"
+                f" remove it to go on from the one before ({_first_line(error)})"
+            ) from error
+
+    def save_best(self, step: int, params: Any, wer: float) -> None:
+        """Offers parameters whose dev WER (per cent) is `wer`; the best are kept."""
+        if step not in {c.step for c in self._best.checkpoints}:
+            self._best.save_checkpointables(
+                step, {"params": params}, force=True, metrics={"wer": wer}
+            )
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and dev WER of the best checkpoint; the later of equals."""
+        found = [(float(c.metrics["wer"]), -c.step) for c in self._best.checkpoints if c.metrics]
+        if not found:
+            return None
+        wer, step = min(found)
+        return -step, wer
+
+    def restore_best(self, params: Any, shardings: Any) -> Any:
+        """Parameters of the best checkpoint, on their devices.
+
+        Raises:
+            CheckpointError: there is none, or it does not fit the config.
+        """
+        best = self.best()
+        if best is None:
+            raise CheckpointError(f"{self._best.directory} holds no checkpoint: train first")
+        try:
+            like = {"params": _abstract(params, shardings)}
+            return self._best.load_checkpointables(best[0], like)["params"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CheckpointError(
+                f"checkpoint {best[0]} in {self._best.directory} does not fit the workdir's config"
+                f" or is damaged ({_first_line(error)})"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,68 @@
+"""Waveforms to tokens: front end, encoder and a decoding strategy in one ``jit``."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtp_jax import drafters
+from mtp_jax.data import Batch
+from mtp_jax.decoding import Decoded, Model, Strategy
+from mtp_jax.features import log_mel
+from mtp_jax.nn.speech_llama import Encoded, SpeechLlama
+
+
+def encode(model: SpeechLlama, params: Any, batch: Batch) -> Encoded:
+    """Runs front end and encoder over a batch."""
+    features, frames = log_mel(batch.audio, batch.audio_length, model.config.front_end)
+    return model.apply({"params": params}, features, frames, method="encode")
+
+
+def view(model: SpeechLlama, params: Any, encoded: Encoded, room: int) -> Model:
+    """`model` as the strategies see it, for audio already encoded.
+
+    Args:
+        model, params: the recogniser.
+        encoded: its encoder's output.
+        room: cache slots behind the prompt.
+    """
+    variables = {"params": params}
+    return Model(
+        prefill=lambda: model.apply(variables, encoded, room, method="prefill"),
+        extend=lambda *args: model.apply(variables, *args, method="extend"),
+        next_token=lambda hidden: model.apply(variables, hidden, method="next_token"),
+        draft=drafters.from_heads(model, params),
+        heads=model.config.heads.count,
+        eos=model.vocabulary.eos,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) -> Decoded:
+    """Decodes a batch of waveforms; rows with ``index`` -1 are filler."""
+    limit = model.config.data.max_tokens
+    encoded = encode(model, params, batch)
+    room = limit + strategy.room(model.config.heads.count)
+    return strategy.decode(view(model, params, encoded, room), batch.index >= 0, limit)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def ctc_greedy(model: SpeechLlama, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The encoder's own transcript: best class a frame, repeats merged, blanks dropped.
+
+    Returns:
+        int32[B, T] tokens, left-aligned, and their int32[B] number.
+    """
+    encoded = encode(model, params, batch)
+    best = jnp.argmax(encoded.ctc_logits, axis=-1).astype(jnp.int32)
+    blank = encoded.ctc_logits.shape[-1] - 1
+    frame = jnp.arange(best.shape[1])
+    new = jnp.pad(best[:, 1:] != best[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    kept = new & (best != blank) & (frame < encoded.length[:, None])
+    slots = jnp.where(kept, jnp.cumsum(kept, axis=1) - 1, best.shape[1])
+    rows = jnp.arange(best.shape[0])[:, None]
+    tokens = jnp.zeros_like(best).at[rows, slots].set(best, mode="drop")
+    return tokens, jnp.sum(kept, axis=1, dtype=jnp.int32)

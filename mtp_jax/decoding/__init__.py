@@ -1,0 +1,18 @@
+"""Decoding strategies as ``lax.while_loop`` programs over callables; they import no model."""
+
+from mtp_jax.decoding.greedy import Greedy
+from mtp_jax.decoding.interface import Decoded, Drafter, Drafts, Emitted, Model, Strategy
+from mtp_jax.decoding.threshold import Threshold
+from mtp_jax.decoding.verify import Verify
+
+__all__ = [
+    "Decoded",
+    "Drafter",
+    "Drafts",
+    "Emitted",
+    "Greedy",
+    "Model",
+    "Strategy",
+    "Threshold",
+    "Verify",
+]

@@ -1,0 +1,171 @@
+"""How decoding sees a model, and what every strategy returns.
+
+The loops import no model. They are programs over four callables, made inside the same ``jit`` as
+the loop, so that a callable may close over what it needs (parameters, the encoder's output).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mtp_jax.nn.cache import KVCache
+
+
+class Drafts(NamedTuple):
+    """Guesses at the tokens behind head 1's.
+
+    Attributes:
+        tokens: int32[B, M - 1], of heads 2..M.
+        probabilities: float32[B, M - 1], each head's for its token.
+    """
+
+    tokens: jax.Array
+    probabilities: jax.Array
+
+
+class Drafter(Protocol):
+    """Turns one hidden state a row into drafts; it may also look at what has been decided."""
+
+    def __call__(self, hidden: jax.Array, first: jax.Array, emitted: Emitted) -> Drafts:
+        """Drafts the tokens behind `first`.
+
+        Args:
+            hidden: [B, D] at the last accepted position.
+            first: int32[B], head 1's token there, which is certain.
+            emitted: the text so far; `first` may or may not be part of it already.
+        """
+
+
+class Model(NamedTuple):
+    """A recogniser with its audio already encoded.
+
+    Attributes:
+        prefill: () -> (hidden [B, D] that predicts the first token, cache).
+        extend: (tokens int32[B, S], count int32[B], cache) -> (hidden [B, S, D], cache); feeds the
+            first `count` tokens of each row.
+        next_token: hidden [..., D] -> logits [..., V] of head 1.
+        draft: a `Drafter`.
+        heads: M.
+        eos: the token that ends a text.
+    """
+
+    prefill: Callable[[], tuple[jax.Array, KVCache]]
+    extend: Callable[[jax.Array, jax.Array, KVCache], tuple[jax.Array, KVCache]]
+    next_token: Callable[[jax.Array], jax.Array]
+    draft: Drafter
+    heads: int
+    eos: int
+
+
+@struct.dataclass
+class Emitted:
+    """The text so far.
+
+    Attributes:
+        tokens: int32[B, L], EOS included, 0 beyond `length`.
+        length: int32[B].
+        finished: bool[B]: EOS was emitted, the limit L was reached, or the row is filler.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    finished: jax.Array
+
+    @classmethod
+    def nothing(cls, active: jax.Array, max_tokens: int) -> Emitted:
+        """No text yet; rows where bool[B] `active` is False are finished before they start."""
+        return cls(
+            tokens=jnp.zeros((active.shape[0], max_tokens), jnp.int32),
+            length=jnp.zeros(active.shape[0], jnp.int32),
+            finished=~active,
+        )
+
+    def ends(self, block: jax.Array, eos: int) -> jax.Array:
+        """bool[B, S]: the text is over with this token of `block`, by EOS or by the limit."""
+        room = self.tokens.shape[1] - self.length[:, None]
+        return (block == eos) | (jnp.arange(1, block.shape[1] + 1) >= room)
+
+    def emit(self, block: jax.Array, count: jax.Array, eos: int) -> tuple[Emitted, jax.Array]:
+        """Adds the first `count` tokens of `block`, up to EOS or the limit.
+
+        Args:
+            block: int32[B, S]; `count`: int32[B].
+            eos: the token that ends a text.
+
+        Returns:
+            The longer text, and int32[B] how many tokens it gained (0 in finished rows).
+        """
+        ends = self.ends(block, eos)
+        before = jnp.cumsum(ends, axis=1) - ends  # ends that come before this token
+        offset = jnp.arange(block.shape[1])
+        kept = (offset < count[:, None]) & (before == 0) & ~self.finished[:, None]
+        slots = jnp.where(kept, self.length[:, None] + offset, self.tokens.shape[1])
+        rows = jnp.arange(block.shape[0])[:, None]
+        gained = jnp.sum(kept, axis=1, dtype=jnp.int32)
+        longer = Emitted(
+            tokens=self.tokens.at[rows, slots].set(block, mode="drop"),
+            length=self.length + gained,
+            finished=self.finished | jnp.any(kept & ends, axis=1),
+        )
+        return longer, gained
+
+
+@struct.dataclass
+class Decoded:
+    """What a strategy returns.
+
+    Attributes:
+        tokens: int32[B, L], EOS included where it was reached, 0 beyond `length`.
+        length: int32[B].
+        calls: int32[B], forward passes of the decoder while the row was unfinished, the pass over
+            the prompt included.
+        proposed, accepted: int32[B, M - 1], drafts of heads 2..M that were put to the test, the
+            heads before them having been accepted, and those that passed.
+        loop_steps: int32, forward passes of the batch.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    calls: jax.Array
+    proposed: jax.Array
+    accepted: jax.Array
+    loop_steps: jax.Array
+
+
+class Strategy(Protocol):
+    """A frozen pytree dataclass: what shapes the program is static, what a sweep varies a leaf."""
+
+    def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
+        """Decodes every row where bool[B] `active` is True, to at most `max_tokens` tokens."""
+
+    def room(self, heads: int) -> int:
+        """Cache slots needed behind those of the text, for drafts that run past its end."""
+
+
+def most_likely(logits: jax.Array) -> jax.Array:
+    """int32[...] token of the greatest of logits [..., V]; ties go to the lowest id."""
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def at(hidden: jax.Array, position: jax.Array) -> jax.Array:
+    """[B, D] of hidden [B, S, D] at one int32[B] `position` a row."""
+    return jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
+
+
+def tested(passed: jax.Array, ends: jax.Array) -> jax.Array:
+    """bool[B, M - 1]: which drafts were put to the test.
+
+    Args:
+        passed: bool[B, M - 1], whether the draft of head m would pass.
+        ends: bool[B, M - 1], whether the text was over before it.
+
+    Returns:
+        True where all drafts before passed and the text was not over.
+    """
+    reached = jnp.cumprod(jnp.pad(passed[:, :-1], ((0, 0), (1, 0)), constant_values=True), axis=1)
+    return reached.astype(bool)[:, : passed.shape[1]] & ~ends

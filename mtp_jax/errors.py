@@ -1,0 +1,26 @@
+"""The errors that a command line turns into one sentence: each names a culprit and a remedy."""
+
+from __future__ import annotations
+
+
+def expected() -> tuple[type[Exception], ...]:
+    """Every error of the package that is the fault of an input, not of the code."""
+    from mtp_jax.audio import AudioError
+    from mtp_jax.checkpoint import CheckpointError
+    from mtp_jax.config import ConfigError
+    from mtp_jax.data import DataError
+    from mtp_jax.sharding import MeshError
+    from mtp_jax.tokenizer import TokenizerError
+    from mtp_jax.training import TrainingStopped
+    from mtp_jax.workdir import WorkdirError
+
+    return (
+        AudioError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        MeshError,
+        TokenizerError,
+        TrainingStopped,
+        WorkdirError,
+    )

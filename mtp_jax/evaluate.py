@@ -1,0 +1,70 @@
+"""Compares the decoding strategies of a trained recogniser on any data.
+
+    python -m mtp_jax.evaluate --workdir=DIR [--data=SOURCE] [--strategy=verify,greedy]
+        [--tau=0.9 | --max_wer_increase=0.5] [--batch_size=1,16] [--output=DIR]
+
+SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``; several are
+joined by ``+``. Threshold decoding uses the tau chosen on dev, unless --tau gives one or
+--max_wer_increase has it chosen anew: the one with the fewest calls whose WER on dev is at most
+that much (per cent, absolute) above greedy's.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import flags
+
+from mtp_jax import cli
+from mtp_jax.config import STRATEGIES
+from mtp_jax.workdir import Workdir
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
+_DATA = flags.DEFINE_string("data", None, "source to decode; default: the config's test")
+_STRATEGY = flags.DEFINE_list("strategy", None, "ctc, greedy, threshold, verify; default: all")
+_TAU = flags.DEFINE_float("tau", None, "of threshold decoding; default: the one chosen on dev")
+_INCREASE = flags.DEFINE_float(
+    "max_wer_increase", None, "choose tau on dev: per cent of WER that may be lost"
+)
+_BATCH_SIZE = flags.DEFINE_list("batch_size", None, "one or several; default: the config's")
+_OUTPUT = flags.DEFINE_string("output", None, "folder for the results; default: the workdir")
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse_arguments(argv)
+    for size in _BATCH_SIZE.value or ():
+        if not (size.isdigit() and int(size) > 0):
+            raise flags.Error(f"--batch_size={size} must be a positive number")
+    for name in _STRATEGY.value or ():
+        if name not in STRATEGIES:
+            raise flags.Error(f"--strategy={name} is not one of {', '.join(STRATEGIES)}")
+    if _TAU.value is not None and _INCREASE.value is not None:
+        raise flags.Error("--tau and --max_wer_increase exclude each other: give one")
+    workdir = Workdir(_WORKDIR.value)
+    config = workdir.read_config()
+    cli.start_jax(config)
+    from mtp_jax import evaluation  # imported late: errors in flags come at once
+
+    recognizer = evaluation.load(workdir)
+    increase = _INCREASE.value
+    if _TAU.value is not None:
+        tau = _TAU.value
+    elif increase is None and (kept := workdir.read_tau()):
+        tau = kept["tau"]
+    else:
+        allowed = config.evaluation.max_wer_increase if increase is None else increase
+        tau = evaluation.tune(recognizer, workdir, allowed)
+    evaluation.evaluate(
+        recognizer,
+        workdir,
+        _DATA.value or config.data.test,
+        tau,
+        pathlib.Path(_OUTPUT.value).expanduser() if _OUTPUT.value else workdir.path,
+        [int(size) for size in _BATCH_SIZE.value or ()],
+        _STRATEGY.value or (),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,155 @@
+"""Evaluation of a workdir: tau from dev, every strategy on test, table, pictures, results.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from mtp_jax import sharding
+from mtp_jax.checkpoint import Checkpoints
+from mtp_jax.comparison import Task, choose_tau, compare
+from mtp_jax.config import Config
+from mtp_jax.data import open_source
+from mtp_jax.metrics import word_errors
+from mtp_jax.optim import make_optimizer
+from mtp_jax.recognizer import Recognizer
+from mtp_jax.report import draw, table, write_hypotheses
+from mtp_jax.train_step import init_state
+from mtp_jax.training import make_model, open_tokenizer, parameter_count
+from mtp_jax.workdir import Workdir, commit, write_json
+
+log = logging.getLogger("mtp_jax")
+
+
+def load(workdir: Workdir) -> Recognizer:
+    """The best checkpoint of a workdir, ready to decode.
+
+    Raises:
+        WorkdirError, CheckpointError, TokenizerError: something of it is missing or damaged.
+    """
+    config = workdir.read_config()
+    tokenizer = open_tokenizer(config, workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    model = make_model(config, tokenizer)
+    state, shardings = init_state(model, make_optimizer(config.optim), config.seed, mesh)
+    with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
+        params = checkpoints.restore_best(state.params, shardings.params)
+    return Recognizer(model, params, tokenizer, mesh)
+
+
+def tune(recognizer: Recognizer, workdir: Workdir, max_wer_increase: float) -> float:
+    """Chooses tau on dev and keeps choice and sweep in the workdir.
+
+    Args:
+        recognizer: the model; `workdir`: its folder.
+        max_wer_increase: absolute WER, per cent, that threshold decoding may lose.
+
+    Returns:
+        tau.
+    """
+    config = recognizer.model.config
+    dev = open_source(config.data.dev, config.data, config.front_end.sample_rate)
+    e = config.evaluation
+    choice = choose_tau(
+        recognizer, Task.of(dev, recognizer), e.taus, max_wer_increase, max(e.batch_sizes)
+    )
+    kept = {
+        "tau": choice.tau,
+        "max_wer_increase": max_wer_increase,
+        "greedy_wer": choice.greedy_wer,
+        "rows": list(choice.sweep),
+    }
+    write_json(workdir.tau, kept)
+    log.info(
+        "tau %g: the fewest calls on dev at a WER of at most %.2f %% + %.2f %%",
+        choice.tau,
+        choice.greedy_wer,
+        max_wer_increase,
+    )
+    return choice.tau
+
+
+def evaluate(
+    recognizer: Recognizer,
+    workdir: Workdir,
+    data: str,
+    tau: float,
+    output: pathlib.Path,
+    batch_sizes: Sequence[int] = (),
+    strategies: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Compares all strategies of the config on `data`, prints the table and writes the rest.
+
+    Args:
+        recognizer: the model.
+        workdir: whose sweep of tau goes into the picture.
+        data: a source, as in `config.Data`.
+        tau: of threshold decoding.
+        output: folder of ``results.json``, pictures and hypotheses.
+        batch_sizes, strategies: what is compared; the config's by default.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    config = recognizer.model.config
+    source = open_source(data, config.data, config.front_end.sample_rate)
+    rows, outcomes = compare(
+        recognizer,
+        Task.of(source, recognizer),
+        tau,
+        batch_sizes or config.evaluation.batch_sizes,
+        strategies or config.evaluation.strategies,
+    )
+    references = [u.text for u in source.utterances]
+    words = word_errors(references, references, config.evaluation.normalizer)
+    results = {
+        "commit": commit(),
+        "config": dataclasses.asdict(config),
+        "seed": config.seed,
+        "parameters": parameter_count(recognizer.params),
+        "heads": {"kind": config.heads.kind, "M": config.heads.count},
+        "device": _device(recognizer.mesh),
+        "dtype": config.train.dtype,
+        "normalizer": config.evaluation.normalizer,
+        "dataset": {
+            "name": source.name,
+            "split": source.split,
+            "utterances": len(source.utterances),
+            "words": sum(words.units),
+            "audio_seconds": sum(u.seconds for u in source.utterances),
+        },
+        "rows": rows,
+        "tau_sweep": workdir.read_tau(),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "results.json", results)
+    write_hypotheses(output / "hypotheses", outcomes)
+    pictures = draw(results, output)
+    _print(results, config, [output / "results.json", *pictures])
+    return results
+
+
+def _device(mesh: jax.sharding.Mesh) -> str:
+    kinds = {device.device_kind for device in mesh.devices.flat}
+    return f"{mesh.size} x {', '.join(sorted(kinds))}"
+
+
+def _print(results: dict[str, Any], config: Config, files: list[pathlib.Path]) -> None:
+    d = results["dataset"]
+    print(
+        f"\n{d['name']} {d['split']}: {d['utterances']} utterances, {d['words']} words,"
+        f" {d['audio_seconds']:.0f} s; {results['parameters'] / 1e6:.2f} M parameters,"
+        f" M = {config.heads.count} {config.heads.kind} heads; {results['device']}\n"
+    )
+    print(table(results["rows"], d["utterances"]))
+    print(
+        "\nFewer calls is against greedy, one token wide; RTFx is audio seconds a second of wall"
+        " clock,\ncompilation apart. On a CPU a call that is M tokens wide costs more than one that"
+        " is 1 wide,\nso wall clock need not follow the calls."
+    )
+    print(f"written: {', '.join(str(f) for f in files)}")

@@ -1,0 +1,171 @@
+"""The speech encoder: strided convolutions over log-mel frames, then Conformer blocks.
+
+Padding is invisible: it is zeroed wherever a convolution could reach it and masked in attention.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.config import Encoder
+from mtp_jax.nn.layers import LayerNorm, Linear, rotary_frequencies, rotate, zero_padding
+
+
+def frames_mask(length: jax.Array, frames: int) -> jax.Array:
+    """bool[B, frames], True where a frame is real."""
+    return jnp.arange(frames) < length[:, None]
+
+
+class StridedConvolution(nn.Module):
+    """A one-dimensional convolution whose kernel is a whole number of strides wide.
+
+    It is a matrix product over neighbouring blocks of stacked frames, which is what accelerators
+    and CPUs do fastest. An output frame is real if the block it is centred on holds a real frame.
+
+    Attributes:
+        features: output channels.
+        stride: input frames a output frame advances by.
+        blocks: kernel width in strides.
+    """
+
+    features: int
+    stride: int
+    blocks: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows, frames, width = x.shape
+        x = zero_padding(x, frames_mask(length, frames))
+        x = jnp.pad(x, ((0, 0), (0, -frames % self.stride), (0, 0)))
+        x = x.reshape(rows, -1, self.stride * width)
+        left = (self.blocks - 1) // 2
+        padded = jnp.pad(x, ((0, 0), (left, self.blocks - 1 - left), (0, 0)))
+        x = jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(self.blocks)], axis=-1)
+        x = Linear(self.features, (None, "embed"), bias=True, dtype=self.dtype, name="linear")(x)
+        return x, -(-length // self.stride)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with SiLU between them, behind a LayerNorm."""
+
+    config: Encoder
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, width = self.config, x.shape[-1]
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        hidden = c.feedforward * width
+        x = nn.silu(Linear(hidden, ("embed", "mlp"), True, self.dtype, name="up")(x))
+        return Linear(width, ("mlp", "embed"), True, self.dtype, name="down")(x)
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional attention over real frames, positions by rotation (Li et al., 2021)."""
+
+    config: Encoder
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, real: jax.Array) -> jax.Array:
+        heads, (rows, frames, width) = self.config.heads, x.shape
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = Linear(3 * width, ("embed", "heads"), True, self.dtype, name="qkv")(x)
+        q, k, v = jnp.split(x.reshape(rows, frames, 3 * heads, width // heads), 3, axis=2)
+        positions = jnp.broadcast_to(jnp.arange(frames), (rows, frames))
+        frequencies, _ = rotary_frequencies(width // heads, 10_000.0)
+        q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
+        y = jax.nn.dot_product_attention(q, k, v, mask=real[:, None, None, :])
+        y = y.reshape(rows, frames, width)
+        return Linear(width, ("heads", "embed"), True, self.dtype, name="output")(y)
+
+
+class Convolution(nn.Module):
+    """Gated pointwise, depthwise and pointwise convolution, behind a LayerNorm.
+
+    The normalisation inside is LayerNorm, not BatchNorm as in the Conformer paper: it keeps no
+    running statistics, and one row never depends on another.
+    """
+
+    config: Encoder
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, real: jax.Array) -> jax.Array:
+        kernel, (_, frames, width) = self.config.kernel, x.shape
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+        x = nn.glu(Linear(2 * width, ("embed", "mlp"), True, self.dtype, name="gate")(x))
+        x = jnp.pad(zero_padding(x, real), ((0, 0), (kernel // 2, kernel // 2), (0, 0)))
+        init = nn.with_logical_partitioning(
+            nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=()),
+            (None, "norm"),
+        )
+        taps = self.param("depthwise", init, (kernel, width)).astype(self.dtype)
+        # A sum of shifted products: XLA fuses it, and on CPUs it beats the grouped convolution.
+        x = sum(x[:, i : i + frames] * taps[i] for i in range(kernel))
+        x = nn.silu(LayerNorm(dtype=self.dtype, name="depthwise_norm")(x))
+        return Linear(width, ("mlp", "embed"), True, self.dtype, name="output")(x)
+
+
+class Block(nn.Module):
+    """Half feed-forward, attention, convolution, half feed-forward, LayerNorm."""
+
+    config: Encoder
+    dtype: jnp.dtype
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, None]:
+        c = self.config
+        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        x = x + 0.5 * drop(FeedForward(c, self.dtype, name="feedforward_1")(x))
+        x = x + drop(SelfAttention(c, self.dtype, name="attention")(x, real))
+        x = x + drop(Convolution(c, self.dtype, name="convolution")(x, real))
+        x = x + 0.5 * drop(FeedForward(c, self.dtype, name="feedforward_2")(x))
+        return LayerNorm(dtype=self.dtype, name="norm")(x), None
+
+
+class Conformer(nn.Module):
+    """Conformer encoder (Gulati et al., 2020)."""
+
+    config: Encoder
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, features: jax.Array, length: jax.Array, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes log-mel features.
+
+        Args:
+            features: [B, T, Z]; frames at or beyond `length` may hold anything.
+            length: int32[B] real frames.
+            deterministic: False drops residual branches at ``config.dropout``.
+
+        Returns:
+            [B, ceil(T / product of strides), D] and its int32[B] lengths.
+        """
+        c, x = self.config, features.astype(self.dtype)
+        for i, stride in enumerate(c.subsampling):
+            convolution = StridedConvolution(
+                c.width, stride, c.subsampling_kernel, self.dtype, name=f"subsampling_{i}"
+            )
+            x, length = convolution(x, length)
+            x = nn.silu(x) if i + 1 < len(c.subsampling) else x
+        real = frames_mask(length, x.shape[1])
+        x = LayerNorm(dtype=self.dtype, name="subsampling_norm")(zero_padding(x, real))
+        block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=c.layers,
+            unroll=1 if c.scan_layers else c.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = stack(c, self.dtype, deterministic, name="blocks")(x, real)
+        return x, length

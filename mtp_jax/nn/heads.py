@@ -1,0 +1,78 @@
+"""The multi-token heads: head m predicts, from one hidden state, the token m places ahead.
+
+Head 1 is the decoder's own LM head and has no parameters here. Two kinds (arXiv 2409.08148):
+*independent* heads are D x V projections of their own; *latent* heads are D x D maps followed by
+the shared un-embedding. Both start equal to the LM head (our reading of the paper): independent
+heads as copies of it, latent maps as the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtp_jax import config as configs
+
+
+def _identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    del key
+    return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+
+
+class Heads(nn.Module):
+    """Logits of heads 2..M.
+
+    Attributes:
+        config: kind and M.
+        width: D.
+        vocab_size: V.
+        dtype: of the products.
+    """
+
+    config: configs.Heads
+    width: int
+    vocab_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        extra = self.config.count - 1
+        if not extra:
+            return
+        if self.config.kind == "latent":
+            init = nn.with_logical_partitioning(_identity, (None, "embed", None))
+            shape = (extra, self.width, self.width)
+        else:  # the copy of the LM head is made by `start_as_lm_head`, once that exists
+            init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed", "vocab"))
+            shape = (extra, self.width, self.vocab_size)
+        self.kernel = self.param("kernel", init, shape)
+
+    def __call__(
+        self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array], head: jax.Array | int
+    ) -> jax.Array:
+        """float32[..., V] logits of one head, 2 <= `head` <= M (may be traced), at [..., D]."""
+        y = hidden.astype(self.dtype) @ self.kernel[head - 2].astype(self.dtype)
+        return unembed(y) if self.config.kind == "latent" else y.astype(jnp.float32)
+
+    def all(self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., D]."""
+        if self.config.count == 1:
+            return jnp.zeros((*hidden.shape[:-1], 0, self.vocab_size), jnp.float32)
+        kernel = self.kernel.astype(self.dtype)
+        y = jnp.einsum("...d,mdx->...mx", hidden.astype(self.dtype), kernel)
+        return unembed(y) if self.config.kind == "latent" else y.astype(jnp.float32)
+
+
+def start_as_lm_head(params: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Parameters of a `SpeechLlama` whose every head equals the LM head.
+
+    Latent heads are made so; independent ones become copies here.
+    """
+    if kind == "latent" or "heads" not in params:
+        return params
+    decoder, kernel = params["decoder"], params["heads"]["kernel"]
+    lm_head = decoder.get("lm_head", decoder["embedding"])
+    return params | {"heads": {"kernel": jnp.broadcast_to(lm_head.T, kernel.shape)}}

@@ -1,0 +1,132 @@
+"""Layers that encoder and decoder share."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.config import RopeScaling
+
+Axes = tuple[str | None, ...]
+
+
+class Linear(nn.Module):
+    """x @ kernel (+ bias), the kernel annotated with its logical axes.
+
+    Attributes:
+        features: size of the output axis.
+        axes: logical names of the kernel's (input, output) axes.
+        bias: whether a bias, started at zero, is added.
+        dtype: of the product.
+    """
+
+    features: int
+    axes: Axes
+    bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[-1:])
+            y += self.param("bias", zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last axis (Zhang and Sennrich, 2019), in float32."""
+
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis (Ba et al., 2016), in float32."""
+
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+        scale = self.param("scale", ones, (x.shape[-1],))
+        bias = self.param("bias", zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x -= jnp.mean(x, axis=-1, keepdims=True)
+        x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale + bias).astype(self.dtype)
+
+
+def zero_padding(x: jax.Array, real: jax.Array) -> jax.Array:
+    """`x` [B, S, D] with the positions where `real` [B, S] is False set to 0, NaN included."""
+    return jnp.where(real[..., None], x, jnp.zeros((), x.dtype))
+
+
+def rotary_frequencies(
+    head_size: int, theta: float, scaling: RopeScaling = RopeScaling()
+) -> tuple[jax.Array, float]:
+    """Angles a position turns each pair of features by, and the factor on queries and keys.
+
+    The scaling variants are those of Hugging Face's ``rope_scaling``: "linear" (position
+    interpolation, Chen et al., 2023), "llama3" (Llama 3.1) and "yarn" (Peng et al., 2023,
+    which also sharpens attention by the factor returned).
+
+    Returns:
+        float32[H / 2] radians a position, and the factor (1 except for yarn).
+    """
+    exponent = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
+    frequency = 1.0 / theta**exponent
+    slowed = frequency / scaling.factor
+    if scaling.kind == "none":
+        return frequency, 1.0
+    if scaling.kind == "linear":
+        return slowed, 1.0
+    if scaling.kind == "llama3":
+        rotations = scaling.original_length * frequency / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        keep = jnp.clip((rotations - low) / (high - low), 0, 1)
+        return keep * frequency + (1 - keep) * slowed, 1.0
+
+    def pair_with(rotations: float) -> float:
+        """Index of the feature pair that turns `rotations` times over the original length."""
+        period = scaling.original_length / (rotations * 2 * math.pi)
+        return head_size * math.log(period) / (2 * math.log(theta))
+
+    first = max(math.floor(pair_with(scaling.beta_fast)), 0)
+    last = min(math.ceil(pair_with(scaling.beta_slow)), head_size - 1)
+    ramp = (jnp.arange(head_size // 2, dtype=jnp.float32) - first) / max(last - first, 1e-3)
+    keep = 1 - jnp.clip(ramp, 0, 1)
+    return keep * frequency + (1 - keep) * slowed, 0.1 * math.log(scaling.factor) + 1.0
+
+
+def rotate(
+    x: jax.Array, positions: jax.Array, frequencies: jax.Array, factor: float = 1.0
+) -> jax.Array:
+    """Rotary position embedding (Su et al., 2021), halves paired as Hugging Face's LLaMA does.
+
+    Args:
+        x: [B, S, heads, H].
+        positions: int32[B, S].
+        frequencies: float32[H / 2], radians a position.
+        factor: multiplies the result (yarn).
+    """
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles) * factor, jnp.sin(angles) * factor
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

@@ -1,0 +1,170 @@
+"""The whole recogniser: speech encoder, adaptor, LLaMA decoder, multi-token heads.
+
+A row is laid out as ``[prompt_before] audio [prompt_after] BOS text``. The audio embeddings are a
+soft prompt; head 1 at BOS predicts the first token of the text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mtp_jax.config import Config
+from mtp_jax.nn.cache import KVCache
+from mtp_jax.nn.conformer import Conformer, frames_mask
+from mtp_jax.nn.heads import Heads
+from mtp_jax.nn.layers import Linear
+from mtp_jax.nn.llama import Llama
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What the model must know of its tokenizer.
+
+    Attributes:
+        size: V.
+        bos: token that starts the text.
+        eos: token that ends it.
+        prompt_before, prompt_after: tokens put before and after the audio.
+    """
+
+    size: int
+    bos: int
+    eos: int
+    prompt_before: tuple[int, ...] = ()
+    prompt_after: tuple[int, ...] = ()
+
+
+@struct.dataclass
+class Encoded:
+    """What the encoder makes of a batch.
+
+    Attributes:
+        audio: [B, T, D] embeddings of the decoder's width.
+        length: int32[B] real frames.
+        ctc_logits: float32[B, T, V + 1]; the last class is the blank.
+    """
+
+    audio: jax.Array
+    length: jax.Array
+    ctc_logits: jax.Array
+
+
+class SpeechLlama(nn.Module):
+    """Speech-LLaMA with M prediction heads (arXiv 2409.08148).
+
+    Attributes:
+        config: the run's.
+        vocabulary: the tokenizer's.
+    """
+
+    config: Config
+    vocabulary: Vocabulary
+
+    def setup(self) -> None:
+        c, size = self.config, self.vocabulary.size
+        dtype = jnp.dtype(c.train.dtype)
+        self.encoder = Conformer(c.encoder, dtype)
+        self.ctc = Linear(size + 1, ("embed", None), True, jnp.float32)
+        self.adaptor = Linear(c.decoder.width, ("embed", None), True, dtype)
+        self.decoder = Llama(c.decoder, size, dtype)
+        self.heads = Heads(c.heads, c.decoder.width, size, dtype)
+
+    def encode(
+        self, features: jax.Array, length: jax.Array, deterministic: bool = True
+    ) -> Encoded:
+        """Encodes log-mel `features` [B, T, Z] of int32[B] `length` frames."""
+        x, length = self.encoder(features, length, deterministic)
+        return Encoded(audio=self.adaptor(x), length=length, ctc_logits=self.ctc(x))
+
+    def __call__(
+        self,
+        features: jax.Array,
+        length: jax.Array,
+        tokens: jax.Array,
+        token_length: jax.Array,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Encoded]:
+        """The teacher-forced pass.
+
+        Args:
+            features: [B, T, Z] log-mel; `length`: int32[B].
+            tokens: int32[B, L], EOS included; `token_length`: int32[B].
+
+        Returns:
+            Hidden states [B, L, D], of which the one at i predicts ``tokens[:, i + m - 1]`` through
+            head m, and what the encoder made of the audio.
+        """
+        encoded = self.encode(features, length, deterministic)
+        prefix, prefix_real = self._prefix(encoded)
+        text = self.decoder.embed(tokens[:, :-1])
+        text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
+        hidden, _ = self.decoder(
+            jnp.concatenate([prefix, text], axis=1),
+            jnp.concatenate([prefix_real, text_real], axis=1),
+            deterministic=deterministic,
+        )
+        if self.is_initializing():
+            self.all_logits(hidden[:, -1])
+        return hidden[:, prefix.shape[1] - 1 :], encoded
+
+    def prefill(self, encoded: Encoded, room: int) -> tuple[jax.Array, KVCache]:
+        """Runs the decoder over the audio prompt, up to BOS.
+
+        Args:
+            encoded: the audio.
+            room: slots kept free behind the prompt for text.
+
+        Returns:
+            Hidden state [B, D] that predicts the first token, and the cache.
+        """
+        prefix, real = self._prefix(encoded)
+        cache = self.decoder.empty_cache(prefix.shape[0], prefix.shape[1] + room)
+        hidden, cache = self.decoder(prefix, real, cache)
+        return hidden[:, -1], cache
+
+    def extend(
+        self, tokens: jax.Array, count: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, D]."""
+        real = jnp.arange(tokens.shape[1]) < count[:, None]
+        return self.decoder(self.decoder.embed(tokens), real, cache)
+
+    def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
+        """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., D]."""
+        return self.heads(hidden, self.decoder.unembed, head)
+
+    def next_token(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits of head 1 at hidden states [..., D]."""
+        return self.decoder.unembed(hidden)
+
+    def draft_logits(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., D]."""
+        return self.heads.all(hidden, self.decoder.unembed)
+
+    def all_logits(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., M, V] logits of every head at hidden states [..., D]."""
+        first = self.next_token(hidden)[..., None, :]
+        return jnp.concatenate([first, self.draft_logits(hidden)], axis=-2)
+
+    def _prefix(self, encoded: Encoded) -> tuple[jax.Array, jax.Array]:
+        """Embeddings [B, P, D] of everything before the text, BOS last, and their mask."""
+        rows, frames, _ = encoded.audio.shape
+        before = self.vocabulary.prompt_before
+        after = (*self.vocabulary.prompt_after, self.vocabulary.bos)
+
+        def constant(tokens: tuple[int, ...]) -> jax.Array:
+            x = self.decoder.embed(jnp.array(tokens, jnp.int32))
+            return jnp.broadcast_to(x, (rows, *x.shape))
+
+        real = [
+            jnp.ones((rows, len(before)), bool),
+            frames_mask(encoded.length, frames),
+            jnp.ones((rows, len(after)), bool),
+        ]
+        x = [constant(before), encoded.audio, constant(after)]
+        return jnp.concatenate(x, axis=1), jnp.concatenate(real, axis=1)

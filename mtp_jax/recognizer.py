@@ -1,0 +1,200 @@
+"""A trained model over a data set: every strategy, timed, with what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax import sharding
+from mtp_jax.data import Batch, Source
+from mtp_jax.decode_step import ctc_greedy, decode, encode
+from mtp_jax.decoding import Decoded, Strategy
+from mtp_jax.nn.speech_llama import SpeechLlama
+from mtp_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """What one strategy made of one utterance.
+
+    Attributes:
+        id: of the utterance.
+        reference, text: what was said, and what was recognised.
+        tokens: recognised tokens, EOS included where it was reached.
+        calls: decoder calls.
+    """
+
+    id: str
+    reference: str
+    text: str
+    tokens: tuple[int, ...]
+    calls: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one strategy made of a data set at one batch size.
+
+    Attributes:
+        hypotheses: in the order of the source.
+        proposed, accepted: int[M - 1] drafts of heads 2..M that were tested, and that passed.
+        loop_steps: forward passes of the decoder over whole batches.
+        at_length_limit: utterances that did not reach EOS.
+        audio_seconds: decoded.
+        wall_seconds: spent on it, reading of audio and compilation apart.
+        compile_seconds: spent compiling.
+        batch_size: rows a batch.
+    """
+
+    hypotheses: tuple[Hypothesis, ...]
+    proposed: np.ndarray
+    accepted: np.ndarray
+    loop_steps: int
+    at_length_limit: int
+    audio_seconds: float
+    wall_seconds: float
+    compile_seconds: float
+    batch_size: int
+
+    @property
+    def calls(self) -> int:
+        """Decoder calls, summed over utterances."""
+        return sum(h.calls for h in self.hypotheses)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, EOS included, summed over utterances."""
+        return sum(len(h.tokens) for h in self.hypotheses)
+
+
+class Recognizer:
+    """A model, its parameters and its tokenizer; keeps what it has compiled.
+
+    Args:
+        model, params: what decodes.
+        tokenizer: turns tokens into text.
+        mesh: batches that its devices divide are split over them.
+    """
+
+    def __init__(
+        self, model: SpeechLlama, params: Any, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+    ) -> None:
+        self.model, self.params, self.tokenizer, self.mesh = model, params, tokenizer, mesh
+        self._compiled: dict[Any, Any] = {}
+
+    def place(self, batch: Batch) -> Batch:
+        """`batch` on the devices."""
+        divides = len(batch.index) % sharding.batch_divisor(self.mesh) == 0
+        split = sharding.batch_sharding if divides else sharding.replicated
+        return jax.device_put(batch, split(self.mesh))
+
+    def run(self, source: Source, batches: Iterable[Batch], strategy: Strategy | None) -> Outcome:
+        """Decodes every batch.
+
+        Args:
+            source: that the rows of `batches` are of.
+            batches: each utterance once.
+            strategy: of the decoder; None reads the encoder's CTC output, at no decoder call.
+        """
+        hypotheses: dict[int, Hypothesis] = {}
+        extra = self.model.config.heads.count - 1
+        proposed, accepted = np.zeros(extra, int), np.zeros(extra, int)
+        steps = limit = rows = 0
+        audio = wall = compiling = 0.0
+        if strategy is not None:  # leaves as arrays of one type: sweeping one compiles nothing anew
+            strategy = jax.tree.map(jnp.float32, strategy)
+        for batch in batches:
+            rows = len(batch.index)
+            compiling += self._compile(batch, strategy)
+            start = time.perf_counter()
+            decoded = self._decode(self.place(batch), strategy)
+            wall += time.perf_counter() - start
+            proposed += decoded.proposed.sum(0)
+            accepted += decoded.accepted.sum(0)
+            steps += int(decoded.loop_steps)
+            audio += float(batch.audio_length.sum()) / self.model.config.front_end.sample_rate
+            for row, index in enumerate(batch.index):
+                if index < 0:
+                    continue
+                tokens = tuple(decoded.tokens[row, : decoded.length[row]].tolist())
+                ended = bool(tokens) and tokens[-1] == self.model.vocabulary.eos
+                limit += strategy is not None and not ended
+                utterance = source.utterances[index]
+                hypotheses[int(index)] = Hypothesis(
+                    id=utterance.id,
+                    reference=utterance.text,
+                    text=self.tokenizer.decode(tokens[:-1] if ended else tokens),
+                    tokens=tokens,
+                    calls=int(decoded.calls[row]),
+                )
+        return Outcome(
+            hypotheses=tuple(hypotheses[i] for i in sorted(hypotheses)),
+            proposed=proposed,
+            accepted=accepted,
+            loop_steps=steps,
+            at_length_limit=limit,
+            audio_seconds=audio,
+            wall_seconds=wall,
+            compile_seconds=compiling,
+            batch_size=rows,
+        )
+
+    def _key(self, batch: Batch, strategy: Strategy | None) -> Any:
+        return batch.audio.shape, jax.tree.structure(strategy)
+
+    def _compile(self, batch: Batch, strategy: Strategy | None) -> float:
+        """Compiles what `batch` needs, unless it was; seconds it took."""
+        key = self._key(batch, strategy)
+        if key in self._compiled:
+            return 0.0
+        start = time.perf_counter()
+        placed = self.place(batch._replace(tokens=batch.tokens[:, :0]))
+        if strategy is None:
+            lowered = ctc_greedy.lower(self.model, self.params, placed)
+        else:
+            lowered = decode.lower(self.model, self.params, placed, strategy)
+        self._compiled[key] = lowered.compile()
+        return time.perf_counter() - start
+
+    def _decode(self, batch: Batch, strategy: Strategy | None) -> Decoded:
+        """Decodes one batch; NumPy arrays."""
+        compiled = self._compiled[self._key(batch, strategy)]
+        batch = batch._replace(tokens=batch.tokens[:, :0])  # references are not looked at
+        if strategy is not None:
+            decoded: Decoded = jax.device_get(compiled(self.params, batch, strategy))
+            return decoded
+        tokens, length = jax.device_get(compiled(self.params, batch))
+        none = np.zeros((len(length), self.model.config.heads.count - 1), int)
+        return Decoded(
+            tokens=tokens,
+            length=length,
+            calls=np.zeros_like(length),
+            proposed=none,
+            accepted=none,
+            loop_steps=np.int32(0),
+        )
+
+    def top2_gap(self, batch: Batch, row: int, tokens: tuple[int, ...]) -> float:
+        """How far apart head 1 puts its two best tokens behind `tokens`, in logits.
+
+        Where two computations of one output part, a gap of the size of rounding errors explains
+        it; a larger one is a bug.
+        """
+        one = Batch(*(np.asarray(x)[row : row + 1] for x in batch))
+        encoded = encode(self.model, self.params, one)
+        text = jnp.array([(*tokens, 0)], jnp.int32)
+        variables = {"params": self.params}
+        hidden, cache = self.model.apply(variables, encoded, text.shape[1], method="prefill")
+        if tokens:
+            count = jnp.array([len(tokens)])
+            hidden, _ = self.model.apply(variables, text, count, cache, method="extend")
+            hidden = hidden[:, len(tokens) - 1]
+        logits = self.model.apply(variables, hidden, method="next_token")
+        best = jax.lax.top_k(logits[0], 2)[0]
+        return float(best[0] - best[1])

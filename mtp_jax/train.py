@@ -1,0 +1,48 @@
+"""Trains a recogniser, then compares its decoding strategies on test.
+
+    python -m mtp_jax.train --config=configs/mtp.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+Killed at any time, the same command goes on where it stopped; run again in a finished workdir, it
+only evaluates.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+import time
+
+from absl import flags
+from ml_collections import config_flags
+
+from mtp_jax import cli
+from mtp_jax.config import from_config_dict
+from mtp_jax.workdir import Workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the run, a file of configs/")
+_WORKDIR = flags.DEFINE_string("workdir", None, "default: runs/NAME_OF_THE_CONFIG")
+
+
+def main(argv: list[str]) -> None:
+    start = time.perf_counter()
+    cli.refuse_arguments(argv)
+    from mtp_jax import evaluation, training  # imported late: errors in flags come at once
+
+    config = from_config_dict(_CONFIG.value)
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    workdir = Workdir(_WORKDIR.value or f"runs/{pathlib.Path(file).stem}")
+    workdir.claim(config)
+    cli.start_jax(config)
+    if training.finished(config, workdir):
+        print(f"{workdir.path} is finished: evaluating only")
+        recognizer = evaluation.load(workdir)
+    else:
+        recognizer = training.train(config, workdir)
+    tau = evaluation.tune(recognizer, workdir, config.evaluation.max_wer_increase)
+    evaluation.evaluate(recognizer, workdir, config.data.test, tau, workdir.path)
+    print(f"{(time.perf_counter() - start) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    sys.exit(cli.run(main))

@@ -1,0 +1,261 @@
+"""The training loop: resumable to the bit, stopped by SIGTERM without loss, halted by NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from tensorboardX import SummaryWriter
+
+from mtp_jax import sharding
+from mtp_jax.checkpoint import Checkpoints
+from mtp_jax.comparison import Task
+from mtp_jax.config import Config
+from mtp_jax.data import Report, Source, open_source, train_batches
+from mtp_jax.decoding import Greedy
+from mtp_jax.metrics import word_errors
+from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.optim import learning_rate, make_optimizer
+from mtp_jax.recognizer import Recognizer
+from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.train_step import TrainState, init_state, make_train_step
+from mtp_jax.workdir import Workdir, write_json
+
+log = logging.getLogger("mtp_jax")
+
+
+class TrainingStopped(RuntimeError):
+    """Training ended before its last step; the message says why, and how to go on.
+
+    Args:
+        message: one sentence.
+        exit_status: of the command.
+    """
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
+    """The model that `config` describes, for the vocabulary of `tokenizer`."""
+    vocabulary = Vocabulary(
+        size=tokenizer.vocab_size,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        prompt_before=tuple(tokenizer.encode(config.decoder.prompt_before)),
+        prompt_after=tuple(tokenizer.encode(config.decoder.prompt_after)),
+    )
+    return SpeechLlama(config, vocabulary)
+
+
+def open_tokenizer(config: Config, workdir: Workdir, train: Source | None = None) -> Tokenizer:
+    """The workdir's tokenizer: loaded, copied from ``config.tokenizer.model``, or trained.
+
+    Args:
+        config: of the run.
+        workdir: keeps the tokenizer.
+        train: source whose text a new tokenizer is trained on.
+    """
+    if workdir.tokenizer.exists():
+        return Tokenizer.load(workdir.tokenizer)
+    c = config.tokenizer
+    if c.model:
+        Tokenizer.load(c.model).save(workdir.tokenizer)
+    elif train is None:
+        raise TrainingStopped(f"{workdir.path} has no tokenizer.model: train first")
+    else:
+        texts = [utterance.text for utterance in train.utterances]
+        Tokenizer.train(texts, workdir.tokenizer, c.vocab_size, c.algorithm)
+    return Tokenizer.load(workdir.tokenizer)
+
+
+def parameter_count(params: Any) -> int:
+    """Parameters of a model."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+
+
+@dataclasses.dataclass
+class Watch:
+    """Scalars of the steps since the last look: kept on the device, checked and logged together.
+
+    Attributes:
+        explosion: the loss may not exceed this multiple of its running mean.
+    """
+
+    explosion: float
+    pending: list[tuple[int, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
+    mean_loss: float = math.inf
+    audio_seconds: float = 0.0
+    since: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def look(self) -> dict[str, float]:
+        """Means over the pending steps.
+
+        Raises:
+            TrainingStopped: a loss or gradient is not finite, or the loss exploded.
+        """
+        steps = [step for step, _ in self.pending]
+        scalars = jax.device_get([metrics for _, metrics in self.pending])
+        self.pending.clear()
+        for step, values in zip(steps, scalars, strict=True):
+            loss = float(values["loss"])
+            if not (math.isfinite(loss) and math.isfinite(values["gradient_norm"])):
+                raise TrainingStopped(
+                    f"the loss is {loss:g} and the gradient norm {values['gradient_norm']:g} at"
+                    f" step {step}: the last good checkpoint is intact; lower"
+                    " config.optim.learning_rate or config.optim.clip_norm"
+                )
+            if loss > self.explosion * self.mean_loss:
+                raise TrainingStopped(
+                    f"the loss jumped to {loss:.4g} at step {step} from a mean of"
+                    f" {self.mean_loss:.4g}: the last good checkpoint is intact; lower"
+                    " config.optim.learning_rate, or raise config.train.explosion"
+                )
+            known = math.isfinite(self.mean_loss)
+            self.mean_loss = 0.95 * self.mean_loss + 0.05 * loss if known else loss
+        means = {k: float(np.mean([s[k] for s in scalars])) for k in scalars[0]}
+        now = time.perf_counter()
+        means["steps_per_second"] = len(steps) / (now - self.since)
+        means["audio_seconds_per_second"] = (
+            sum(float(s["audio_seconds"]) for s in scalars) / (now - self.since)
+        )
+        self.since = now
+        return means
+
+
+class Terminated:
+    """True once SIGTERM has been received; use as a context manager."""
+
+    def __enter__(self) -> Terminated:
+        self._received = False
+        self._before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def __bool__(self) -> bool:
+        return self._received
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+
+
+def finished(config: Config, workdir: Workdir) -> bool:
+    """Whether the run has made its last step."""
+    with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
+        return checkpoints.latest_step == config.optim.steps * config.optim.accumulate
+
+
+def train(config: Config, workdir: Workdir) -> Recognizer:
+    """Trains until ``config.optim.steps``, from the last checkpoint if there is one.
+
+    Returns:
+        The best checkpoint on dev, ready to decode.
+
+    Raises:
+        TrainingStopped: by SIGTERM (after a checkpoint was saved) or by a loss gone wrong.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    _check_batch(config, mesh)
+    rate = config.front_end.sample_rate
+    source = open_source(config.data.train, config.data, rate)
+    dev = open_source(config.data.dev, config.data, rate)
+    tokenizer = open_tokenizer(config, workdir, source)
+    model = make_model(config, tokenizer)
+    optimizer = make_optimizer(config.optim)
+    state, shardings = init_state(model, optimizer, config.seed, mesh)
+    batches, report = train_batches(source, tokenizer, config)
+    write_json(workdir.report, report.to_json())
+    log.info("%s", report)
+    log.info(
+        "%.2f M parameters, %d devices (%s), %d utterances, %.2f h",
+        parameter_count(state.params) / 1e6,
+        mesh.size,
+        jax.devices()[0].device_kind,
+        len(source.utterances),
+        sum(u.seconds for u in source.utterances) / 3600,
+    )
+    recognizer = Recognizer(model, state.params, tokenizer, mesh)
+    with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(state, shardings, batches)
+            log.info("going on from step %d", int(state.step))
+        _loop(config, workdir, checkpoints, recognizer, dev, state, shardings, optimizer, batches)
+        write_json(workdir.report, report.to_json())
+        recognizer.params = checkpoints.restore_best(state.params, shardings.params)
+    return recognizer
+
+
+def _check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
+    parts = sharding.batch_divisor(mesh)
+    if config.data.batch_size % parts:
+        raise sharding.MeshError(
+            f"config.data.batch_size ({config.data.batch_size}) must be a multiple of the"
+            f" {parts} devices that the batch is split over"
+        )
+
+
+def _loop(
+    config: Config,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    recognizer: Recognizer,
+    dev: Source,
+    state: TrainState,
+    shardings: Any,
+    optimizer: Any,
+    batches: Any,
+) -> None:
+    c, last = config.train, config.optim.steps * config.optim.accumulate
+    start = int(state.step)
+    step_fn = make_train_step(recognizer.model, optimizer, shardings)
+    watch, rate = Watch(c.explosion), learning_rate(config.optim)
+    dev_task = Task.of(dev, recognizer)
+    with (
+        SummaryWriter(str(workdir.tensorboard), purge_step=start) as board,
+        tqdm.tqdm(total=last, initial=start, unit="step", dynamic_ncols=True) as bar,
+        Terminated() as terminated,
+    ):
+        for step in range(start, last):
+            batch = recognizer.place(next(batches))
+            state, metrics = step_fn(state, batch)
+            done = step + 1
+            watch.pending.append((done, metrics))
+            bar.update()
+            at_dev = done % c.dev_every == 0 or done == last
+            saving = done % c.checkpoint_every == 0 or done == last or bool(terminated)
+            if done % c.log_every == 0 or at_dev or saving:
+                means = watch.look()
+                for name, value in means.items():
+                    board.add_scalar(f"train/{name}", value, done)
+                updates = done // config.optim.accumulate
+                board.add_scalar("train/learning_rate", float(rate(updates)), done)
+                bar.set_postfix(loss=f"{means['loss']:.3f}", head_1=f"{means['head_1']:.3f}")
+            if at_dev:
+                recognizer.params = state.params
+                size = max(config.evaluation.batch_sizes)
+                outcome = recognizer.run(dev, dev_task.batches(size), Greedy())
+                texts = [(h.reference, h.text) for h in outcome.hypotheses]
+                wer = word_errors(*zip(*texts, strict=True), config.evaluation.normalizer).percent
+                board.add_scalar("dev/wer", wer, done)
+                bar.write(f"step {done}: loss {means['loss']:.3f}, dev WER {wer:.2f} %")
+                checkpoints.save_best(done, state.params, wer)
+                watch.since = time.perf_counter()
+            if saving:
+                checkpoints.save(state, batches)
+            if terminated:
+                checkpoints.wait()
+                raise TrainingStopped(
+                    f"SIGTERM: step {done} is saved, and the same command goes on from there",
+                    exit_status=128 + signal.SIGTERM,
+                )

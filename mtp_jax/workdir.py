@@ -1,0 +1,109 @@
+"""The folder of one run: its config, tokenizer, checkpoints, logs and results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+from typing import Any
+
+from mtp_jax.config import Config, ConfigError, differences, from_config_dict
+
+
+class WorkdirError(ValueError):
+    """A workdir that cannot be used; the message says why, and what to do."""
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes `value` so that `path` holds either all of it or what it held before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+class Workdir:
+    """Names of the files in a workdir.
+
+    Args:
+        path: of the folder; made if need be.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path).expanduser()
+        self.config = self.path / "config.json"
+        self.tokenizer = self.path / "tokenizer.model"
+        self.results = self.path / "results.json"
+        self.tau = self.path / "tau.json"
+        self.hypotheses = self.path / "hypotheses"
+        self.report = self.path / "data_report.json"
+        self.tensorboard = self.path / "tensorboard"
+
+    def claim(self, config: Config) -> None:
+        """Makes this the workdir of `config`.
+
+        Raises:
+            WorkdirError: it belongs to another config, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.config.exists():
+                changed = differences(self.read_config(), config)
+                if changed:
+                    raise WorkdirError(
+                        f"{self.path} belongs to a run with another config ({'; '.join(changed)}):"
+                        " choose another --workdir, or undo the change"
+                    )
+            else:
+                write_json(self.config, dataclasses.asdict(config))
+        except OSError as error:
+            raise WorkdirError(f"{self.path} cannot be used as a workdir: {error}") from error
+
+    def read_config(self) -> Config:
+        """The config that the workdir belongs to.
+
+        Raises:
+            WorkdirError: there is none, or it cannot be read.
+        """
+        try:
+            return from_config_dict(json.loads(self.config.read_text()))
+        except FileNotFoundError:
+            raise WorkdirError(f"{self.path} is no workdir: it has no config.json") from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise WorkdirError(f"{self.config} cannot be read: {error}") from error
+
+    def read_tau(self) -> dict[str, Any] | None:
+        """How tau was chosen on dev (``tau``, and the ``rows`` of the sweep); None before that."""
+        try:
+            kept = json.loads(self.tau.read_text())
+            float(kept["tau"]), list(kept["rows"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WorkdirError(f"{self.tau} cannot be read ({error}): remove it") from error
+        return dict(kept)
+
+
+def commit() -> str | None:
+    """Commit of the checkout that this code runs from, None outside one.
+
+    ``-dirty`` is appended if tracked files were changed since.
+    """
+    file = pathlib.Path(__file__)
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(file.parent), *args], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not git("ls-files", "--error-unmatch", file.name):  # installed inside someone else's
+        return None
+    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
