@@ -68,7 +68,9 @@ class Checkpoints:
         """Saves the training state and the position of the data iterator, in the background."""
         step = int(state.step)
         if step != self.latest_step:
-            self._latest.save_checkpointables_async(step, {"state": state, "data": data}, force=True)
+            self._latest.save_checkpointables_async(
+                step, {"state": state, "data": data}, force=True
+            )
 
     def wait(self) -> None:
         """Returns once every save has reached the disk."""

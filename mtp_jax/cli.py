@@ -24,7 +24,7 @@ def start_jax(config: Config) -> None:
     import jax  # imported late: help and errors in flags come at once
 
     folder = pathlib.Path(config.data.cache_dir).expanduser() / "compiled"
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

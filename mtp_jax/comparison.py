@@ -75,7 +75,7 @@ def choose_tau(
         for tau in sorted(taus)
         for outcome in [recognizer.run(dev.source, dev.batches(size), Threshold(tau))]
     ]
-    wer = _wer(greedy, normalize)
+    wer = word_error_rate(greedy, normalize)
     good = [r for r in rows if r["wer"] <= wer + max_wer_increase + 1e-9]
     best = min(good, key=lambda r: r["decoder_calls"], default={"options": {"tau": 1.0}})
     return Choice(best["options"]["tau"], tuple(rows), wer, max_wer_increase)
@@ -203,8 +203,8 @@ def differences(
     return found
 
 
-def _wer(outcome: Outcome, normalize: str) -> float:
-    hypotheses = outcome.hypotheses
-    return word_errors(
-        [h.reference for h in hypotheses], [h.text for h in hypotheses], normalize
-    ).percent
+def word_error_rate(outcome: Outcome, normalize: str) -> float:
+    """WER, per cent."""
+    references = [h.reference for h in outcome.hypotheses]
+    texts = [h.text for h in outcome.hypotheses]
+    return word_errors(references, texts, normalize).percent

@@ -16,7 +16,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-
 STRATEGIES = ("ctc", "greedy", "threshold", "verify")
 
 

@@ -12,13 +12,14 @@ from mtp_jax import drafters
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Decoded, Model, Strategy
 from mtp_jax.features import log_mel
-from mtp_jax.nn.speech_llama import Encoded, SpeechLlama
+from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call
 
 
 def encode(model: SpeechLlama, params: Any, batch: Batch) -> Encoded:
     """Runs front end and encoder over a batch."""
     features, frames = log_mel(batch.audio, batch.audio_length, model.config.front_end)
-    return model.apply({"params": params}, features, frames, method="encode")
+    encoded: Encoded = call(model, params, "encode", features, frames)
+    return encoded
 
 
 def view(model: SpeechLlama, params: Any, encoded: Encoded, room: int) -> Model:
@@ -29,11 +30,10 @@ def view(model: SpeechLlama, params: Any, encoded: Encoded, room: int) -> Model:
         encoded: its encoder's output.
         room: cache slots behind the prompt.
     """
-    variables = {"params": params}
     return Model(
-        prefill=lambda: model.apply(variables, encoded, room, method="prefill"),
-        extend=lambda *args: model.apply(variables, *args, method="extend"),
-        next_token=lambda hidden: model.apply(variables, hidden, method="next_token"),
+        prefill=lambda: call(model, params, "prefill", encoded, room),
+        extend=lambda *args: call(model, params, "extend", *args),
+        next_token=lambda hidden: call(model, params, "next_token", hidden),
         draft=drafters.from_heads(model, params),
         heads=model.config.heads.count,
         eos=model.vocabulary.eos,
@@ -46,7 +46,7 @@ def decode(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) ->
     limit = model.config.data.max_tokens
     encoded = encode(model, params, batch)
     room = limit + strategy.room(model.config.heads.count)
-    return strategy.decode(view(model, params, encoded, room), batch.index >= 0, limit)
+    return strategy.decode(view(model, params, encoded, room), jnp.asarray(batch.index) >= 0, limit)
 
 
 @functools.partial(jax.jit, static_argnums=0)

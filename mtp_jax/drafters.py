@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.decoding import Drafter, Drafts, Emitted
-from mtp_jax.nn.speech_llama import SpeechLlama
+from mtp_jax.nn.speech_llama import SpeechLlama, call
 
 
 def from_heads(model: SpeechLlama, params: Any) -> Drafter:
@@ -16,7 +16,7 @@ def from_heads(model: SpeechLlama, params: Any) -> Drafter:
 
     def draft(hidden: jax.Array, first: jax.Array, emitted: Emitted) -> Drafts:
         del first, emitted
-        logits = model.apply({"params": params}, hidden, method="draft_logits")
+        logits = call(model, params, "draft_logits", hidden)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         return Drafts(
             tokens=jnp.argmax(logits, axis=-1).astype(jnp.int32),

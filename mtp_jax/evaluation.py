@@ -105,7 +105,12 @@ def evaluate(
         batch_sizes or config.evaluation.batch_sizes,
         strategies or config.evaluation.strategies,
     )
-    references = [u.text for u in source.utterances]
+    decoded = {h.id for outcome in outcomes.values() for h in outcome.hypotheses}
+    utterances = [u for u in source.utterances if u.id in decoded]
+    unreadable = [u.id for u in source.utterances if u.id not in decoded]
+    if unreadable:
+        log.warning("left out, as their audio cannot be read: %s", ", ".join(unreadable))
+    references = [u.text for u in utterances]
     words = word_errors(references, references, config.evaluation.normalizer)
     results = {
         "commit": commit(),
@@ -119,9 +124,10 @@ def evaluate(
         "dataset": {
             "name": source.name,
             "split": source.split,
-            "utterances": len(source.utterances),
+            "utterances": len(utterances),
             "words": sum(words.units),
-            "audio_seconds": sum(u.seconds for u in source.utterances),
+            "audio_seconds": sum(u.seconds for u in utterances),
+            "skipped": len(source.problems) + len(unreadable),
         },
         "rows": rows,
         "tau_sweep": workdir.read_tau(),

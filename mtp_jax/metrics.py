@@ -80,7 +80,9 @@ def _normalized(
 ) -> list[tuple[str, str]]:
     clean = normalizer(name)
     pairs = zip(references, hypotheses, strict=True)
-    return [(clean(reference).strip(), clean(hypothesis).strip()) for reference, hypothesis in pairs]
+    return [
+        (clean(reference).strip(), clean(hypothesis).strip()) for reference, hypothesis in pairs
+    ]
 
 
 def bootstrap_difference(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from mtp_jax import sharding
 from mtp_jax.data import Batch, Source
 from mtp_jax.decode_step import ctc_greedy, decode, encode
 from mtp_jax.decoding import Decoded, Strategy
-from mtp_jax.nn.speech_llama import SpeechLlama
+from mtp_jax.nn.speech_llama import SpeechLlama, call
 from mtp_jax.tokenizer import Tokenizer
 
 
@@ -170,15 +170,9 @@ class Recognizer:
             decoded: Decoded = jax.device_get(compiled(self.params, batch, strategy))
             return decoded
         tokens, length = jax.device_get(compiled(self.params, batch))
-        none = np.zeros((len(length), self.model.config.heads.count - 1), int)
-        return Decoded(
-            tokens=tokens,
-            length=length,
-            calls=np.zeros_like(length),
-            proposed=none,
-            accepted=none,
-            loop_steps=np.int32(0),
-        )
+        none: Any = np.zeros((len(length), self.model.config.heads.count - 1), int)
+        no_calls, no_steps = np.zeros_like(length), np.zeros((), int)
+        return Decoded(tokens, length, no_calls, none, none, cast(jax.Array, no_steps))
 
     def top2_gap(self, batch: Batch, row: int, tokens: tuple[int, ...]) -> float:
         """How far apart head 1 puts its two best tokens behind `tokens`, in logits.
@@ -189,12 +183,11 @@ class Recognizer:
         one = Batch(*(np.asarray(x)[row : row + 1] for x in batch))
         encoded = encode(self.model, self.params, one)
         text = jnp.array([(*tokens, 0)], jnp.int32)
-        variables = {"params": self.params}
-        hidden, cache = self.model.apply(variables, encoded, text.shape[1], method="prefill")
+        hidden, cache = call(self.model, self.params, "prefill", encoded, text.shape[1])
         if tokens:
             count = jnp.array([len(tokens)])
-            hidden, _ = self.model.apply(variables, text, count, cache, method="extend")
+            hidden, _ = call(self.model, self.params, "extend", text, count, cache)
             hidden = hidden[:, len(tokens) - 1]
-        logits = self.model.apply(variables, hidden, method="next_token")
+        logits = call(self.model, self.params, "next_token", hidden)
         best = jax.lax.top_k(logits[0], 2)[0]
         return float(best[0] - best[1])

@@ -98,17 +98,28 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
             if point != last:
                 at = (r["call_reduction"], r["wer"])
                 axes.annotate(
-                    f"{r['options']['tau']:g}", at, (0, 6), textcoords="offset points",
-                    fontsize=7, ha="center", color="tab:blue",
+                    f"{r['options']['tau']:g}",
+                    at,
+                    (0, 6),
+                    textcoords="offset points",
+                    fontsize=7,
+                    ha="center",
+                    color="tab:blue",
                 )
             last = point
-    styles = {"greedy": ("s", "black"), "threshold": ("o", "tab:blue"), "verify": ("D", "tab:green")}
+    styles = {
+        "greedy": ("s", "black"),
+        "threshold": ("o", "tab:blue"),
+        "verify": ("D", "tab:green"),
+    }
     for r in decoded:
         if r["strategy"] == "greedy" and r["options"].get("width", 1) != 1:
             continue
         marker, color = styles.get(r["strategy"], ("^", "tab:red"))
         options = ", ".join(f"{k} {v:g}" for k, v in r["options"].items() if k != "width")
-        label = f"{r['strategy']}, {results['dataset']['split']}" + (f", {options}" if options else "")
+        label = f"{r['strategy']}, {results['dataset']['split']}" + (
+            f", {options}" if options else ""
+        )
         axes.plot(r["call_reduction"], r["wer"], marker, color=color, markersize=9, label=label)
     axes.set_xlabel("times fewer decoder calls than greedy")
     axes.set_ylabel("word error rate, %")

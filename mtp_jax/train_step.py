@@ -12,11 +12,10 @@ import optax
 from flax import struct
 
 from mtp_jax import losses, sharding
-from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.features import log_mel, spec_augment
 from mtp_jax.nn.heads import start_as_lm_head
-from mtp_jax.nn.speech_llama import SpeechLlama
+from mtp_jax.nn.speech_llama import SpeechLlama, call
 
 Metrics = dict[str, jax.Array]
 
@@ -31,7 +30,7 @@ class TrainState:
         opt_state: of the optimizer.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
 
@@ -97,9 +96,9 @@ def loss_fn(
         augment_key, dropout_key = jax.random.split(key)
         features = spec_augment(augment_key, features, frames, c.augment)
         rngs["dropout"] = dropout_key
-    tokens, length = batch.tokens, batch.token_length
-    hidden, encoded = model.apply(
-        {"params": params}, features, frames, tokens, length, key is None, rngs=rngs
+    tokens, length = jnp.asarray(batch.tokens), jnp.asarray(batch.token_length)
+    hidden, encoded = call(
+        model, params, "__call__", features, frames, tokens, length, key is None, rngs=rngs
     )
 
     def head(logits: jax.Array, m: jax.Array | int) -> jax.Array:
@@ -109,9 +108,9 @@ def loss_fn(
 
     @jax.checkpoint
     def later_head(m: jax.Array) -> jax.Array:  # one head's logits exist at a time
-        return head(model.apply({"params": params}, hidden, m, method="head_logits"), m)
+        return head(call(model, params, "head_logits", hidden, m), m)
 
-    by_head = head(model.apply({"params": params}, hidden, method="next_token"), 1)[None]
+    by_head = head(call(model, params, "next_token", hidden), 1)[None]
     if c.heads.count > 1:
         later = jax.lax.map(later_head, jnp.arange(2, c.heads.count + 1))
         by_head = jnp.concatenate([by_head, later])
@@ -145,9 +144,9 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, metrics = jax.grad(
-            lambda params: loss_fn(model, params, batch, key), has_aux=True
-        )(state.params)
+        grads, metrics = jax.grad(lambda params: loss_fn(model, params, batch, key), has_aux=True)(
+            state.params
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(step=state.step + 1, params=params, opt_state=opt_state)

@@ -17,11 +17,10 @@ from tensorboardX import SummaryWriter
 
 from mtp_jax import sharding
 from mtp_jax.checkpoint import Checkpoints
-from mtp_jax.comparison import Task
+from mtp_jax.comparison import Task, word_error_rate
 from mtp_jax.config import Config
-from mtp_jax.data import Report, Source, open_source, train_batches
+from mtp_jax.data import Source, open_source, train_batches
 from mtp_jax.decoding import Greedy
-from mtp_jax.metrics import word_errors
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.optim import learning_rate, make_optimizer
 from mtp_jax.recognizer import Recognizer
@@ -125,8 +124,8 @@ class Watch:
         means = {k: float(np.mean([s[k] for s in scalars])) for k in scalars[0]}
         now = time.perf_counter()
         means["steps_per_second"] = len(steps) / (now - self.since)
-        means["audio_seconds_per_second"] = (
-            sum(float(s["audio_seconds"]) for s in scalars) / (now - self.since)
+        means["audio_seconds_per_second"] = sum(float(s["audio_seconds"]) for s in scalars) / (
+            now - self.since
         )
         self.since = now
         return means
@@ -166,7 +165,6 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
         TrainingStopped: by SIGTERM (after a checkpoint was saved) or by a loss gone wrong.
     """
     mesh = sharding.make_mesh(config.mesh)
-    _check_batch(config, mesh)
     rate = config.front_end.sample_rate
     source = open_source(config.data.train, config.data, rate)
     dev = open_source(config.data.dev, config.data, rate)
@@ -174,7 +172,9 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
     model = make_model(config, tokenizer)
     optimizer = make_optimizer(config.optim)
     state, shardings = init_state(model, optimizer, config.seed, mesh)
-    batches, report = train_batches(source, tokenizer, config)
+    batches, report = train_batches(
+        source, tokenizer, config, multiple=sharding.batch_divisor(mesh)
+    )
     write_json(workdir.report, report.to_json())
     log.info("%s", report)
     log.info(
@@ -194,15 +194,6 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
         write_json(workdir.report, report.to_json())
         recognizer.params = checkpoints.restore_best(state.params, shardings.params)
     return recognizer
-
-
-def _check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
-    parts = sharding.batch_divisor(mesh)
-    if config.data.batch_size % parts:
-        raise sharding.MeshError(
-            f"config.data.batch_size ({config.data.batch_size}) must be a multiple of the"
-            f" {parts} devices that the batch is split over"
-        )
 
 
 def _loop(
@@ -245,8 +236,7 @@ def _loop(
                 recognizer.params = state.params
                 size = max(config.evaluation.batch_sizes)
                 outcome = recognizer.run(dev, dev_task.batches(size), Greedy())
-                texts = [(h.reference, h.text) for h in outcome.hypotheses]
-                wer = word_errors(*zip(*texts, strict=True), config.evaluation.normalizer).percent
+                wer = word_error_rate(outcome, config.evaluation.normalizer)
                 board.add_scalar("dev/wer", wer, done)
                 bar.write(f"step {done}: loss {means['loss']:.3f}, dev WER {wer:.2f} %")
                 checkpoints.save_best(done, state.params, wer)

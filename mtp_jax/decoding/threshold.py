@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -35,7 +37,9 @@ class Threshold:
             going = ~state.text.finished
             fed = jnp.where(going, state.gained, 0)
             hidden, cache = model.extend(state.block, fed, state.cache)
-            state = state.replace(cache=cache, calls=state.calls + going, steps=state.steps + 1)
+            state = dataclasses.replace(
+                state, cache=cache, calls=state.calls + going, steps=state.steps + 1
+            )
             return choose(at(hidden, jnp.maximum(state.gained - 1, 0)), state)
 
         def choose(hidden: jax.Array, state: _State) -> _State:
@@ -49,7 +53,8 @@ class Threshold:
             over = jnp.cumsum(state.text.ends(block, model.eos), axis=1)[:, :-1] > 0
             tried = tested(sure, over) & going
             text, gained = state.text.emit(block, count, model.eos)
-            return state.replace(
+            return dataclasses.replace(
+                state,
                 text=text,
                 block=block,
                 gained=gained,

@@ -42,7 +42,7 @@ class Verify:
             return _State(
                 text=text,
                 drafts=propose(at(hidden, kept - 1), last, text),
-                cache=cache.replace(length=cache.length - fed + jnp.where(going, kept, 0)),
+                cache=cache.shortened(jnp.where(going, model.heads - kept, 0)),
                 calls=state.calls + going,
                 proposed=state.proposed + tried,
                 accepted=state.accepted + (tried & agrees),

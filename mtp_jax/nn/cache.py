@@ -55,8 +55,12 @@ class KVCache:
         positions = self.length[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
         return positions, jnp.where(real, positions, self.slots)
 
+    def shortened(self, rejected: jax.Array) -> KVCache:
+        """The cache without the last int32[B] `rejected` positions of each row."""
+        return KVCache(keys=self.keys, values=self.values, length=self.length - rejected)
+
 
 def write(store: jax.Array, layer: jax.Array, slots: jax.Array, x: jax.Array) -> jax.Array:
-    """Writes `x` [B, S, G, H] into slots int32[B, S] of one layer of `store` [layers, B, C, G, H]."""
+    """Writes `x` [B, S, G, H] to int32[B, S] slots of one layer of `store` [layers, B, C, G, H]."""
     rows = jnp.arange(slots.shape[0])[:, None]
     return store.at[layer, rows, slots].set(x.astype(store.dtype), mode="drop")

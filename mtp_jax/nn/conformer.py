@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.config import Encoder
-from mtp_jax.nn.layers import LayerNorm, Linear, rotary_frequencies, rotate, zero_padding
+from mtp_jax.config import Encoder, RopeScaling
+from mtp_jax.nn.layers import LayerNorm, Linear, parameter, rotary_frequencies, rotate, zero_padding
 
 
 def frames_mask(length: jax.Array, frames: int) -> jax.Array:
@@ -44,7 +44,9 @@ class StridedConvolution(nn.Module):
         left = (self.blocks - 1) // 2
         padded = jnp.pad(x, ((0, 0), (left, self.blocks - 1 - left), (0, 0)))
         x = jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(self.blocks)], axis=-1)
-        x = Linear(self.features, (None, "embed"), bias=True, dtype=self.dtype, name="linear")(x)
+        # Frames that SpecAugment masks are all zero: with a bias of zero the LayerNorm behind would
+        # amplify their gradient by 1 / sqrt(epsilon) in the first steps.
+        x = Linear(self.features, (None, "embed"), True, self.dtype, bias_std=0.1, name="linear")(x)
         return x, -(-length // self.stride)
 
 
@@ -76,7 +78,7 @@ class SelfAttention(nn.Module):
         x = Linear(3 * width, ("embed", "heads"), True, self.dtype, name="qkv")(x)
         q, k, v = jnp.split(x.reshape(rows, frames, 3 * heads, width // heads), 3, axis=2)
         positions = jnp.broadcast_to(jnp.arange(frames), (rows, frames))
-        frequencies, _ = rotary_frequencies(width // heads, 10_000.0)
+        frequencies, _ = rotary_frequencies(width // heads, 10_000.0, RopeScaling())
         q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
         y = jax.nn.dot_product_attention(q, k, v, mask=real[:, None, None, :])
         y = y.reshape(rows, frames, width)
@@ -99,11 +101,9 @@ class Convolution(nn.Module):
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = nn.glu(Linear(2 * width, ("embed", "mlp"), True, self.dtype, name="gate")(x))
         x = jnp.pad(zero_padding(x, real), ((0, 0), (kernel // 2, kernel // 2), (0, 0)))
-        init = nn.with_logical_partitioning(
-            nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=()),
-            (None, "norm"),
-        )
-        taps = self.param("depthwise", init, (kernel, width)).astype(self.dtype)
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=())
+        taps = parameter(self, "depthwise", init, (None, "norm"), (kernel, width))
+        taps = taps.astype(self.dtype)
         # A sum of shifted products: XLA fuses it, and on CPUs it beats the grouped convolution.
         x = sum(x[:, i : i + frames] * taps[i] for i in range(kernel))
         x = nn.silu(LayerNorm(dtype=self.dtype, name="depthwise_norm")(x))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax import config as configs
+from mtp_jax.nn.layers import parameter
 
 
 def _identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -43,12 +44,12 @@ class Heads(nn.Module):
         if not extra:
             return
         if self.config.kind == "latent":
-            init = nn.with_logical_partitioning(_identity, (None, "embed", None))
             shape = (extra, self.width, self.width)
+            self.kernel = parameter(self, "kernel", _identity, (None, "embed", None), shape)
         else:  # the copy of the LM head is made by `start_as_lm_head`, once that exists
-            init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed", "vocab"))
             shape = (extra, self.width, self.vocab_size)
-        self.kernel = self.param("kernel", init, shape)
+            zeros = nn.initializers.zeros
+            self.kernel = parameter(self, "kernel", zeros, (None, "embed", "vocab"), shape)
 
     def __call__(
         self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array], head: jax.Array | int

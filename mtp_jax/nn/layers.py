@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,14 @@ import jax.numpy as jnp
 from mtp_jax.config import RopeScaling
 
 Axes = tuple[str | None, ...]
+Initializer = nn.initializers.Initializer
+
+
+def parameter(
+    module: nn.Module, name: str, init: Initializer, axes: Axes, shape: tuple[int, ...]
+) -> jax.Array:
+    """A parameter of `module`, annotated with the logical names of its axes."""
+    return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
 
 
 class Linear(nn.Module):
@@ -19,23 +28,26 @@ class Linear(nn.Module):
     Attributes:
         features: size of the output axis.
         axes: logical names of the kernel's (input, output) axes.
-        bias: whether a bias, started at zero, is added.
+        bias: whether a bias is added.
         dtype: of the product.
+        bias_std: standard deviation that the bias starts with.
     """
 
     features: int
     axes: Axes
     bias: bool = False
     dtype: jnp.dtype = jnp.float32
+    bias_std: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        shape = (x.shape[-1], self.features)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), self.axes, shape)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[-1:])
-            y += self.param("bias", zeros, (self.features,)).astype(self.dtype)
+            init = nn.initializers.normal(self.bias_std)
+            bias = parameter(self, "bias", init, self.axes[-1:], (self.features,))
+            y += bias.astype(self.dtype)
         return y
 
 
@@ -47,8 +59,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", init, (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones, ("norm",), x.shape[-1:])
         x = x.astype(jnp.float32)
         x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
         return (x * scale).astype(self.dtype)
@@ -62,10 +73,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-        scale = self.param("scale", ones, (x.shape[-1],))
-        bias = self.param("bias", zeros, (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones, ("norm",), x.shape[-1:])
+        bias = parameter(self, "bias", nn.initializers.zeros, ("norm",), x.shape[-1:])
         x = x.astype(jnp.float32)
         x -= jnp.mean(x, axis=-1, keepdims=True)
         x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
@@ -78,7 +87,7 @@ def zero_padding(x: jax.Array, real: jax.Array) -> jax.Array:
 
 
 def rotary_frequencies(
-    head_size: int, theta: float, scaling: RopeScaling = RopeScaling()
+    head_size: int, theta: float, scaling: RopeScaling
 ) -> tuple[jax.Array, float]:
     """Angles a position turns each pair of features by, and the factor on queries and keys.
 

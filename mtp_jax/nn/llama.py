@@ -8,7 +8,14 @@ import jax.numpy as jnp
 
 from mtp_jax.config import Decoder
 from mtp_jax.nn.cache import KVCache, write
-from mtp_jax.nn.layers import Linear, RMSNorm, rotary_frequencies, rotate, zero_padding
+from mtp_jax.nn.layers import (
+    Linear,
+    RMSNorm,
+    parameter,
+    rotary_frequencies,
+    rotate,
+    zero_padding,
+)
 
 Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
@@ -100,12 +107,11 @@ class Llama(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        init = nn.with_logical_partitioning(
-            nn.initializers.normal(c.width**-0.5), ("vocab", "embed")
-        )
-        self.embedding = self.param("embedding", init, (self.vocab_size, c.width))
+        init, axes = nn.initializers.normal(c.width**-0.5), ("vocab", "embed")
+        shape = (self.vocab_size, c.width)
+        self.embedding = parameter(self, "embedding", init, axes, shape)
         if not c.tied:
-            self.lm_head = self.param("lm_head", init, (self.vocab_size, c.width))
+            self.lm_head = parameter(self, "lm_head", init, axes, shape)
         self.final_norm = RMSNorm(c.norm_epsilon, self.dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
@@ -167,7 +173,7 @@ class Llama(nn.Module):
         (x, keys, values), _ = stack(c, self.dtype, deterministic, name="layers")(
             carry, jnp.arange(c.layers), positions, slots, mask
         )
-        if cache is not None:
+        if keys is not None and values is not None and cache is not None:
             added = jnp.sum(real, axis=1, dtype=jnp.int32)
             cache = KVCache(keys=keys, values=values, length=cache.length + added)
         return self.final_norm(x), cache

@@ -7,6 +7,7 @@ soft prompt; head 1 at BOS predicts the first token of the text.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -74,9 +75,7 @@ class SpeechLlama(nn.Module):
         self.decoder = Llama(c.decoder, size, dtype)
         self.heads = Heads(c.heads, c.decoder.width, size, dtype)
 
-    def encode(
-        self, features: jax.Array, length: jax.Array, deterministic: bool = True
-    ) -> Encoded:
+    def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
         """Encodes log-mel `features` [B, T, Z] of int32[B] `length` frames."""
         x, length = self.encoder(features, length, deterministic)
         return Encoded(audio=self.adaptor(x), length=length, ctc_logits=self.ctc(x))
@@ -124,15 +123,16 @@ class SpeechLlama(nn.Module):
         """
         prefix, real = self._prefix(encoded)
         cache = self.decoder.empty_cache(prefix.shape[0], prefix.shape[1] + room)
-        hidden, cache = self.decoder(prefix, real, cache)
-        return hidden[:, -1], cache
+        hidden, filled = self.decoder(prefix, real, cache)
+        return hidden[:, -1], cast(KVCache, filled)
 
     def extend(
         self, tokens: jax.Array, count: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
         """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, D]."""
         real = jnp.arange(tokens.shape[1]) < count[:, None]
-        return self.decoder(self.decoder.embed(tokens), real, cache)
+        hidden, longer = self.decoder(self.decoder.embed(tokens), real, cache)
+        return hidden, cast(KVCache, longer)
 
     def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
         """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., D]."""
@@ -168,3 +168,8 @@ class SpeechLlama(nn.Module):
         ]
         x = [constant(before), encoded.audio, constant(after)]
         return jnp.concatenate(x, axis=1), jnp.concatenate(real, axis=1)
+
+
+def call(model: SpeechLlama, params: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    """``model.method(*args, **kwargs)`` with `params`, as a pure function."""
+    return model.apply({"params": params}, *args, method=method, **kwargs)

@@ -1,0 +1,42 @@
+"""Utterances from anywhere, in batches.
+
+`open_source` gives a `Source`: utterances and a way to read their audio. `train_batches` and
+`eval_batches` turn one into a stream of `Batch`. Whatever cannot be used is in the `Report`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtp_jax.data.pipeline import Batch, eval_batches, train_batches
+    from mtp_jax.data.source import DataError, Problem, Report, Source, Utterance
+    from mtp_jax.data.sources import open_source
+
+_HOME = {
+    "Batch": "pipeline",
+    "eval_batches": "pipeline",
+    "train_batches": "pipeline",
+    "DataError": "source",
+    "Problem": "source",
+    "Report": "source",
+    "Source": "source",
+    "Utterance": "source",
+    "open_source": "sources",
+}
+
+__all__ = [
+    *("Batch", "DataError", "Problem", "Report", "Source", "Utterance"),
+    *("eval_batches", "open_source", "train_batches"),
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used.
+
+    The processes that speak the corpus import this package too, and Grain would bring JAX along.
+    """
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

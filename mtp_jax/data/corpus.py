@@ -1,0 +1,157 @@
+"""The embedded corpus: sentences of `grammar`, spoken by `espeak`, as FLAC.
+
+Every utterance is a pure function of (seed, split, index), so the corpus is bit for bit the
+same however many processes speak it. Voices are an accent and a variant (a speaker, more or
+less); the variants of dev and test are heard nowhere else.
+
+``python -m mtp_jax.data.corpus SEED SPLIT COUNT WORKER WORKERS`` is what `spoken` runs: worker
+processes that import neither JAX nor, as multiprocessing's would, the caller's main module.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from mtp_jax.data import espeak, grammar
+
+SAMPLE_RATE = 16_000
+MAX_SECONDS = 3.1  # longer sentences are spoken again, faster: none falls out of the buckets
+
+ACCENTS = (
+    *("en", "en-us", "en-029", "en-us-nyc"),
+    *("en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"),
+)
+
+# espeak-ng's variants, less whispers, croaks and robots, those whose spectra stand farthest
+# from the others' (mean frame distance of log-mel features after alignment: AnxiousAndy, Marco,
+# Alicia, zac, Lee, ian, kaukovalta, shelby, marcelo, RicishayMax) and `fast`, which sounds like
+# none at all. Relatives (steph, steph2, steph3) are kept in one split.
+VARIANTS = {
+    "train": (
+        *("Alex", "Andrea", "Andy", "Annie", "Denis", "Diogo", "Gene", "Gene2", "Henrique"),
+        *("Hugo", "Jacky", "Mario", "Michael", "Mike", "Mr serious", "Nguyen", "Tweaky"),
+        *("anika", "announcer", "antonio", "aunty", "boris", "caleb", "david", "ed"),
+        *("edward", "edward2", "f1", "f3", "f4", "gustave", "iven", "iven2", "iven3", "iven4"),
+        *("john", "klatt", "klatt2", "klatt3", "klatt4", "klatt5", "klatt6", "m1", "m3", "m4"),
+        *("m5", "m6", "m8", "max", "michel", "miguel", "mike2", "norbert", "paul", "pedro"),
+        *("quincy", "rob", "robert", "sandro", "steph", "steph2", "steph3", "travis", "victor"),
+    ),
+    "dev": ("benjamin", "f5", "grandpa", "m7"),
+    "test": ("Reed", "Storm", "adam", "belinda", "f2", "linda", "m2", "pablo"),
+}
+
+
+class Spoken(NamedTuple):
+    """One utterance of the corpus.
+
+    Attributes:
+        text: what is said.
+        voice: the speaker, such as "en-us+f3".
+        seconds: its length.
+        word_starts: seconds at which each word starts, NaN where espeak-ng speaks a word in one
+            with the word before ("on the") and tells only where the pair starts.
+        flac: the audio file, 16 bit, mono, at `SAMPLE_RATE`.
+    """
+
+    text: str
+    voice: str
+    seconds: float
+    word_starts: list[float]
+    flac: bytes
+
+
+def utterance(text: str, seed: int, split: str, index: int) -> Spoken:
+    """Speaks `text` in a voice, at a speed, a pitch and a level that (seed, split, index) draw."""
+    draw = np.random.default_rng([seed, grammar.SPLITS.index(split), index])
+    voice = f"{draw.choice(ACCENTS)}+{draw.choice(VARIANTS[split])}"
+    rate, pitch, pitch_range = (int(draw.integers(*r)) for r in ((160, 201), (35, 66), (30, 81)))
+    before, after = draw.uniform(0.05, 0.15, size=2)  # seconds of silence around it
+    level = draw.uniform(-30, -18)  # RMS, dB below full scale
+
+    speech = espeak.speak(text, voice, rate, pitch, pitch_range)
+    while len(speech.waveform) / espeak.SAMPLE_RATE + before + after > MAX_SECONDS:
+        rate += rate // 10
+        speech = espeak.speak(text, voice, rate, pitch, pitch_range)
+
+    wave = speech.waveform.astype(np.float32) / 2**15
+    wave = soxr.resample(wave, espeak.SAMPLE_RATE, SAMPLE_RATE)
+    gain = 10 ** (level / 20) / np.sqrt(np.mean(wave**2))
+    wave *= min(gain, 0.9 / np.max(np.abs(wave)))
+    margins = [round(s * SAMPLE_RATE) for s in (before, after)]
+    wave = np.pad(np.round(wave * 2**15), margins).astype(np.int16)
+    wave += draw.integers(-2, 3, size=len(wave), dtype=np.int16)  # a recording is never all zeros
+
+    heard = {first: sample / espeak.SAMPLE_RATE + before for first, sample in speech.words}
+    words = text.split(" ")
+    firsts = itertools.accumulate((len(word) + 1 for word in words[:-1]), initial=0)
+    starts = [heard.get(first, float("nan")) for first in firsts]
+    file = io.BytesIO()
+    soundfile.write(file, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return Spoken(text, voice, len(wave) / SAMPLE_RATE, starts, file.getvalue())
+
+
+def spoken(seed: int, split: str, count: int, workers: int = 2) -> Iterator[Spoken]:
+    """The first `count` utterances of a split, in order, made by `workers` processes.
+
+    Raises:
+        espeak.EspeakError: a worker failed; the message is the last that it said.
+    """
+    arguments = [sys.executable, "-m", __name__, str(seed), split, str(count)]
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    processes = [
+        subprocess.Popen(
+            [*arguments, str(worker), str(workers)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        for worker in range(workers)
+    ]
+    try:
+        for index in range(count):
+            yield _read(processes[index % workers])
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def _read(process: subprocess.Popen[bytes]) -> Spoken:
+    assert process.stdout is not None and process.stderr is not None
+    line = process.stdout.readline()
+    header = json.loads(line) if line.endswith(b"\n") else {"bytes": 1}
+    flac = process.stdout.read(header.pop("bytes"))
+    if not flac:
+        said = process.stderr.read().decode(errors="replace").strip().splitlines()
+        raise espeak.EspeakError(said[-1] if said else "a process that speaks the corpus died")
+    return Spoken(**header, flac=flac)
+
+
+def _write(file: IO[bytes], item: Spoken) -> None:
+    header = item._asdict() | {"flac": None, "bytes": len(item.flac)}
+    del header["flac"]
+    file.write(json.dumps(header).encode() + b"\n" + item.flac)
+
+
+def _work(seed: int, split: str, count: int, worker: int, workers: int) -> None:
+    texts = itertools.islice(grammar.sentences(split, seed), count)
+    for index, text in enumerate(texts):
+        if index % workers == worker:
+            _write(sys.stdout.buffer, utterance(text, seed, split, index))
+
+
+if __name__ == "__main__":
+    seed_, split_, *numbers = sys.argv[1:]
+    _work(int(seed_), split_, *map(int, numbers))

@@ -1,0 +1,216 @@
+"""From a source to a stream of batches, on Grain: read ahead, position in checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+import soxr
+
+from mtp_jax.audio import AudioError
+from mtp_jax.config import Config, Data
+from mtp_jax.data.plan import Rows, TrainPlan, evaluation_plan
+from mtp_jax.data.source import DataError, Problem, Report, Source
+from mtp_jax.tokenizer import Tokenizer
+
+_STEPS = 2**31 - 1  # more than any run makes
+
+
+class Batch(NamedTuple):
+    """Utterances of like length; arrays on the host.
+
+    Attributes:
+        audio: int16[B, T] samples, zeros after each row's end.
+        audio_length: int32[B] samples.
+        tokens: int32[B, L] text with EOS, padded.
+        token_length: int32[B], EOS included.
+        index: int32[B] place of the utterance in its source; -1 where a row is only filler
+            (both its lengths are 0).
+    """
+
+    audio: np.ndarray
+    audio_length: np.ndarray
+    tokens: np.ndarray
+    token_length: np.ndarray
+    index: np.ndarray
+
+
+def train_batches(
+    source: Source,
+    tokenizer: Tokenizer,
+    config: Config,
+    *,
+    multiple: int = 1,
+    process: int = 0,
+    processes: int = 1,
+) -> tuple[grain.DatasetIterator[Batch], Report]:
+    """Batches to train on, without end; see `TrainPlan` for their order.
+
+    Args:
+        source: what to train on.
+        tokenizer: of its texts.
+        config: of the run; `data`, `augment`, `seed` and the sample rate matter.
+        multiple: every global batch has a multiple of so many rows (devices that share it).
+        process, processes: this process yields its rows of each global batch.
+
+    Returns:
+        An iterator, whose state (`get_state`, `set_state`; Orbax saves it) is the number of
+        batches taken, and the report: what was skipped by the source, what is too long in
+        tokens and, as training meets it, audio that cannot be read (its row becomes filler).
+
+    Raises:
+        DataError: no text fits, or `config.data.batch_size` cannot be shared out.
+    """
+    data, rate = config.data, config.front_end.sample_rate
+    shares = math.lcm(multiple, processes)
+    if data.batch_size % shares:
+        raise DataError(
+            f"config.data.batch_size ({data.batch_size}) must be a multiple of {shares}, "
+            "over which each batch is shared out"
+        )
+    texts = [_tokens(tokenizer, utterance.text) for utterance in source.utterances]
+    kept = [i for i, text in enumerate(texts) if len(text) <= data.max_tokens]
+    report = Report(source.title, len(kept), source.problems)
+    for i in sorted(set(range(len(texts))) - set(kept)):
+        detail = f"{len(texts[i])}, more than config.data.max_tokens ({data.max_tokens})"
+        report.add(Problem(source.utterances[i].id, "too many tokens", detail))
+    if not kept:
+        raise DataError(f"no utterance can be trained on of {report}")
+    bounds = _bounds(data, rate)
+    plan = TrainPlan(
+        samples=[_samples(source, i, rate) for i in kept],
+        tokens=[len(texts[i]) for i in kept],
+        bounds=bounds,
+        rows=_rows_per_bucket(data, shares),
+        speeds=config.augment.speeds,
+        seed=config.seed,
+    )
+    load = _Loader(source, texts, kept, tokenizer.pad, report)
+    dataset = grain.MapDataset.range(_STEPS).map(
+        lambda step: load(plan.batch(step).slice(process, processes))
+    )
+    return iter(dataset.to_iter_dataset(_reading(data))), report
+
+
+def eval_batches(
+    source: Source,
+    tokenizer: Tokenizer,
+    config: Config,
+    batch_size: int,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> grain.IterDataset[Batch]:
+    """Batches that hold every utterance of `source` once, shortest first, as they were recorded.
+
+    All have `batch_size` rows (over all processes); the last is padded with filler rows. Texts
+    of any length are taken.
+
+    Args:
+        source, tokenizer, config, process, processes: as in `train_batches`.
+        batch_size: B, a multiple of `processes`.
+
+    Raises:
+        DataError: `batch_size` cannot be shared out.
+    """
+    if batch_size % processes:
+        raise DataError(f"batch size {batch_size} must be a multiple of {processes} processes")
+    data, rate = config.data, config.front_end.sample_rate
+    texts = [_tokens(tokenizer, utterance.text) for utterance in source.utterances]
+    every = range(len(texts))
+    plan = evaluation_plan(
+        samples=[_samples(source, i, rate) for i in every],
+        tokens=[len(text) for text in texts],
+        bounds=_bounds(data, rate),
+        rows=batch_size,
+    )
+    report = Report(source.title, len(texts), source.problems)
+    load = _Loader(source, texts, every, tokenizer.pad, report)
+    dataset = grain.MapDataset.source(plan).map(lambda rows: load(rows.slice(process, processes)))
+    return dataset.to_iter_dataset(_reading(data))
+
+
+class _Loader:
+    """Reads the audio of planned rows."""
+
+    def __init__(
+        self,
+        source: Source,
+        texts: Sequence[np.ndarray],
+        kept: Sequence[int],
+        pad: int,
+        report: Report,
+    ) -> None:
+        self._source, self._texts, self._kept = source, texts, kept
+        self._pad, self._report = pad, report
+
+    def __call__(self, rows: Rows) -> Batch:
+        shape = rows.shape
+        batch = Batch(
+            audio=np.zeros((shape.rows, shape.samples), np.int16),
+            audio_length=np.zeros(shape.rows, np.int32),
+            tokens=np.full((shape.rows, shape.tokens), self._pad, np.int32),
+            token_length=np.zeros(shape.rows, np.int32),
+            index=np.full(shape.rows, -1, np.int32),
+        )
+        for row, (planned, speed) in enumerate(zip(rows.index, rows.speed, strict=True)):
+            if planned < 0:
+                continue
+            index = self._kept[planned]
+            try:
+                # A header may promise less than the file holds: T is the limit.
+                wave = played(self._source.waveform(index), speed)[: shape.samples]
+            except AudioError as error:
+                name = self._source.utterances[index].id
+                self._report.add(Problem(name, "unreadable audio", str(error)))
+                continue
+            text = self._texts[index]
+            batch.audio[row, : len(wave)] = wave
+            batch.audio_length[row] = len(wave)
+            batch.tokens[row, : len(text)] = text
+            batch.token_length[row] = len(text)
+            batch.index[row] = index
+        return batch
+
+
+def played(wave: np.ndarray, speed: float) -> np.ndarray:
+    """`wave` played at `speed`, tempo and pitch changed together (Ko et al., 2015).
+
+    Args:
+        wave: int16[T].
+        speed: above 1 is faster, shorter and higher.
+
+    Returns:
+        int16[T / speed].
+    """
+    if speed == 1.0:
+        return wave
+    resampled: np.ndarray = soxr.resample(wave, speed, 1.0)
+    return resampled
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    return np.array([*tokenizer.encode(text), tokenizer.eos], np.int32)
+
+
+def _samples(source: Source, index: int, rate: int) -> int:
+    return round(source.utterances[index].seconds * rate)
+
+
+def _bounds(data: Data, rate: int) -> list[int]:
+    return [math.ceil(seconds * rate) for seconds in data.bucket_seconds]
+
+
+def _rows_per_bucket(data: Data, shares: int) -> list[int]:
+    """B of each bucket: the longest has `batch_size`, shorter ones as many or about the seconds."""
+    if not data.batch_seconds_alike:
+        return [data.batch_size] * len(data.bucket_seconds)
+    longest = data.bucket_seconds[-1]
+    return [int(data.batch_size * longest / s / shares) * shares for s in data.bucket_seconds]
+
+
+def _reading(data: Data) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=data.workers, prefetch_buffer_size=data.prefetch)

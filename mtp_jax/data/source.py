@@ -1,0 +1,123 @@
+"""What a source of utterances is, and the report of what it could not use."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Data that cannot be used at all; the message names the culprit and a remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """One utterance, without its audio.
+
+    Attributes:
+        id: its name in the source.
+        text: what is said.
+        seconds: its length, as read from the audio.
+        speaker, lang: who speaks and in what language; empty where the source does not say.
+    """
+
+    id: str
+    text: str
+    seconds: float
+    speaker: str = ""
+    lang: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One item that was skipped.
+
+    Attributes:
+        id: of the item, or ``line 7`` where it has no name.
+        reason: one of few, such as "too long"; they are counted.
+        detail: what a reader needs to put it right.
+    """
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+class Report:
+    """What was read and what was skipped; grows when audio turns out to be unreadable later.
+
+    Attributes:
+        name: of the source.
+        kept: utterances in use.
+        problems: items skipped, each once.
+    """
+
+    def __init__(self, name: str, kept: int, problems: Iterable[Problem] = ()) -> None:
+        self.name = name
+        self.kept = kept
+        self.problems: list[Problem] = []
+        self._seen: set[Problem] = set()
+        self._lock = threading.Lock()  # batches are loaded by several threads
+        for problem in problems:
+            self.add(problem)
+
+    def add(self, problem: Problem) -> None:
+        """Notes `problem`, unless it was noted before."""
+        with self._lock:
+            if problem not in self._seen:
+                self._seen.add(problem)
+                self.problems.append(problem)
+
+    def counts(self) -> dict[str, int]:
+        """Items skipped by reason, the commonest first."""
+        return dict(collections.Counter(p.reason for p in self.problems).most_common())
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        return {
+            "source": self.name,
+            "kept": self.kept,
+            "skipped": self.counts(),
+            "problems": [dataclasses.asdict(problem) for problem in self.problems],
+        }
+
+    def __str__(self) -> str:
+        """One sentence: how many were kept, how many skipped, why, and three names a reason."""
+        said = f"{self.name}: {self.kept} utterances"
+        reasons = []
+        for reason, count in self.counts().items():
+            names = [p.id for p in self.problems if p.reason == reason][:3]
+            more = ", ..." if count > len(names) else ""
+            reasons.append(f"{count} {reason} ({', '.join(names)}{more})")
+        skipped = f", {len(self.problems)} skipped: {'; '.join(reasons)}" if reasons else ""
+        return said + skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Utterances and a way to read their audio.
+
+    Attributes:
+        name, split: of the data set; a folder or manifest has no split.
+        utterances: in a fixed order.
+        problems: items that were skipped.
+        waveform: ``waveform(i) -> int16[T]`` reads the audio of ``utterances[i]`` at the sample
+            rate the source was opened with; it may be called from several threads, and raises
+            `mtp_jax.audio.AudioError` where that file cannot be read.
+    """
+
+    name: str
+    split: str
+    utterances: Sequence[Utterance]
+    problems: Sequence[Problem]
+    waveform: Callable[[int], np.ndarray]
+
+    @property
+    def title(self) -> str:
+        """Name and split."""
+        return f"{self.name}:{self.split}" if self.split else self.name

@@ -1,0 +1,114 @@
+"""One way to open any source of utterances."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mtp_jax.config import Data
+from mtp_jax.data.source import DataError, Problem, Report, Source, Utterance
+
+MIN_SECONDS = 0.1  # less holds no word; ten feature frames
+
+
+def open_source(spec: str, data: Data, sample_rate: int) -> Source:
+    """Opens what `spec` names, less the utterances that cannot be used.
+
+    Args:
+        spec: as in `Data.train`: ``embedded:SPLIT`` (also ``embedded/tiny:SPLIT``, for tests),
+            ``tfds:NAME[/CONFIG]:SPLIT``, a manifest, a LibriSpeech directory, or several of
+            these joined by ``+``.
+        data: says where things are cached, how many threads may read, and how long an utterance
+            may be.
+        sample_rate: Hz of the waveforms.
+
+    Raises:
+        DataError: there is no such source, or nothing in it can be used.
+    """
+    parts = [spec] if Path(spec).expanduser().exists() else spec.split("+")
+    opened = [_open(part.strip(), data, sample_rate) for part in parts]
+    whole = opened[0] if len(opened) == 1 else _concatenated(opened)
+    usable = _usable(whole, data.bucket_seconds[-1])
+    if not usable.utterances:
+        report = Report(spec, 0, usable.problems)
+        raise DataError(f"no utterance can be used of {report}")
+    return usable
+
+
+def _open(spec: str, data: Data, sample_rate: int) -> Source:
+    cache_dir = Path(data.cache_dir).expanduser()
+    kind, _, rest = spec.partition(":")
+    kind, _, config = kind.partition("/")
+    if kind in ("embedded", "tfds"):
+        # Only here: TFDS is slow to import, and manifests do without it.
+        from mtp_jax.data.embedded import embedded
+        from mtp_jax.data.tfds_source import tfds_builder, tfds_source
+
+        name, _, split = rest.rpartition(":")
+        if not split or (kind == "tfds") != bool(name):
+            raise DataError(f"source {spec!r} must be embedded:SPLIT or tfds:NAME[/CONFIG]:SPLIT")
+        builder = tfds_builder(name) if name else embedded(cache_dir, config or "default")
+        return tfds_source(spec.rpartition(":")[0], builder, split, sample_rate, cache_dir)
+
+    from mtp_jax.data.files import file_source
+    from mtp_jax.data.librispeech import read_tree
+    from mtp_jax.data.manifest import read_manifest
+
+    path = Path(spec).expanduser()
+    if not spec or not path.exists():
+        raise DataError(
+            f"source {spec!r} is no file or directory, nor embedded:SPLIT or tfds:NAME:SPLIT"
+        )
+    recordings, problems = read_tree(path) if path.is_dir() else read_manifest(path)
+    return file_source(path.name, recordings, problems, sample_rate, data.workers)
+
+
+def _concatenated(sources: Sequence[Source]) -> Source:
+    """All utterances of all sources, one source after the other."""
+    ends = list(itertools.accumulate(len(source.utterances) for source in sources))
+
+    def waveform(i: int) -> np.ndarray:
+        part = bisect.bisect_right(ends, i)
+        return sources[part].waveform(i - (ends[part - 1] if part else 0))
+
+    return Source(
+        name="+".join(source.title for source in sources),
+        split="",
+        utterances=[u for source in sources for u in source.utterances],
+        problems=[p for source in sources for p in source.problems],
+        waveform=waveform,
+    )
+
+
+def _usable(source: Source, max_seconds: float) -> Source:
+    """`source` less utterances without text or of a length that cannot be batched."""
+
+    def problem(utterance: Utterance) -> Problem | None:
+        seconds = utterance.seconds
+        if not utterance.text.strip():
+            return Problem(utterance.id, "no text")
+        if seconds <= 0:
+            return Problem(utterance.id, "empty audio")
+        if seconds < MIN_SECONDS:
+            return Problem(utterance.id, "too short", f"{seconds:.3f} s, less than {MIN_SECONDS}")
+        if seconds > max_seconds:
+            return Problem(
+                utterance.id,
+                "too long",
+                f"{seconds:.2f} s, more than the {max_seconds:g} of config.data.bucket_seconds",
+            )
+        return None
+
+    found = [problem(utterance) for utterance in source.utterances]
+    kept = [i for i, reason in enumerate(found) if reason is None]
+    return Source(
+        source.name,
+        source.split,
+        [source.utterances[i] for i in kept],
+        [*source.problems, *(reason for reason in found if reason is not None)],
+        lambda i: source.waveform(kept[i]),
+    )

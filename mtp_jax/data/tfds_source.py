@@ -1,0 +1,219 @@
+"""A source over any dataset of TensorFlow Datasets that has audio and text.
+
+Read at random through ``as_data_source``, without TensorFlow, unless the dataset uses TFDS' own
+Audio feature, as its catalogue's librispeech does: that imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+import tensorflow_datasets as tfds
+import tqdm
+
+from mtp_jax.audio import AudioError
+from mtp_jax.data.source import DataError, Problem, Source, Utterance
+
+# Names under which catalogue datasets keep things, the likeliest first.
+AUDIO = ("speech", "audio", "flac", "wav")
+TEXT = ("text", "transcript", "transcription", "sentence", "normalized_text")
+SPEAKER = ("speaker_id", "speaker", "client_id")
+LANG = ("lang", "language", "locale")
+ID = ("id", "utterance_id", "audio_id", "path")
+
+_INDEX_VERSION = 1
+
+
+def tfds_builder(name: str) -> tfds.core.DatasetBuilder:
+    """The builder of ``NAME[/CONFIG]``, prepared in TFDS' own data folder if it is not yet.
+
+    Raises:
+        DataError: there is none of that name, or it cannot be prepared or read here.
+    """
+    try:
+        builder = tfds.builder(name, try_gcs=False, file_format="array_record")
+        builder.download_and_prepare()
+    except ImportError as error:
+        raise DataError(
+            f"tfds:{name} needs {error.name or 'TensorFlow'}, which is not installed: "
+            "run pip install tensorflow-cpu pydub"
+        ) from None
+    except Exception as error:  # a builder is third-party code and may raise anything
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"tfds:{name} cannot be prepared: {said}") from None
+    return builder
+
+
+def tfds_source(
+    name: str, builder: tfds.core.DatasetBuilder, split: str, sample_rate: int, cache_dir: Path
+) -> Source:
+    """A source over one split of a prepared dataset.
+
+    The first opening reads every example for its text and its length; the index that comes of
+    it is kept below `cache_dir` and serves until the dataset's files change.
+
+    Args:
+        name: what messages and tables call the dataset.
+        builder: prepared as array_record.
+        split: a name or a slice, such as ``train[:10%]``.
+        sample_rate: Hz of the waveforms.
+        cache_dir: where the index is kept, in ``index/``.
+
+    Raises:
+        DataError: no such split, or no telling which feature is the audio or the text.
+    """
+    try:
+        examples: Sequence[dict[str, Any]] = builder.as_data_source(split=split)
+    except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
+        known = ", ".join(builder.info.splits) or "none"
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise DataError(
+            f"{name}:{split} cannot be read (its splits are: {known}): {said}"
+        ) from None
+    decoder = _Decoder(name, builder.info, sample_rate)
+    path = cache_dir / "index" / f"{builder.info.name}-{_fingerprint(builder, split)}.json"
+    entries = _read_index(path, len(examples))
+    if entries is None:
+        bar = tqdm.tqdm(range(len(examples)), desc=f"indexing {name}:{split}", delay=2)
+        entries = [decoder.entry(examples[i], f"{split}-{i}") for i in bar]
+        _write_index(path, entries)
+
+    good = [i for i, entry in enumerate(entries) if "seconds" in entry]
+    utterances = [Utterance(**entries[i]) for i in good]
+    problems = [Problem(**entry) for entry in entries if "seconds" not in entry]
+    ids = [utterance.id for utterance in utterances]
+
+    def waveform(i: int) -> np.ndarray:
+        return decoder.waveform(examples[good[i]], ids[i])
+
+    return Source(name, split, utterances, problems, waveform)
+
+
+class _Decoder:
+    """Turns an example into an utterance or a waveform."""
+
+    def __init__(self, name: str, info: tfds.core.DatasetInfo, sample_rate: int) -> None:
+        features: dict[str, Any] = dict(info.features)
+        self._name = name
+        self._rate = sample_rate
+        audible = [key for key, feature in features.items() if _audible(key, feature)]
+        self._audio = _find(name, "audio", AUDIO, audible)
+        texts = [key for key, f in features.items() if isinstance(f, tfds.features.Text)]
+        self._text = _find(name, "text", TEXT, [key for key in texts if key != self._audio])
+        self._speaker, self._lang, self._id = (
+            next((key for key in names if key in features), None) for names in (SPEAKER, LANG, ID)
+        )
+        # Of a bare tensor only the dataset can tell the rate; 16 kHz is what speech comes at.
+        told = getattr(features[self._audio], "sample_rate", None)
+        self._stored_rate = int(told or (info.metadata or {}).get("sample_rate") or 16_000)
+
+    def entry(self, example: dict[str, Any], name: str) -> dict[str, Any]:
+        """Fields of an `Utterance`, or of a `Problem` where its audio cannot be read."""
+        utterance_id = _string(example[self._id]) if self._id else name
+        try:
+            seconds = self._seconds(example[self._audio])
+        except AudioError as error:
+            return {"id": utterance_id, "reason": "unreadable audio", "detail": str(error)}
+        return {
+            "id": utterance_id,
+            "text": _string(example[self._text]),
+            "seconds": seconds,
+            "speaker": _string(example[self._speaker]) if self._speaker else "",
+            "lang": _string(example[self._lang]) if self._lang else "",
+        }
+
+    def waveform(self, example: dict[str, Any], name: str) -> np.ndarray:
+        """int16[T] at the sample rate asked for."""
+        audio, rate = example[self._audio], self._stored_rate
+        if isinstance(audio, bytes):
+            try:
+                audio, rate = soundfile.read(io.BytesIO(audio), dtype="int16")
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise AudioError(f"the audio of {name} in {self._name}: {error}") from None
+        return _pcm(np.asarray(audio), rate, self._rate)
+
+    def _seconds(self, audio: Any) -> float:
+        if not isinstance(audio, bytes):
+            return len(audio) / self._stored_rate
+        try:
+            info = soundfile.info(io.BytesIO(audio))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise AudioError(str(error)) from None
+        return float(info.frames / info.samplerate)
+
+
+def _pcm(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """int16[T] at `sample_rate` of [T] or [T, channels]: floats within 1, or 16-bit integers."""
+    if audio.dtype == np.int16 and audio.ndim == 1 and rate == sample_rate:
+        return audio
+    wave = audio.astype(np.float32) * (2**15 if audio.dtype.kind == "f" else 1)
+    if wave.ndim == 2:
+        wave = wave.mean(axis=1)
+    if rate != sample_rate:
+        wave = soxr.resample(wave, rate, sample_rate)
+    return np.clip(np.round(wave), -(2**15), 2**15 - 1).astype(np.int16)
+
+
+def _audible(key: str, feature: Any) -> bool:
+    if isinstance(feature, tfds.features.Audio):
+        return True
+    if isinstance(feature, tfds.features.Text):
+        return key in AUDIO  # an audio file
+    shape, kind = getattr(feature, "shape", ()), np.dtype(getattr(feature, "np_dtype", object)).kind
+    return isinstance(feature, tfds.features.Tensor) and shape[:1] == (None,) and kind in "if"
+
+
+def _find(name: str, what: str, preferred: tuple[str, ...], found: list[str]) -> str:
+    """The feature among `found` that is the audio or the text."""
+    named = [key for key in preferred if key in found] or (found if len(found) == 1 else [])
+    if named:
+        return named[0]
+    raise DataError(
+        f"{name} has {', '.join(found) or 'no feature'} for {what}: a dataset needs exactly "
+        f"one {what} feature, or one called {', '.join(preferred[:2])} or the like"
+    )
+
+
+def _string(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
+    """Changes with the files of the dataset."""
+    folder = Path(builder.data_dir)
+    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.iterdir())]
+    key = json.dumps([_INDEX_VERSION, os.fspath(folder), split, files])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _read_index(path: Path, count: int) -> list[dict[str, Any]] | None:
+    """The index, or None where there is none, or a damaged one."""
+    try:
+        entries = json.loads(path.read_bytes())
+        for entry in entries:
+            Utterance(**entry) if "seconds" in entry else Problem(**entry)
+    except (OSError, ValueError, TypeError):
+        return None
+    return entries if len(entries) == count else None
+
+
+def _write_index(path: Path, entries: list[dict[str, Any]]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(entries))
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"the index of a dataset cannot be kept as {path} ({error.strerror}): "
+            "set config.data.cache_dir to a folder that can be written"
+        ) from None

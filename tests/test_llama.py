@@ -1,0 +1,264 @@
+"""The decoder: equal to Hugging Face's LLaMA; cache, padding and layout of the loop invisible."""
+
+import dataclasses
+import functools
+import itertools
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtp_jax.config import Decoder, RopeScaling
+from mtp_jax.nn.cache import KVCache
+from mtp_jax.nn.llama import Llama
+
+GOLDEN = Path(__file__).parent / "golden"
+CONFIG = Decoder(width=16, layers=2, query_heads=4, kv_heads=2, head_size=6, feedforward=24)
+V, B, S, WIDTH = 11, 3, 9, 4  # WIDTH: positions a call to `extend`
+MODEL = Llama(CONFIG, V)
+
+
+@functools.cache
+def params():
+    """Random parameters; the norms' scales, which start at 1, too."""
+    shapes = nn.unbox(
+        jax.eval_shape(MODEL.init, jax.random.key(0), embeddings(), np.ones((B, S), bool))
+    )
+    rng = np.random.default_rng(1)
+
+    def draw(path, shape):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return rng.normal(mean, 0.3, shape.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes["params"])
+
+
+def embeddings() -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(B, S, 16)).astype(np.float32)
+
+
+@jax.jit
+def full(x, real):
+    return MODEL.apply({"params": params()}, x, real)[0]
+
+
+@jax.jit
+def extend(x, real, cache):
+    return MODEL.apply({"params": params()}, x, real, cache)
+
+
+def empty(slots: int = S + 3) -> KVCache:
+    return MODEL.empty_cache(B, slots)
+
+
+def golden_cases():
+    for file in sorted(GOLDEN.glob("llama_*.npz")):
+        with np.load(file) as arrays:
+            variants = json.loads(str(arrays["description"]))["variants"]
+        yield from (pytest.param(file, v, id=f"{file.stem}-{v}") for v in variants)
+
+
+def from_hugging_face(weights: dict[str, np.ndarray], layers: int, tied: bool):
+    """Our parameters from Hugging Face's; every weight is used, or this fails."""
+    left = dict(weights)
+
+    def stacked(name: str, transpose: bool = True) -> np.ndarray:
+        each = [left.pop(f"model.layers.{i}.{name}.weight") for i in range(layers)]
+        return np.stack([x.T if transpose else x for x in each])
+
+    ours = {
+        "embedding": left.pop("model.embed_tokens.weight"),
+        "final_norm": {"scale": left.pop("model.norm.weight")},
+        "layers": {
+            "attention_norm": {"scale": stacked("input_layernorm", False)},
+            "feedforward_norm": {"scale": stacked("post_attention_layernorm", False)},
+            "attention": {
+                "query": {"kernel": stacked("self_attn.q_proj")},
+                "key": {"kernel": stacked("self_attn.k_proj")},
+                "value": {"kernel": stacked("self_attn.v_proj")},
+                "output": {"kernel": stacked("self_attn.o_proj")},
+            },
+            "gate": {"kernel": stacked("mlp.gate_proj")},
+            "up": {"kernel": stacked("mlp.up_proj")},
+            "down": {"kernel": stacked("mlp.down_proj")},
+        },
+    }
+    lm_head = left.pop("lm_head.weight")
+    assert not left
+    return ours if tied else ours | {"lm_head": lm_head}
+
+
+@pytest.mark.parametrize(("file", "variant"), list(golden_cases()))
+def test_equals_hugging_face(file, variant):
+    with np.load(file) as arrays:
+        fields = json.loads(str(arrays["description"]))["variants"][variant]
+        prefix = "weight/"
+        weights = {k.removeprefix(prefix): arrays[k] for k in arrays if k.startswith(prefix)}
+        tokens, expected = arrays["tokens"], arrays[f"logits/{variant}"]
+    scaling = RopeScaling(**fields.pop("rope_scaling"))
+    config = Decoder(**fields, rope_scaling=scaling, scan_layers=True)
+    model = Llama(config, expected.shape[-1])
+    variables = {"params": from_hugging_face(weights, config.layers, config.tied)}
+
+    def logits(model: Llama, tokens: jax.Array) -> jax.Array:
+        hidden, _ = model(model.embed(tokens), jnp.ones(tokens.shape, bool))
+        return model.unembed(hidden)
+
+    got = jax.jit(nn.apply(logits, model))(variables, tokens)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_chunking_over_the_cache_equals_the_full_pass(seed):
+    """Each row is fed at its own pace, 0 to WIDTH positions a call, NaN behind them."""
+    rng, x = np.random.default_rng(seed), embeddings()
+    expected, got, cache = full(x, np.ones((B, S), bool)), np.zeros((B, S, 16)), empty()
+    done = np.zeros(B, int)
+    while done.min() < S:
+        count = np.minimum(rng.integers(0, WIDTH + 1, B), S - done)
+        chunk = np.full((B, WIDTH, 16), np.nan, np.float32)
+        for row in range(B):
+            chunk[row, : count[row]] = x[row, done[row] : done[row] + count[row]]
+        hidden, cache = extend(chunk, np.arange(WIDTH) < count[:, None], cache)
+        assert np.all(np.isfinite(hidden))
+        for row in range(B):
+            got[row, done[row] : done[row] + count[row]] = hidden[row, : count[row]]
+        done += count
+        np.testing.assert_array_equal(cache.length, done)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_padding_anywhere_is_invisible(seed):
+    """Real positions scattered among NaN give what they give side by side, cached or not."""
+    rng, x = np.random.default_rng(seed), embeddings()
+    lengths = np.array([S, 5, 0])
+    real, scattered = np.zeros((B, S), bool), np.full((B, S, 16), np.nan, np.float32)
+    for row, length in enumerate(lengths):
+        real[row, rng.choice(S, length, replace=False)] = True
+        scattered[row, real[row]] = x[row, :length]
+    expected = full(x, np.ones((B, S), bool))
+    cached, cache = extend(scattered, real, empty())
+    np.testing.assert_array_equal(cache.length, lengths)
+    for hidden in (full(scattered, real), cached):
+        assert np.all(np.isfinite(hidden))
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(
+                hidden[row, real[row]], expected[row, :length], rtol=1e-5, atol=1e-5
+            )
+
+
+def test_rows_do_not_see_each_other():
+    x, real = embeddings(), np.ones((B, S), bool)
+    order = np.array([2, 0, 1])
+    np.testing.assert_array_equal(full(x[order], real), full(x, real)[order])
+    other = x.copy()
+    other[1:] = 7
+    np.testing.assert_array_equal(full(other, real)[0], full(x, real)[0])
+
+
+def test_rejecting_drafts_is_lowering_length():
+    """Rows that fed 0 to 4 wrong positions and stepped back are as if they never had."""
+    x, real = embeddings(), np.ones((B, WIDTH), bool)
+    _, start = extend(x[:, :WIDTH], real, empty())
+    accepted = np.array([0, 1, 3])
+    drafts = x[:, WIDTH : 2 * WIDTH].copy()
+    for row, count in enumerate(accepted):
+        drafts[row, count:] = -5
+    _, drafted = extend(drafts, real, start)
+    _, never = extend(drafts, np.arange(WIDTH) < accepted[:, None], start)
+    back = drafted.replace(length=start.length + accepted)
+    np.testing.assert_array_equal(never.length, back.length)
+    hidden, cache = extend(x[:, -WIDTH:], real, back)
+    expected, expected_cache = extend(x[:, -WIDTH:], real, never)
+    np.testing.assert_array_equal(hidden, expected)
+    for row, length in enumerate(np.asarray(cache.length)):
+        for ours, theirs in zip(cache_arrays(cache), cache_arrays(expected_cache), strict=True):
+            np.testing.assert_array_equal(ours[:, row, :length], theirs[:, row, :length])
+
+
+def cache_arrays(cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(cache.keys), np.asarray(cache.values)
+
+
+def test_slots_beyond_length_may_hold_garbage():
+    x, real = embeddings(), np.ones((B, WIDTH), bool)
+    _, cache = extend(x[:, :WIDTH], real, empty())
+    unused = np.arange(cache.slots) >= np.asarray(cache.length)[:, None]
+
+    def spoil(store: jax.Array) -> jax.Array:
+        return jnp.where(unused[None, :, :, None, None], 1e30, store)
+
+    spoilt = cache.replace(keys=spoil(cache.keys), values=spoil(cache.values))
+    hidden, after = extend(x[:, WIDTH : 2 * WIDTH], real, cache)
+    spoilt_hidden, spoilt_after = extend(x[:, WIDTH : 2 * WIDTH], real, spoilt)
+    np.testing.assert_array_equal(spoilt_hidden, hidden)
+    used = slice(0, 2 * WIDTH)
+    np.testing.assert_array_equal(spoilt_after.keys[:, :, used], after.keys[:, :, used])
+
+
+def test_slack_in_the_cache_changes_nothing():
+    x, real = embeddings(), np.ones((B, S), bool)
+    tight, _ = extend(x, real, empty(S))
+    loose, _ = extend(x, real, empty(4 * S))
+    np.testing.assert_allclose(tight, loose, rtol=1e-5, atol=1e-6)
+
+
+def test_a_full_cache_drops_what_does_not_fit():
+    """Nothing that was written is overwritten; `length` tells the caller."""
+    x, real = embeddings(), np.ones((B, WIDTH), bool)
+    _, cache = extend(x[:, :WIDTH], real, empty(WIDTH + 1))
+    _, over = extend(x[:, WIDTH : 2 * WIDTH], real, cache)
+    np.testing.assert_array_equal(over.keys[:, :, :WIDTH], cache.keys[:, :, :WIDTH])
+    np.testing.assert_array_equal(over.length, np.full(B, 2 * WIDTH))
+
+
+def test_scan_and_remat_change_neither_outputs_nor_gradients():
+    """Dropout included: the recomputation must draw the same mask, and every layer its own."""
+    x, real = embeddings(), np.arange(S) < np.array([[S], [5], [0]])
+    padded = np.where(real[..., None], x, np.nan)
+
+    def run(scan_layers: bool, remat: bool, x: np.ndarray):
+        config = dataclasses.replace(CONFIG, dropout=0.3, scan_layers=scan_layers, remat=remat)
+
+        @jax.jit
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def loss(params, x):
+            hidden, _ = Llama(config, V).apply(
+                {"params": params}, x, real, None, False, rngs={"dropout": jax.random.key(3)}
+            )
+            return jnp.sum(jnp.where(real[..., None], hidden, 0) ** 3), hidden
+
+        return loss(params(), x)
+
+    (_, expected), gradients = run(False, False, x)
+    assert np.max(np.abs(expected - full(x, real))) > 0.1  # dropout did something
+    for scan_layers, remat in itertools.product((False, True), repeat=2):
+        # With NaN as padding: neither outputs nor gradients may see it.
+        (_, hidden), got = run(scan_layers, remat, padded)
+        np.testing.assert_allclose(hidden[real], expected[real], rtol=1e-5, atol=1e-5)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, gradients)
+
+
+def test_bfloat16_is_near_float32():
+    x, real = embeddings(), np.ones((B, S), bool)
+    model = Llama(CONFIG, V, jnp.bfloat16)
+    cache = model.empty_cache(B, S)
+    assert cache.keys.dtype == jnp.bfloat16
+    hidden, after = jax.jit(model.apply)({"params": params()}, x, real, cache)
+    assert hidden.dtype == after.values.dtype == jnp.bfloat16
+    expected = full(x, real)
+    error = np.sqrt(np.mean((hidden.astype(jnp.float32) - expected) ** 2))
+    assert error < 0.02 * np.sqrt(np.mean(expected**2))
+
+
+def test_place_counts_real_positions_only():
+    cache = KVCache.empty(1, 2, 6, 1, 2, jnp.float32).replace(length=jnp.array([3, 0]))
+    real = np.array([[True, False, True], [False, True, False]])
+    positions, slots = cache.place(real)
+    np.testing.assert_array_equal(positions, [[3, 3, 4], [-1, 0, 0]])
+    np.testing.assert_array_equal(slots, [[3, 6, 4], [6, 0, 6]])
