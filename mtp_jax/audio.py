@@ -70,9 +70,9 @@ def read_audio(
         file_rate = file.samplerate
     if not samples.size:
         raise AudioError(_damaged(path))
-    mono = samples.mean(axis=1)
-    if not np.isfinite(mono).all():
+    if not np.isfinite(samples).all():
         raise AudioError(f"{path} holds samples that are not finite numbers: make it again")
+    mono = samples.mean(axis=1, dtype=np.float64)  # room for any float32 until it saturates
     if file_rate != sample_rate:
         mono = soxr.resample(mono, file_rate, sample_rate)
     if not mono.size:
@@ -130,7 +130,8 @@ def changed_length(samples: int, factor: float) -> int:
 
 def _to_int16(samples: np.ndarray) -> np.ndarray:
     """Rounds to the nearest step and saturates; `samples` are in int16 steps."""
-    return np.clip(np.rint(samples), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+    steps: np.ndarray = np.clip(np.rint(samples), -_FULL_SCALE, _FULL_SCALE - 1)
+    return steps.astype(np.int16)
 
 
 def _damaged(path: str | os.PathLike[str]) -> str:

@@ -68,9 +68,9 @@ def feature_length(samples: Count, front_end: FrontEnd) -> Count:
     (``snip_edges``); "whisper" centres them, and leaves the last one out.
     """
     window, hop = _window_and_hop(front_end.sample_rate)
-    if front_end.flavour == "whisper":
-        return (samples >= window) * (samples // hop)
-    return (samples >= window) * (1 + (samples - window) // hop)
+    whisper = front_end.flavour == "whisper"
+    frames: Count = samples // hop if whisper else 1 + (samples - window) // hop
+    return frames * (samples >= window)
 
 
 def kaldi_fbank(audio: jax.Array, front_end: FrontEnd) -> jax.Array:
@@ -194,23 +194,33 @@ def spec_augment(
 
     def masked(row: jax.Array, length: jax.Array) -> jax.Array:
         """bool[T, Z], True where the row is masked."""
-        freq_key, time_key = jax.random.split(jax.random.fold_in(rng, row))
+        shape = (augment.freq_masks + augment.time_masks, 2)
+        draws = jax.random.uniform(jax.random.fold_in(rng, row), shape)
         share = jnp.floor(augment.time_fraction * length).astype(jnp.int32)
         time_limit = jnp.minimum(augment.time_width, share)
-        in_freq = _in_spans(freq_key, augment.freq_masks, freq_limit, mel_bin.size, mel_bin)
-        in_time = _in_spans(time_key, augment.time_masks, time_limit, length, frame)
+        in_freq = _in_spans(draws[: augment.freq_masks], freq_limit, mel_bin.size, mel_bin)
+        in_time = _in_spans(draws[augment.freq_masks :], time_limit, length, frame)
         return (in_time[:, None] | in_freq) & (frame < length)[:, None]
 
     return jnp.where(jax.vmap(masked)(jnp.arange(features.shape[0]), length), 0.0, features)
 
 
 def _in_spans(
-    rng: jax.Array, count: int, limit: int | jax.Array, size: int | jax.Array, place: jax.Array
+    draws: jax.Array, limit: int | jax.Array, size: int | jax.Array, place: jax.Array
 ) -> jax.Array:
-    """Which of `place` lie in any of `count` random spans, up to `limit` wide, of [0, size)."""
-    width_key, start_key = jax.random.split(rng)
-    width = jax.random.randint(width_key, (count, 1), 0, limit + 1)
-    start = jax.random.randint(start_key, (count, 1), 0, size - width + 1)
+    """Which of `place` lie in any of some random spans of [0, size).
+
+    Args:
+        draws: float32[spans, 2], even in [0, 1), from which width and start are made.
+        limit: greatest width, at most `size`.
+        size: end of the range that spans stay within.
+        place: int32[places].
+
+    Returns:
+        bool[places].
+    """
+    width = jnp.floor(draws[:, :1] * (limit + 1))
+    start = jnp.floor(draws[:, 1:] * (size - width + 1))
     return jnp.any((start <= place) & (place < start + width), axis=0)
 
 
@@ -322,7 +332,8 @@ def _triangles(place: np.ndarray, corners: np.ndarray) -> np.ndarray:
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
     place = place[:, None]
     rising, falling = (place - left) / (centre - left), (right - place) / (right - centre)
-    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+    heights: np.ndarray = np.maximum(0.0, np.minimum(rising, falling))
+    return heights.astype(np.float32)
 
 
 def _fft_size(window: int) -> int:

@@ -60,12 +60,12 @@ def ends(seed: Any, state: Any, eos_every: Any) -> Any:
     return mix(state + 3 * seed + 5) % eos_every == 0
 
 
-def wrong(state: Any, right: Any, head: int) -> Any:
+def wrong(state: Any, right: Any, head: Any) -> Any:
     """A token that is not `right`."""
     return (right + 1 + mix(state + head) % (VOCABULARY - 1)) % VOCABULARY
 
 
-def confidence(seed: Any, state: Any, head: int) -> Any:
+def confidence(seed: Any, state: Any, head: Any) -> Any:
     """Eight times the probability that `head` gives its draft: 0 to 8, so that tau is hit."""
     return mix(state + head * 1_009 + seed) % 9
 
@@ -146,24 +146,25 @@ class Toy:
         return jnp.where(token == EOS, over, ordinary).astype(jnp.float32)
 
     def _draft(self, hidden: jax.Array, first: jax.Array, emitted: Emitted) -> Drafts:
+        """Knows the text that head 1 would go on with, and strays from it as `drafts` says."""
         del emitted
-        (state, position), token, kind = hidden.T, first, self.drafts
-        tokens, probabilities = [], []
-        for head in range(2, self.heads + 1):
-            probabilities.append(confidence(self.seed, state, head) / 8)
+        kind = self.drafts
+
+        def ahead(carry: tuple[jax.Array, ...], head: jax.Array) -> tuple[Any, tuple[Any, Any]]:
+            state, position, token = carry
+            probability = confidence(self.seed, state, head) / 8
             state = (state + (token + 1) * weight(position)) % PRIME
-            position = position + 1
-            logits = self._next_token(jnp.stack([state, position], axis=-1))
+            logits = self._next_token(jnp.stack([state, position + 1], axis=-1))
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             slip = (kind == WRONG) | ((kind == MOSTLY_RIGHT) & (mix(state + 7 * head) % 4 == 0))
             draft = jnp.where(slip, wrong(state, token, head), token)
             draft = jnp.where(kind == RANDOM, mix(state + 11 * head) % VOCABULARY, draft)
-            tokens.append(jnp.where(kind == ALWAYS_EOS, EOS, draft))
-        none = jnp.zeros((first.shape[0], 0), jnp.int32)
-        return Drafts(
-            tokens=jnp.stack(tokens, axis=1) if tokens else none,
-            probabilities=jnp.stack(probabilities, axis=1) if tokens else none.astype(jnp.float32),
-        )
+            draft = jnp.where(kind == ALWAYS_EOS, EOS, draft)
+            return (state, position + 1, token), (draft, probability)
+
+        start = (hidden[:, 0], hidden[:, 1], first)
+        _, (tokens, probabilities) = jax.lax.scan(ahead, start, jnp.arange(2, self.heads + 1))
+        return Drafts(tokens=tokens.T, probabilities=probabilities.T)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtp_jax.data.pipeline import Batch, eval_batches, train_batches
-    from mtp_jax.data.source import DataError, Problem, Report, Source, Utterance
-    from mtp_jax.data.sources import open_source
+    from mtp_jax.data.pipeline import Batch as Batch
+    from mtp_jax.data.pipeline import eval_batches as eval_batches
+    from mtp_jax.data.pipeline import train_batches as train_batches
+    from mtp_jax.data.source import DataError as DataError
+    from mtp_jax.data.source import Problem as Problem
+    from mtp_jax.data.source import Report as Report
+    from mtp_jax.data.source import Source as Source
+    from mtp_jax.data.source import Utterance as Utterance
+    from mtp_jax.data.sources import open_source as open_source
 
 _HOME = {
     "Batch": "pipeline",
@@ -25,11 +31,6 @@ _HOME = {
     "Utterance": "source",
     "open_source": "sources",
 }
-
-__all__ = [
-    *("Batch", "DataError", "Problem", "Report", "Source", "Utterance"),
-    *("eval_batches", "open_source", "train_batches"),
-]
 
 
 def __getattr__(name: str) -> Any:

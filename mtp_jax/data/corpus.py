@@ -16,8 +16,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import IO, NamedTuple
+from collections.abc import Generator
+from pathlib import Path
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import soundfile
@@ -101,18 +102,19 @@ def utterance(text: str, seed: int, split: str, index: int) -> Spoken:
     return Spoken(text, voice, len(wave) / SAMPLE_RATE, starts, file.getvalue())
 
 
-def spoken(seed: int, split: str, count: int, workers: int = 2) -> Iterator[Spoken]:
+def spoken(seed: int, split: str, count: int, workers: int = 2) -> Generator[Spoken, None, None]:
     """The first `count` utterances of a split, in order, made by `workers` processes.
 
     Raises:
         espeak.EspeakError: a worker failed; the message is the last that it said.
     """
-    arguments = [sys.executable, "-m", __name__, str(seed), split, str(count)]
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    # -P: modules come from where this one came from, never from the current directory.
+    command = [sys.executable, "-P", "-m", "mtp_jax.data.corpus", str(seed), split, str(count)]
+    root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     processes = [
         subprocess.Popen(
-            [*arguments, str(worker), str(workers)],
+            [*command, str(worker), str(workers)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
@@ -129,20 +131,23 @@ def spoken(seed: int, split: str, count: int, workers: int = 2) -> Iterator[Spok
 
 
 def _read(process: subprocess.Popen[bytes]) -> Spoken:
-    assert process.stdout is not None and process.stderr is not None
-    line = process.stdout.readline()
-    header = json.loads(line) if line.endswith(b"\n") else {"bytes": 1}
-    flac = process.stdout.read(header.pop("bytes"))
-    if not flac:
-        said = process.stderr.read().decode(errors="replace").strip().splitlines()
-        raise espeak.EspeakError(said[-1] if said else "a process that speaks the corpus died")
-    return Spoken(**header, flac=flac)
+    """The next utterance of a worker: a line of JSON, then as many bytes of FLAC as it says."""
+    output, errors = cast(IO[bytes], process.stdout), cast(IO[bytes], process.stderr)
+    line = output.readline()
+    if line.endswith(b"\n"):
+        header = json.loads(line)
+        size = header.pop("bytes")
+        flac = output.read(size)
+        if len(flac) == size:
+            return Spoken(**header, flac=flac)
+    said = errors.read().decode(errors="replace").strip().splitlines()
+    raise espeak.EspeakError(said[-1] if said else "a process that speaks the corpus was killed")
 
 
 def _write(file: IO[bytes], item: Spoken) -> None:
-    header = item._asdict() | {"flac": None, "bytes": len(item.flac)}
-    del header["flac"]
-    file.write(json.dumps(header).encode() + b"\n" + item.flac)
+    header = item._asdict()
+    flac = header.pop("flac")
+    file.write(json.dumps(header | {"bytes": len(flac)}).encode() + b"\n" + flac)
 
 
 def _work(seed: int, split: str, count: int, worker: int, workers: int) -> None:
@@ -154,4 +159,7 @@ def _work(seed: int, split: str, count: int, worker: int, workers: int) -> None:
 
 if __name__ == "__main__":
     seed_, split_, *numbers = sys.argv[1:]
-    _work(int(seed_), split_, *map(int, numbers))
+    try:
+        _work(int(seed_), split_, *map(int, numbers))
+    except espeak.EspeakError as error:
+        sys.exit(str(error))

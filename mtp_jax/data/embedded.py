@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -31,13 +31,13 @@ SEED = 0
 WORKERS = 2  # processes; the corpus does not depend on it
 
 
-class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Spoken commands, see `grammar` and `corpus`; configurations differ in size only."""
 
     name = "embedded"
     code_path = None  # TFDS would look beside it for checksums, by a package it does not require
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [
+    BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name=name, description=f"{sum(sizes.values())} utterances")
         for name, sizes in SIZES.items()
     ]
@@ -104,9 +104,9 @@ def embedded(cache_dir: Path, config: str = "default") -> tfds.core.DatasetBuild
         builder = Embedded(data_dir=os.fspath(cache_dir), config=config, file_format="array_record")
         with _alone(cache_dir / f"embedded-{config}.lock"):
             final = Path(builder.data_dir)
-            for leftover in final.parent.glob(f"{final.name}.incomplete*"):
-                shutil.rmtree(leftover)
-            if not builder.is_prepared():
+            if not (final / "dataset_info.json").is_file():  # what TFDS writes last
+                for leftover in final.parent.glob(f"{final.name}*"):
+                    shutil.rmtree(leftover)
                 _prepare(builder)
     except OSError as error:
         raise DataError(

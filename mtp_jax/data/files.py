@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from mtp_jax.audio import read_audio
+from mtp_jax.audio import AudioError, audio_seconds, read_audio
 from mtp_jax.data.source import Problem, Source, Utterance
 
 
@@ -68,8 +67,7 @@ def _seconds(recording: Recording) -> float | Problem:
     if not recording.path.is_file():
         return Problem(recording.id, "missing file", str(recording.path))
     try:
-        info = soundfile.info(recording.path)
-    except (RuntimeError, TypeError, ValueError, OSError) as error:
-        return Problem(recording.id, "unreadable audio", f"{recording.path}: {error}")
-    seconds = max(info.frames / info.samplerate - recording.offset, 0.0)
+        seconds = max(audio_seconds(recording.path) - recording.offset, 0.0)
+    except AudioError as error:
+        return Problem(recording.id, "unreadable audio", str(error))
     return seconds if recording.duration is None else min(seconds, recording.duration)

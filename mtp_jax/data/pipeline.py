@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import grain
 import numpy as np
-import soxr
 
-from mtp_jax.audio import AudioError
+from mtp_jax.audio import AudioError, change_speed
 from mtp_jax.config import Config, Data
 from mtp_jax.data.plan import Rows, TrainPlan, evaluation_plan
 from mtp_jax.data.source import DataError, Problem, Report, Source
 from mtp_jax.tokenizer import Tokenizer
 
+log = logging.getLogger("mtp_jax")
 _STEPS = 2**31 - 1  # more than any run makes
 
 
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
     audio_length: np.ndarray
     tokens: np.ndarray
     token_length: np.ndarray
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nobody misses
 
 
 def train_batches(
@@ -78,7 +79,7 @@ def train_batches(
         detail = f"{len(texts[i])}, more than config.data.max_tokens ({data.max_tokens})"
         report.add(Problem(source.utterances[i].id, "too many tokens", detail))
     if not kept:
-        raise DataError(f"no utterance can be trained on of {report}")
+        raise DataError(f"{source.title} has nothing to train on; skipped: {report.skipped()}")
     bounds = _bounds(data, rate)
     plan = TrainPlan(
         samples=[_samples(source, i, rate) for i in kept],
@@ -162,10 +163,11 @@ class _Loader:
             index = self._kept[planned]
             try:
                 # A header may promise less than the file holds: T is the limit.
-                wave = played(self._source.waveform(index), speed)[: shape.samples]
+                wave = change_speed(self._source.waveform(index), speed)[: shape.samples]
             except AudioError as error:
                 name = self._source.utterances[index].id
-                self._report.add(Problem(name, "unreadable audio", str(error)))
+                if self._report.add(Problem(name, "unreadable audio", str(error))):
+                    log.warning("%s is skipped: %s", name, error)
                 continue
             text = self._texts[index]
             batch.audio[row, : len(wave)] = wave
@@ -174,22 +176,6 @@ class _Loader:
             batch.token_length[row] = len(text)
             batch.index[row] = index
         return batch
-
-
-def played(wave: np.ndarray, speed: float) -> np.ndarray:
-    """`wave` played at `speed`, tempo and pitch changed together (Ko et al., 2015).
-
-    Args:
-        wave: int16[T].
-        speed: above 1 is faster, shorter and higher.
-
-    Returns:
-        int16[T / speed].
-    """
-    if speed == 1.0:
-        return wave
-    resampled: np.ndarray = soxr.resample(wave, speed, 1.0)
-    return resampled
 
 
 def _tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:

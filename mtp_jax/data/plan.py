@@ -7,6 +7,7 @@ So buckets, restarts at any step and a changed number of processes all agree.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 import threading
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ class Shape(NamedTuple):
     tokens: int
 
 
-class Rows(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rows:
     """One global batch before its audio is read.
 
     Attributes:
@@ -120,8 +122,8 @@ class TrainPlan:
         return [batches[i] for i in draw.permutation(len(batches))]
 
     def _played(self, speed: np.ndarray | float) -> np.ndarray:
-        """Samples of each utterance at `speed`."""
-        return np.ceil(self._samples / speed).astype(int)
+        """Samples of each utterance at `speed`, as `audio.changed_length` has it."""
+        return np.rint(self._samples / speed).astype(int)
 
     def _bucket(self, samples: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._bounds, samples)

@@ -66,12 +66,14 @@ class Report:
         for problem in problems:
             self.add(problem)
 
-    def add(self, problem: Problem) -> None:
-        """Notes `problem`, unless it was noted before."""
+    def add(self, problem: Problem) -> bool:
+        """Notes `problem`; False if it was noted before."""
         with self._lock:
-            if problem not in self._seen:
-                self._seen.add(problem)
-                self.problems.append(problem)
+            if problem in self._seen:
+                return False
+            self._seen.add(problem)
+            self.problems.append(problem)
+            return True
 
     def counts(self) -> dict[str, int]:
         """Items skipped by reason, the commonest first."""
@@ -86,16 +88,18 @@ class Report:
             "problems": [dataclasses.asdict(problem) for problem in self.problems],
         }
 
-    def __str__(self) -> str:
-        """One sentence: how many were kept, how many skipped, why, and three names a reason."""
-        said = f"{self.name}: {self.kept} utterances"
+    def skipped(self) -> str:
+        """How many were skipped and why, with three names a reason; "none" if none was."""
         reasons = []
         for reason, count in self.counts().items():
             names = [p.id for p in self.problems if p.reason == reason][:3]
             more = ", ..." if count > len(names) else ""
             reasons.append(f"{count} {reason} ({', '.join(names)}{more})")
-        skipped = f", {len(self.problems)} skipped: {'; '.join(reasons)}" if reasons else ""
-        return said + skipped
+        return "; ".join(reasons) or "none"
+
+    def __str__(self) -> str:
+        """One sentence."""
+        return f"{self.name}: {self.kept} utterances, skipped: {self.skipped()}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mtp_jax.config import Data
+from mtp_jax.data.files import file_source
+from mtp_jax.data.grammar import SPLITS
+from mtp_jax.data.librispeech import read_tree
+from mtp_jax.data.manifest import read_manifest
 from mtp_jax.data.source import DataError, Problem, Report, Source, Utterance
 
+# Name (embedded, its size, or what the catalogue calls it) and split, such as train[:10%].
+_DATASET = re.compile(r"(embedded(?:/([^:/]+))?|tfds:([^:]+)):(.+)")
 MIN_SECONDS = 0.1  # less holds no word; ten feature frames
 
 
@@ -34,31 +41,28 @@ def open_source(spec: str, data: Data, sample_rate: int) -> Source:
     whole = opened[0] if len(opened) == 1 else _concatenated(opened)
     usable = _usable(whole, data.bucket_seconds[-1])
     if not usable.utterances:
-        report = Report(spec, 0, usable.problems)
-        raise DataError(f"no utterance can be used of {report}")
+        skipped = Report(spec, 0, usable.problems).skipped()
+        raise DataError(f"source {spec!r} has no utterance that can be used; skipped: {skipped}")
     return usable
 
 
 def _open(spec: str, data: Data, sample_rate: int) -> Source:
-    cache_dir = Path(data.cache_dir).expanduser()
-    kind, _, rest = spec.partition(":")
-    kind, _, config = kind.partition("/")
-    if kind in ("embedded", "tfds"):
-        # Only here: TFDS is slow to import, and manifests do without it.
+    path = Path(spec).expanduser()
+    dataset = _DATASET.fullmatch(spec)
+    if dataset and not path.exists():
+        # Only here: TFDS is slow to import, and files do without it.
         from mtp_jax.data.embedded import embedded
         from mtp_jax.data.tfds_source import tfds_builder, tfds_source
 
-        name, _, split = rest.rpartition(":")
-        if not split or (kind == "tfds") != bool(name):
-            raise DataError(f"source {spec!r} must be embedded:SPLIT or tfds:NAME[/CONFIG]:SPLIT")
-        builder = tfds_builder(name) if name else embedded(cache_dir, config or "default")
-        return tfds_source(spec.rpartition(":")[0], builder, split, sample_rate, cache_dir)
-
-    from mtp_jax.data.files import file_source
-    from mtp_jax.data.librispeech import read_tree
-    from mtp_jax.data.manifest import read_manifest
-
-    path = Path(spec).expanduser()
+        name, size, catalogued, split = dataset.groups()
+        cache_dir = Path(data.cache_dir).expanduser()
+        if catalogued:
+            builder = tfds_builder(catalogued)
+        elif split.partition("[")[0] in SPLITS:  # before minutes go into making it
+            builder = embedded(cache_dir, size or "default")
+        else:
+            raise DataError(f"source {spec!r} has no such split: choose of {', '.join(SPLITS)}")
+        return tfds_source(name, builder, split, sample_rate, cache_dir)
     if not spec or not path.exists():
         raise DataError(
             f"source {spec!r} is no file or directory, nor embedded:SPLIT or tfds:NAME:SPLIT"

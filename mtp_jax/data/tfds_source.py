@@ -40,7 +40,9 @@ def tfds_builder(name: str) -> tfds.core.DatasetBuilder:
         DataError: there is none of that name, or it cannot be prepared or read here.
     """
     try:
-        builder = tfds.builder(name, try_gcs=False, file_format="array_record")
+        # Its own data folder; read here, as TFDS itself reads it only when it is imported.
+        folder = os.environ.get("TFDS_DATA_DIR")
+        builder = tfds.builder(name, data_dir=folder, try_gcs=False, file_format="array_record")
         builder.download_and_prepare()
     except ImportError as error:
         raise DataError(
@@ -73,7 +75,8 @@ def tfds_source(
     """
     try:
         examples: Sequence[dict[str, Any]] = builder.as_data_source(split=split)
-    except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
+        count = len(examples)  # opens the files
+    except (ValueError, KeyError, AssertionError, NotImplementedError, RuntimeError) as error:
         known = ", ".join(builder.info.splits) or "none"
         said = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
@@ -81,10 +84,10 @@ def tfds_source(
         ) from None
     decoder = _Decoder(name, builder.info, sample_rate)
     path = cache_dir / "index" / f"{builder.info.name}-{_fingerprint(builder, split)}.json"
-    entries = _read_index(path, len(examples))
+    entries = _read_index(path, count)
     if entries is None:
-        bar = tqdm.tqdm(range(len(examples)), desc=f"indexing {name}:{split}", delay=2)
-        entries = [decoder.entry(examples[i], f"{split}-{i}") for i in bar]
+        bar = tqdm.tqdm(range(count), desc=f"indexing {name}:{split}", delay=2)
+        entries = [_entry(examples, i, decoder, f"{split}-{i}") for i in bar]
         _write_index(path, entries)
 
     good = [i for i, entry in enumerate(entries) if "seconds" in entry]
@@ -93,9 +96,22 @@ def tfds_source(
     ids = [utterance.id for utterance in utterances]
 
     def waveform(i: int) -> np.ndarray:
-        return decoder.waveform(examples[good[i]], ids[i])
+        try:
+            return decoder.waveform(examples[good[i]], ids[i])
+        except RuntimeError as error:  # of the ArrayRecord reader
+            raise AudioError(f"{ids[i]} in {name} is damaged: {error}") from None
 
     return Source(name, split, utterances, problems, waveform)
+
+
+def _entry(
+    examples: Sequence[dict[str, Any]], i: int, decoder: _Decoder, name: str
+) -> dict[str, Any]:
+    """Fields of an `Utterance`, or of a `Problem` where the example cannot be read."""
+    try:
+        return decoder.entry(examples[i], name)
+    except RuntimeError as error:
+        return {"id": name, "reason": "unreadable record", "detail": str(error)}
 
 
 class _Decoder:
@@ -139,7 +155,10 @@ class _Decoder:
                 audio, rate = soundfile.read(io.BytesIO(audio), dtype="int16")
             except (RuntimeError, TypeError, ValueError) as error:
                 raise AudioError(f"the audio of {name} in {self._name}: {error}") from None
-        return _pcm(np.asarray(audio), rate, self._rate)
+        try:
+            return _pcm(np.asarray(audio), rate, self._rate)
+        except AudioError as error:
+            raise AudioError(f"the audio of {name} in {self._name} {error}") from None
 
     def _seconds(self, audio: Any) -> float:
         if not isinstance(audio, bytes):
@@ -158,6 +177,8 @@ def _pcm(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     wave = audio.astype(np.float32) * (2**15 if audio.dtype.kind == "f" else 1)
     if wave.ndim == 2:
         wave = wave.mean(axis=1)
+    if not np.isfinite(wave).all():
+        raise AudioError("holds samples that are not finite numbers")
     if rate != sample_rate:
         wave = soxr.resample(wave, rate, sample_rate)
     return np.clip(np.round(wave), -(2**15), 2**15 - 1).astype(np.int16)

@@ -1,0 +1,239 @@
+"""The decode contract once more, on tiny real models with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtp_jax.config import Config, Data, Decoder, Encoder, FrontEnd, Heads
+from mtp_jax.data import Batch
+from mtp_jax.decode_step import ctc_greedy, decode, view
+from mtp_jax.decoding import Decoded, Greedy, Strategy, Threshold, Verify
+from mtp_jax.nn.cache import KVCache
+from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, Vocabulary, call
+
+M = 4
+LIMIT = 20
+ROWS = 8
+CONFIG = Config(
+    front_end=FrontEnd(mel_bins=8),
+    data=Data(max_tokens=LIMIT),
+    encoder=Encoder(subsampling=(2,), width=16, layers=1, heads=2, feedforward=2, kernel=3),
+    decoder=Decoder(
+        width=16, layers=2, query_heads=4, kv_heads=2, head_size=4, feedforward=32, tied=False
+    ),
+    heads=Heads(count=M),
+)
+PLAIN = Vocabulary(size=11, bos=1, eos=2)
+PROMPTED = Vocabulary(size=11, bos=1, eos=2, prompt_before=(5, 6, 7), prompt_after=(8, 9))
+
+
+def build(kind: str, vocabulary: Vocabulary, seed: int = 0) -> tuple[SpeechLlama, Any]:
+    """A model whose every weight is drawn large enough for texts and acceptances to vary."""
+    config = dataclasses.replace(CONFIG, heads=Heads(kind=kind, count=M))
+    model = SpeechLlama(config, vocabulary)
+    one = jnp.ones(1, jnp.int32)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = nn.unbox(
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2, 8)), one, tokens, one)
+    )["params"]
+    rng = np.random.default_rng(seed)
+
+    def draw(shape: jax.ShapeDtypeStruct) -> jax.Array:
+        scale = 0.7 / np.sqrt(shape.shape[-2]) if len(shape.shape) > 1 else 0.3
+        return jnp.array(rng.normal(size=shape.shape) * scale + (len(shape.shape) < 2), jnp.float32)
+
+    params = jax.tree.map(draw, shapes)
+    params["decoder"]["embedding"] *= 2
+    # Head m is the LM head but for some noise, so that some of its drafts are right.
+    kernel = params["heads"]["kernel"]
+    like = np.eye(16) if kind == "latent" else params["decoder"]["lm_head"].T
+    params["heads"]["kernel"] = jnp.asarray(like + 0.3 * kernel, jnp.float32)
+    return model, params
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(model: SpeechLlama, params: Any, features: jax.Array, length: jax.Array) -> Encoded:
+    return call(model, params, "encode", features, length)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(model: SpeechLlama, params: Any, encoded: Encoded, strategy: Strategy) -> Decoded:
+    room = LIMIT + strategy.room(M)
+    active = jnp.ones(encoded.length.shape, bool)
+    return strategy.decode(view(model, params, encoded, room), active, LIMIT)
+
+
+def drawn(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features and lengths of a batch, padding filled with NaN; one row has no audio at all."""
+    rng = np.random.default_rng(seed)
+    length = np.array([12, 7, 0, 9, 1, 12, 4, 10], np.int32)
+    features = 3 * rng.normal(size=(ROWS, 12, 8)).astype(np.float32)
+    features[np.arange(12) >= length[:, None]] = np.nan
+    return features, length
+
+
+KINDS = pytest.mark.parametrize("kind", ["latent", "independent"])
+VOCABULARIES = pytest.mark.parametrize("vocabulary", [PLAIN, PROMPTED], ids=["plain", "prompted"])
+
+
+@KINDS
+@VOCABULARIES
+def test_verify_is_identical_to_greedy_of_its_width(kind: str, vocabulary: Vocabulary) -> None:
+    lengths, accepted, proposed = set(), 0, 0
+    for seed in range(4):
+        model, params = build(kind, vocabulary, seed)
+        encoded = encode(model, params, *drawn(seed))
+        greedy = jax.device_get(run(model, params, encoded, Greedy(M)))
+        verify = jax.device_get(run(model, params, encoded, Verify()))
+        np.testing.assert_array_equal(verify.tokens, greedy.tokens)
+        np.testing.assert_array_equal(verify.length, greedy.length)
+        np.testing.assert_array_equal(greedy.calls, greedy.length)
+        assert np.all(verify.calls <= greedy.calls)
+        lengths |= set(greedy.length.tolist())
+        accepted, proposed = accepted + verify.accepted.sum(), proposed + verify.proposed.sum()
+    assert len(lengths) > 3, "the texts should differ, or this shows little"
+    assert 0.1 < accepted / proposed < 0.9
+
+
+def test_threshold_above_1_is_greedy() -> None:
+    model, params = build("latent", PLAIN)
+    encoded = encode(model, params, *drawn())
+    greedy, threshold = (
+        jax.device_get(run(model, params, encoded, s)) for s in (Greedy(M), Threshold(1.1))
+    )
+    np.testing.assert_array_equal(threshold.tokens, greedy.tokens)
+    np.testing.assert_array_equal(threshold.calls, greedy.calls)
+    eager = jax.device_get(run(model, params, encoded, Threshold(0.0)))
+    np.testing.assert_array_equal(eager.calls, -(-eager.length // M))
+
+
+@KINDS
+@VOCABULARIES
+def test_prefill_and_extend_equal_the_full_pass(kind: str, vocabulary: Vocabulary) -> None:
+    """In chunks of any size, each row its own, with rejected drafts in between."""
+    model, params = build(kind, vocabulary)
+    features, length = drawn()
+    rng = np.random.default_rng(1)
+    text_length = np.array([LIMIT, 5, 1, 13, 20, 8, 2, 17], np.int32)
+    tokens = rng.integers(3, 11, (ROWS, LIMIT)).astype(np.int32)
+
+    full = jax.jit(lambda *args: model.apply({"params": params}, *args))
+    whole, encoded = full(features, length, tokens, text_length)
+    prefill = jax.jit(lambda encoded: call(model, params, "prefill", encoded, LIMIT + M))
+    extend = jax.jit(lambda *args: call(model, params, "extend", *args))
+
+    hidden, cache = prefill(encoded)
+    steps = [[row] for row in np.asarray(hidden)]
+    fed = np.zeros(ROWS, np.int32)
+    while np.any(fed < text_length - 1):
+        count = np.minimum(rng.integers(0, M + 1, ROWS), text_length - 1 - fed).astype(np.int32)
+        chunk = rng.integers(0, 11, (ROWS, M)).astype(np.int32)  # junk behind the real tokens
+        for row in range(ROWS):
+            chunk[row, : count[row]] = tokens[row, fed[row] : fed[row] + count[row]]
+        if rng.random() < 0.5:  # the junk is fed as well, and rejected
+            hidden, cache = extend(chunk, np.full(ROWS, M, np.int32), cache)
+            cache = cache.shortened(jnp.asarray(M - count))
+        else:
+            hidden, cache = extend(chunk, count, cache)
+        for row in range(ROWS):
+            steps[row] += list(np.asarray(hidden)[row, : count[row]])
+        fed += count
+
+    whole = np.asarray(whole)
+    assert whole.shape == (ROWS, LIMIT, 16)
+    for row in range(ROWS):
+        np.testing.assert_allclose(
+            np.stack(steps[row]), whole[row, : text_length[row]], rtol=0, atol=1e-5
+        )
+    frames = np.asarray(encoded.length)
+    before = len(vocabulary.prompt_before) + len(vocabulary.prompt_after) + 1
+    np.testing.assert_array_equal(cache.length, frames + before + text_length - 1)
+
+
+@VOCABULARIES
+def test_padding_and_neighbours_are_invisible(vocabulary: Vocabulary) -> None:
+    """A row alone, cut to its own length, has the hidden states and logits it has in a batch."""
+    model, params = build("latent", vocabulary)
+    features, length = drawn()
+    tokens = np.random.default_rng(2).integers(3, 11, (ROWS, 6)).astype(np.int32)
+    text_length = np.full(ROWS, 6, np.int32)
+
+    def heads(*args: Any) -> tuple[jax.Array, jax.Array]:
+        hidden, _ = model.apply({"params": params}, *args)
+        return hidden, call(model, params, "all_logits", hidden)
+
+    together = jax.jit(heads)(features, length, tokens, text_length)
+    assert together[1].shape == (ROWS, 6, M, 11)
+    for row in (1, 3):
+        one = slice(row, row + 1)
+        alone = heads(features[one, : length[row]], length[one], tokens[one], text_length[one])
+        for ours, theirs in zip(alone, together, strict=True):
+            np.testing.assert_allclose(ours[0], theirs[row], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [Greedy(M), Threshold(0.3), Verify()], ids=repr)
+def test_free_slots_of_the_cache_may_hold_anything_finite(strategy: Strategy) -> None:
+    model, params = build("latent", PLAIN)
+    encoded = encode(model, params, *drawn())
+
+    def littered(cache: KVCache, junk: jax.Array) -> KVCache:
+        free = (jnp.arange(cache.slots) >= cache.length[:, None])[..., None, None]
+        return cache.replace(
+            keys=jnp.where(free, junk, cache.keys), values=jnp.where(free, -junk, cache.values)
+        )
+
+    @jax.jit
+    def decoded(junk: jax.Array) -> Decoded:
+        seen = view(model, params, encoded, LIMIT + strategy.room(M))
+
+        def prefill() -> tuple[jax.Array, KVCache]:
+            hidden, cache = seen.prefill()
+            return hidden, littered(cache, junk)
+
+        return strategy.decode(seen._replace(prefill=prefill), jnp.ones(ROWS, bool), LIMIT)
+
+    clean, dirty = decoded(jnp.float32(0)), decoded(jnp.float32(1e30))
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+def test_waveforms_to_tokens_with_filler_and_empty_audio() -> None:
+    model, params = build("latent", PLAIN)
+    rng = np.random.default_rng(0)
+    audio = (3_000 * rng.normal(size=(4, 4_000))).astype(np.int16)
+    length = np.array([4_000, 0, 2_500, 0], np.int32)
+    audio[np.arange(4_000) >= length[:, None]] = 0
+    none = np.zeros((4, 0), np.int32), np.zeros(4, np.int32)
+    batch = Batch(audio, length, *none, index=np.array([0, 1, 2, -1], np.int32))
+    greedy = jax.device_get(decode(model, params, batch, Greedy(M)))
+    verify = jax.device_get(decode(model, params, batch, Verify()))
+    np.testing.assert_array_equal(verify.tokens, greedy.tokens)
+    assert greedy.calls[3] == greedy.length[3] == verify.calls[3] == 0
+    assert np.all(greedy.length[:3] > 0)
+    tokens, count = ctc_greedy(model, params, batch)
+    assert count.tolist()[1::2] == [0, 0]
+    assert np.all(np.asarray(tokens)[np.arange(tokens.shape[1]) >= np.asarray(count)[:, None]] == 0)
+
+
+def test_ctc_greedy_merges_repeats_and_drops_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = 11
+    best = np.array([[3, 3, blank, 3, 4, 4], [blank, 5, 5, 6, 7, 7], [1, 1, 1, 1, 1, 1]])
+    encoded = Encoded(
+        audio=jnp.zeros((3, 6, 16)),
+        length=jnp.array([6, 4, 0]),
+        ctc_logits=jax.nn.one_hot(best, blank + 1),
+    )
+    monkeypatch.setattr("mtp_jax.decode_step.encode", lambda *args: encoded)
+    model, params = build("latent", PLAIN)
+    with jax.disable_jit():
+        tokens, count = ctc_greedy(model, params, None)
+    assert count.tolist() == [3, 2, 0]
+    assert tokens[0, :3].tolist() == [3, 3, 4]
+    assert tokens[1, :2].tolist() == [5, 6]

@@ -1,0 +1,122 @@
+"""The heads: all equal to the LM head at first; one alone equals the one among all."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtp_jax import config as configs
+from mtp_jax.config import Config, Decoder, Encoder, Heads
+from mtp_jax.nn.heads import start_as_lm_head
+from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary, call
+
+M, V, D = 4, 7, 8
+KINDS = pytest.mark.parametrize("kind", ["independent", "latent"])
+HIDDEN = np.random.default_rng(0).normal(size=(2, 3, D)).astype(np.float32)
+
+
+def make_model(kind: str, count: int = M, tied: bool = True, dtype: str = "float32") -> SpeechLlama:
+    config = Config(
+        front_end=configs.FrontEnd(mel_bins=4),
+        encoder=Encoder(subsampling=(2,), width=8, layers=1, heads=2, kernel=3),
+        decoder=Decoder(
+            width=D, layers=1, query_heads=2, kv_heads=1, head_size=4, feedforward=8, tied=tied
+        ),
+        heads=Heads(kind, count),
+        train=configs.Train(dtype=dtype),
+    )
+    return SpeechLlama(config, Vocabulary(V, bos=1, eos=2))
+
+
+def fresh(model: SpeechLlama):
+    """Parameters as `train_step.init_state` makes them."""
+    x, one = jnp.zeros((1, 2, 4)), jnp.ones(1, jnp.int32)
+    params = nn.unbox(model.init(jax.random.key(0), x, one, jnp.zeros((1, 1), jnp.int32), one))
+    return start_as_lm_head(params["params"], model.config.heads.kind)
+
+
+def perturbed(params):
+    """Parameters whose heads differ."""
+    kernel = params["heads"]["kernel"]
+    noise = np.random.default_rng(1).normal(size=kernel.shape).astype(np.float32)
+    return params | {"heads": {"kernel": kernel + noise}}
+
+
+@KINDS
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_head_starts_as_the_lm_head(kind, tied):
+    model = make_model(kind, tied=tied)
+    params = fresh(model)
+    assert ("lm_head" in params["decoder"]) is not tied
+    logits = call(model, params, "all_logits", HIDDEN)
+    assert logits.shape == (2, 3, M, V)
+    assert np.std(logits[..., 0, :]) > 0.1
+    np.testing.assert_allclose(logits, jnp.broadcast_to(logits[..., :1, :], logits.shape), rtol=1e-5)
+
+
+@KINDS
+def test_one_head_equals_the_one_among_all(kind):
+    model = make_model(kind)
+    params = perturbed(fresh(model))
+    drafts = call(model, params, "draft_logits", HIDDEN)
+    assert np.min(np.ptp(drafts, axis=-2)) > 0
+    traced = jax.jit(lambda m: call(model, params, "head_logits", HIDDEN, m))
+    for m in range(2, M + 1):
+        np.testing.assert_allclose(traced(m), drafts[..., m - 2, :], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        call(model, params, "head_logits", HIDDEN, M), drafts[..., -1, :], rtol=1e-5, atol=1e-6
+    )
+    logits = call(model, params, "all_logits", HIDDEN)
+    np.testing.assert_array_equal(logits[..., 1:, :], drafts)
+    np.testing.assert_array_equal(logits[..., 0, :], call(model, params, "next_token", HIDDEN))
+
+
+@KINDS
+def test_logits_are_the_products_of_their_definition(kind):
+    model = make_model(kind, tied=False)
+    params = perturbed(fresh(model))
+    kernel, lm_head = params["heads"]["kernel"], params["decoder"]["lm_head"]
+    expected = [
+        HIDDEN @ kernel[m - 2] if kind == "independent" else HIDDEN @ kernel[m - 2] @ lm_head.T
+        for m in range(2, M + 1)
+    ]
+    drafts = call(model, params, "draft_logits", HIDDEN)
+    np.testing.assert_allclose(drafts, np.stack(expected, -2), rtol=1e-4, atol=1e-5)
+
+
+@KINDS
+def test_one_head_is_the_plain_model(kind):
+    model = make_model(kind, count=1)
+    params = fresh(model)
+    assert "heads" not in params
+    assert call(model, params, "draft_logits", HIDDEN).shape == (2, 3, 0, V)
+    logits = call(model, params, "all_logits", HIDDEN)
+    np.testing.assert_array_equal(logits[..., 0, :], call(model, params, "next_token", HIDDEN))
+
+
+@KINDS
+def test_heads_start_apart_from_the_lm_head_they_copy(kind):
+    """They share its values, not itself: training head 2 leaves the others alone."""
+    model = make_model(kind, tied=False)
+
+    def loss(params):
+        return jnp.sum(call(model, params, "head_logits", HIDDEN, 3) ** 2)
+
+    gradient = jax.grad(loss)(fresh(model))
+    moved = np.any(np.asarray(gradient["heads"]["kernel"]) != 0, axis=(1, 2))
+    np.testing.assert_array_equal(moved, [False, True, False])
+    assert np.any(gradient["decoder"]["lm_head"]) == (kind == "latent")
+
+
+@KINDS
+def test_logits_are_float32_under_bfloat16(kind):
+    model = make_model(kind, dtype="bfloat16")
+    params = perturbed(fresh(model))
+    logits = call(model, params, "all_logits", HIDDEN)
+    assert logits.dtype == call(model, params, "head_logits", HIDDEN, 2).dtype == jnp.float32
+    wide_config = dataclasses.replace(model.config, train=configs.Train())
+    wide = call(SpeechLlama(wide_config, model.vocabulary), params, "all_logits", HIDDEN)
+    assert np.sqrt(np.mean((logits - wide) ** 2)) < 0.02 * np.sqrt(np.mean(wide**2))
