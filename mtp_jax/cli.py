@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from mtp_jax.config import Config, ConfigError
 
@@ -35,13 +36,11 @@ def run(main: Callable[[list[str]], None]) -> int:
     Returns:
         Exit status: 0, 1 after an expected error, 2 if the flags are wrong, 143 after SIGTERM.
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("mtp_jax").setLevel(logging.INFO)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     status = 0
 
     def guarded(argv: list[str]) -> None:
         nonlocal status
+        _quiet()
         status = _guard(main, argv)
 
     try:
@@ -49,6 +48,17 @@ def run(main: Callable[[list[str]], None]) -> int:
     except SystemExit as stop:
         return status or int(stop.code or 0)
     return status
+
+
+def _quiet() -> None:
+    """Our own messages as plain lines on stderr; of other packages only warnings."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    ours = logging.getLogger("mtp_jax")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.handlers = [handler]
 
 
 def _parse(argv: list[str]) -> list[str]:

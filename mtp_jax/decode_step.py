@@ -17,7 +17,9 @@ from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call
 
 def encode(model: SpeechLlama, params: Any, batch: Batch) -> Encoded:
     """Runs front end and encoder over a batch."""
-    features, frames = log_mel(batch.audio, batch.audio_length, model.config.front_end)
+    features, frames = log_mel(
+        jnp.asarray(batch.audio), jnp.asarray(batch.audio_length), model.config.front_end
+    )
     encoded: Encoded = call(model, params, "encode", features, frames)
     return encoded
 
@@ -45,8 +47,11 @@ def decode(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) ->
     """Decodes a batch of waveforms; rows with ``index`` -1 are filler."""
     limit = model.config.data.max_tokens
     encoded = encode(model, params, batch)
-    room = limit + strategy.room(model.config.heads.count)
-    return strategy.decode(view(model, params, encoded, room), jnp.asarray(batch.index) >= 0, limit)
+    # One cache size for all: attention over more slots may differ in the last bits. Drafts that
+    # run past the limit find no slot, and are never needed.
+    return strategy.decode(
+        view(model, params, encoded, limit), jnp.asarray(batch.index) >= 0, limit
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -41,6 +41,7 @@ def cross_entropy(
     Returns:
         Two float32 scalars: nats, and targets.
     """
+    logits = jnp.where(real[..., None], logits, 0.0)  # a NaN in padding must not reach gradients
     log_z = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     if label_smoothing:
@@ -78,9 +79,10 @@ def ctc(
     repeats = (labels[:, 1:] == labels[:, :-1]) & (column[1:] < length[:, None])
     needed = length + jnp.sum(repeats, axis=1)
     fits = (frames >= needed) & (length > 0)
+    padding = jnp.arange(logits.shape[1]) >= frames[:, None]
     nats = optax.ctc_loss(
-        logits,
-        (jnp.arange(logits.shape[1]) >= frames[:, None]).astype(jnp.float32),
+        jnp.where(padding[..., None], 0.0, logits),  # as in `cross_entropy`
+        padding.astype(jnp.float32),
         labels,
         (column >= length[:, None]).astype(jnp.float32),
         blank_id=logits.shape[-1] - 1,

@@ -22,20 +22,35 @@ def learning_rate(config: Optim) -> optax.Schedule:
 
 def make_optimizer(config: Optim) -> optax.GradientTransformation:
     """The gradient transformation of a run; it accumulates ``config.accumulate`` batches."""
-    chain = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
-    )
+    rate, decay = learning_rate(config), config.weight_decay
+    if config.algorithm == "adamw":
+        update = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=decay, mask=decayed)
+    else:
+        update = optax.contrib.muon(
+            rate,
+            weight_decay=decay,
+            weight_decay_mask=decayed,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
+    chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     if config.accumulate == 1:
         return chain
     accumulated = optax.MultiSteps(chain, config.accumulate)
     return optax.GradientTransformation(accumulated.init, accumulated.update)
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of each parameter make a matrix for Muon; None leaves it to AdamW."""
+
+    def axes(path: Any, x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if path[-1].key != "kernel" or path[0].key == "ctc":
+            return None
+        return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def decayed(params: Any) -> Any:

@@ -125,7 +125,8 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
     axes.set_ylabel("word error rate, %")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
     written.append(folder / "wer_against_calls.png")
     figure.savefig(written[-1], dpi=150)
     plt.close(figure)

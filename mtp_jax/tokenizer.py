@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -129,7 +130,8 @@ class Tokenizer:
             partial.write_bytes(self._model)
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise TokenizerError(f"tokenizer {path} cannot be written: {error.strerror}") from None
 
     def encode(self, text: str) -> list[int]:

@@ -59,10 +59,11 @@ def init_state(
     everywhere = sharding.replicated(mesh)
     by_opt = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, param: param,
+        lambda kept, param: kept if _masked(kept) else param,
         jax.eval_shape(optimizer.init, shapes),
         by_param,
         transform_non_params=lambda _: everywhere,
+        is_leaf=_masked,
     )
     shardings = TrainState(step=everywhere, params=by_param, opt_state=by_opt)
 
@@ -72,6 +73,11 @@ def init_state(
         return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
 
     return jax.jit(make, out_shardings=shardings)(), shardings
+
+
+def _masked(node: Any) -> bool:
+    """Whether an optimizer that treats parameters unlike keeps nothing for this one."""
+    return isinstance(node, optax.MaskedNode)
 
 
 def loss_fn(
@@ -90,7 +96,9 @@ def loss_fn(
         label), ``too_short_for_ctc``, ``utterances``, ``audio_seconds``.
     """
     c = model.config
-    features, frames = log_mel(batch.audio, batch.audio_length, c.front_end)
+    features, frames = log_mel(
+        jnp.asarray(batch.audio), jnp.asarray(batch.audio_length), c.front_end
+    )
     rngs = {}
     if key is not None:
         augment_key, dropout_key = jax.random.split(key)
@@ -150,6 +158,6 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-        return new, metrics | {"gradient_norm": optax.global_norm(grads)}
+        return new, metrics | {"gradient_norm": optax.tree.norm(grads)}
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

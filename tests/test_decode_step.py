@@ -47,11 +47,11 @@ def build(kind: str, vocabulary: Vocabulary, seed: int = 0) -> tuple[SpeechLlama
     rng = np.random.default_rng(seed)
 
     def draw(shape: jax.ShapeDtypeStruct) -> jax.Array:
-        scale = 0.7 / np.sqrt(shape.shape[-2]) if len(shape.shape) > 1 else 0.3
-        return jnp.array(rng.normal(size=shape.shape) * scale + (len(shape.shape) < 2), jnp.float32)
+        matrix = len(shape.shape) > 1
+        scale = 2 / np.sqrt(shape.shape[-2]) if matrix else 0.3
+        return jnp.array(rng.normal(size=shape.shape) * scale + (not matrix), jnp.float32)
 
     params = jax.tree.map(draw, shapes)
-    params["decoder"]["embedding"] *= 2
     # Head m is the LM head but for some noise, so that some of its drafts are right.
     kernel = params["heads"]["kernel"]
     like = np.eye(16) if kind == "latent" else params["decoder"]["lm_head"].T
@@ -66,9 +66,8 @@ def encode(model: SpeechLlama, params: Any, features: jax.Array, length: jax.Arr
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(model: SpeechLlama, params: Any, encoded: Encoded, strategy: Strategy) -> Decoded:
-    room = LIMIT + strategy.room(M)
     active = jnp.ones(encoded.length.shape, bool)
-    return strategy.decode(view(model, params, encoded, room), active, LIMIT)
+    return strategy.decode(view(model, params, encoded, LIMIT), active, LIMIT)
 
 
 def drawn(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -80,12 +79,14 @@ def drawn(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return features, length
 
 
-KINDS = pytest.mark.parametrize("kind", ["latent", "independent"])
 VOCABULARIES = pytest.mark.parametrize("vocabulary", [PLAIN, PROMPTED], ids=["plain", "prompted"])
 
 
-@KINDS
-@VOCABULARIES
+@pytest.mark.parametrize(
+    ("kind", "vocabulary"),
+    [("latent", PLAIN), ("independent", PROMPTED)],
+    ids=["latent", "independent, prompted"],
+)
 def test_verify_is_identical_to_greedy_of_its_width(kind: str, vocabulary: Vocabulary) -> None:
     lengths, accepted, proposed = set(), 0, 0
     for seed in range(4):
@@ -115,11 +116,10 @@ def test_threshold_above_1_is_greedy() -> None:
     np.testing.assert_array_equal(eager.calls, -(-eager.length // M))
 
 
-@KINDS
 @VOCABULARIES
-def test_prefill_and_extend_equal_the_full_pass(kind: str, vocabulary: Vocabulary) -> None:
+def test_prefill_and_extend_equal_the_full_pass(vocabulary: Vocabulary) -> None:
     """In chunks of any size, each row its own, with rejected drafts in between."""
-    model, params = build(kind, vocabulary)
+    model, params = build("latent", vocabulary)
     features, length = drawn()
     rng = np.random.default_rng(1)
     text_length = np.array([LIMIT, 5, 1, 13, 20, 8, 2, 17], np.int32)
@@ -158,25 +158,24 @@ def test_prefill_and_extend_equal_the_full_pass(kind: str, vocabulary: Vocabular
     np.testing.assert_array_equal(cache.length, frames + before + text_length - 1)
 
 
-@VOCABULARIES
-def test_padding_and_neighbours_are_invisible(vocabulary: Vocabulary) -> None:
+def test_padding_and_neighbours_are_invisible() -> None:
     """A row alone, cut to its own length, has the hidden states and logits it has in a batch."""
-    model, params = build("latent", vocabulary)
+    model, params = build("latent", PROMPTED)
     features, length = drawn()
     tokens = np.random.default_rng(2).integers(3, 11, (ROWS, 6)).astype(np.int32)
     text_length = np.full(ROWS, 6, np.int32)
 
-    def heads(*args: Any) -> tuple[jax.Array, jax.Array]:
+    @jax.jit
+    def heads(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden, _ = model.apply({"params": params}, *args)
         return hidden, call(model, params, "all_logits", hidden)
 
-    together = jax.jit(heads)(features, length, tokens, text_length)
+    together = heads(features, length, tokens, text_length)
     assert together[1].shape == (ROWS, 6, M, 11)
-    for row in (1, 3):
-        one = slice(row, row + 1)
-        alone = heads(features[one, : length[row]], length[one], tokens[one], text_length[one])
-        for ours, theirs in zip(alone, together, strict=True):
-            np.testing.assert_allclose(ours[0], theirs[row], rtol=0, atol=1e-5)
+    one = slice(1, 2)
+    alone = heads(features[one, : length[1]], length[one], tokens[one], text_length[one])
+    for ours, theirs in zip(alone, together, strict=True):
+        np.testing.assert_allclose(ours[0], theirs[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", [Greedy(M), Threshold(0.3), Verify()], ids=repr)
@@ -192,7 +191,7 @@ def test_free_slots_of_the_cache_may_hold_anything_finite(strategy: Strategy) ->
 
     @jax.jit
     def decoded(junk: jax.Array) -> Decoded:
-        seen = view(model, params, encoded, LIMIT + strategy.room(M))
+        seen = view(model, params, encoded, LIMIT)
 
         def prefill() -> tuple[jax.Array, KVCache]:
             hidden, cache = seen.prefill()

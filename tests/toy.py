@@ -51,7 +51,7 @@ def weight(slot: Any) -> Any:
 
 
 def score(seed: Any, state: Any, token: Any) -> Any:
-    """Logit of an ordinary `token` behind a prefix whose hash is `state`: 0 to 3, so ties abound."""
+    """Logit of an ordinary `token` behind a prefix of hash `state`: 0 to 3, so ties abound."""
     return mix(state + mix(token * 97 + seed)) % 4
 
 

@@ -24,7 +24,7 @@ from mtp_jax.data.source import DataError
 
 # Utterances a split. "tiny" is for tests of what stands on the corpus.
 SIZES: dict[str, dict[str, int]] = {
-    "default": {"train": 12_000, "dev": 200, "test": 400},
+    "default": {"train": 12_000, "dev": 300, "test": 400},
     "tiny": {"train": 64, "dev": 8, "test": 8},
 }
 SEED = 0
@@ -36,7 +36,7 @@ class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     name = "embedded"
     code_path = None  # TFDS would look beside it for checksums, by a package it does not require
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # of what is spoken: a new one is made anew
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name=name, description=f"{sum(sizes.values())} utterances")
         for name, sizes in SIZES.items()
@@ -105,8 +105,8 @@ def embedded(cache_dir: Path, config: str = "default") -> tfds.core.DatasetBuild
         with _alone(cache_dir / f"embedded-{config}.lock"):
             final = Path(builder.data_dir)
             if not (final / "dataset_info.json").is_file():  # what TFDS writes last
-                for leftover in final.parent.glob(f"{final.name}*"):
-                    shutil.rmtree(leftover)
+                for leftover in (final, *final.parent.glob(f"incomplete.*{final.name}")):
+                    shutil.rmtree(leftover, ignore_errors=True)
                 _prepare(builder)
     except OSError as error:
         raise DataError(

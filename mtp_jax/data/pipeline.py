@@ -80,7 +80,7 @@ def train_batches(
         report.add(Problem(source.utterances[i].id, "too many tokens", detail))
     if not kept:
         raise DataError(f"{source.title} has nothing to train on; skipped: {report.skipped()}")
-    bounds = _bounds(data, rate)
+    bounds = _bounds(data.bucket_seconds, rate)
     plan = TrainPlan(
         samples=[_samples(source, i, rate) for i in kept],
         tokens=[len(texts[i]) for i in kept],
@@ -125,7 +125,7 @@ def eval_batches(
     plan = evaluation_plan(
         samples=[_samples(source, i, rate) for i in every],
         tokens=[len(text) for text in texts],
-        bounds=_bounds(data, rate),
+        bounds=_bounds(config.evaluation.bucket_seconds or data.bucket_seconds, rate),
         rows=batch_size,
     )
     report = Report(source.title, len(texts), source.problems)
@@ -186,8 +186,8 @@ def _samples(source: Source, index: int, rate: int) -> int:
     return round(source.utterances[index].seconds * rate)
 
 
-def _bounds(data: Data, rate: int) -> list[int]:
-    return [math.ceil(seconds * rate) for seconds in data.bucket_seconds]
+def _bounds(bucket_seconds: Sequence[float], rate: int) -> list[int]:
+    return [math.ceil(seconds * rate) for seconds in bucket_seconds]
 
 
 def _rows_per_bucket(data: Data, shares: int) -> list[int]:

@@ -45,9 +45,9 @@ def tfds_builder(name: str) -> tfds.core.DatasetBuilder:
         builder = tfds.builder(name, data_dir=folder, try_gcs=False, file_format="array_record")
         builder.download_and_prepare()
     except ImportError as error:
+        package = error.name or "tensorflow-cpu"  # TFDS tells no name where TensorFlow is missing
         raise DataError(
-            f"tfds:{name} needs {error.name or 'TensorFlow'}, which is not installed: "
-            "run pip install tensorflow-cpu pydub"
+            f"tfds:{name} needs a package that is not installed: run pip install {package}"
         ) from None
     except Exception as error:  # a builder is third-party code and may raise anything
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]

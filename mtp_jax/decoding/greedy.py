@@ -22,9 +22,6 @@ class Greedy:
 
     width: int = struct.field(pytree_node=False, default=1)
 
-    def room(self, heads: int) -> int:
-        return 0
-
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
         first_only = jnp.arange(self.width) == 0
 

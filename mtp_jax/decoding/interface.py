@@ -143,9 +143,6 @@ class Strategy(Protocol):
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
         """Decodes every row where bool[B] `active` is True, to at most `max_tokens` tokens."""
 
-    def room(self, heads: int) -> int:
-        """Cache slots needed behind those of the text, for drafts that run past its end."""
-
 
 def most_likely(logits: jax.Array) -> jax.Array:
     """int32[...] token of the greatest of logits [..., V]; ties go to the lowest id."""

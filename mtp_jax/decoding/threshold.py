@@ -26,9 +26,6 @@ class Threshold:
 
     tau: jax.Array | float = 0.9
 
-    def room(self, heads: int) -> int:
-        return 0
-
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
         def unfinished(state: _State) -> jax.Array:
             return jnp.any(~state.text.finished)

@@ -20,9 +20,6 @@ class Verify:
     1 + ceil((N - 1) / M) calls for N tokens. (arXiv 2409.08148; after Stern et al., 2018.)
     """
 
-    def room(self, heads: int) -> int:
-        return heads
-
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
         def unfinished(state: _State) -> jax.Array:
             return jnp.any(~state.text.finished)

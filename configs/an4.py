@@ -1,0 +1,51 @@
+"""CMU AN4: spelled words, digits and dates by 84 speakers, 0.7 hours in all, from manifests.
+
+    python -m mtp_jax.train --config=configs/an4.py --config.data.train=AN4/train.jsonl \\
+        --config.data.dev=AN4/dev.jsonl --config.data.test=AN4/test.jsonl
+
+The paths default to ``../shared/speech``. The data are small, so augmentation and dropout are
+strong, and the utterances come round some hundred times. About 40 minutes on two CPU cores; what
+to expect is in ``docs/results.md``.
+"""
+
+from ml_collections import ConfigDict
+
+from mtp_jax.config import (
+    Augment,
+    Config,
+    Data,
+    Decoder,
+    Encoder,
+    Evaluation,
+    Heads,
+    Loss,
+    Optim,
+    Tokenizer,
+    Train,
+    to_config_dict,
+)
+
+
+def get_config(folder: str = "../shared/speech") -> ConfigDict:
+    """Args: folder: where ``an4.train.jsonl``, ``an4.dev.jsonl`` and ``an4.test.jsonl`` are."""
+    return to_config_dict(
+        Config(
+            data=Data(
+                train=f"{folder}/an4.train.jsonl",
+                dev=f"{folder}/an4.dev.jsonl",
+                test=f"{folder}/an4.test.jsonl",
+                bucket_seconds=(2.2, 3.6, 7.2),
+                batch_size=16,
+                max_tokens=40,
+            ),
+            augment=Augment(speeds=(0.9, 0.95, 1.0, 1.05, 1.1), freq_width=20, time_fraction=0.1),
+            tokenizer=Tokenizer(vocab_size=72),
+            encoder=Encoder(dropout=0.15),
+            decoder=Decoder(dropout=0.15),
+            heads=Heads(count=6),
+            loss=Loss(ctc=1.5),
+            optim=Optim(steps=6000, warmup_steps=300),
+            train=Train(dev_every=500, checkpoint_every=250),
+            evaluation=Evaluation(taus=(0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)),
+        )
+    )

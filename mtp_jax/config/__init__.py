@@ -1,0 +1,43 @@
+"""What one run is made of: frozen dataclasses, checked once, when they are built.
+
+A file in ``configs/`` returns ``to_config_dict(Config(...))``, so that every field can be
+overridden on the command line (``--config.optim.steps=100``); `from_config_dict` turns the
+result back into a `Config` and refuses a wrong key or value by its full name.
+"""
+
+from mtp_jax.config.checks import ConfigError
+from mtp_jax.config.model import Decoder, Encoder, FrontEnd, Heads, RopeScaling
+from mtp_jax.config.run import (
+    STRATEGIES,
+    Augment,
+    Data,
+    Evaluation,
+    Loss,
+    Mesh,
+    Optim,
+    Tokenizer,
+    Train,
+)
+from mtp_jax.config.whole import Config, differences, from_config_dict, to_config_dict
+
+__all__ = [
+    "STRATEGIES",
+    "Augment",
+    "Config",
+    "ConfigError",
+    "Data",
+    "Decoder",
+    "Encoder",
+    "Evaluation",
+    "FrontEnd",
+    "Heads",
+    "Loss",
+    "Mesh",
+    "Optim",
+    "RopeScaling",
+    "Tokenizer",
+    "Train",
+    "differences",
+    "from_config_dict",
+    "to_config_dict",
+]

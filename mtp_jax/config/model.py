@@ -1,0 +1,175 @@
+"""What the model is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtp_jax.config.checks import check, one_of
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontEnd:
+    """Log-mel features, 100 frames a second.
+
+    Attributes:
+        flavour: "kaldi" (pre-emphasis, Povey window, natural log) or "whisper" (Hann window,
+            log10, clipped 8 below the loudest, scaled).
+        mel_bins: Z.
+        sample_rate: Hz; recordings are resampled to it when they are read.
+    """
+
+    flavour: str = "kaldi"
+    mel_bins: int = 80
+    sample_rate: int = 16_000
+
+    def __post_init__(self) -> None:
+        one_of(self.flavour, ("kaldi", "whisper"), "front_end.flavour")
+        check(self.mel_bins > 0, "front_end.mel_bins", "must be positive")
+        check(self.sample_rate >= 1000, "front_end.sample_rate", "must be 1000 or more")
+        check(
+            self.flavour != "whisper" or self.sample_rate == 16_000,
+            "front_end.sample_rate",
+            f"({self.sample_rate}) must be 16000 for config.front_end.flavour 'whisper'",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Conformer (Gulati et al., 2020) behind a strided one-dimensional convolution.
+
+    Attributes:
+        subsampling: stride of each front-end convolution; their product is the number of
+            10 ms feature frames that become one encoder frame.
+        subsampling_kernel: width of each of these convolutions, in multiples of its stride;
+            1 makes it a linear map of stacked frames.
+        width: D of the encoder.
+        layers, heads: depth and attention heads.
+        feedforward: width of the feed-forward layers as a multiple of D.
+        kernel: frames that the depthwise convolution sees (odd).
+        dropout: rate on every residual branch, in training.
+        remat, scan_layers: as in `Decoder`.
+    """
+
+    subsampling: tuple[int, ...] = (4, 2)
+    subsampling_kernel: int = 1
+    width: int = 144
+    layers: int = 4
+    heads: int = 4
+    feedforward: int = 4
+    kernel: int = 15
+    dropout: float = 0.0
+    remat: bool = False
+    scan_layers: bool = False
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.subsampling) > 0 and all(s >= 1 for s in self.subsampling),
+            "encoder.subsampling",
+            "must hold at least one stride, each 1 or more",
+        )
+        for name in ("subsampling_kernel", "width", "layers", "heads", "feedforward"):
+            check(getattr(self, name) > 0, f"encoder.{name}", "must be positive")
+        check(
+            self.width % (2 * self.heads) == 0,
+            "encoder.width",
+            f"({self.width}) must be a multiple of twice config.encoder.heads ({self.heads})",
+        )
+        check(self.kernel % 2 == 1, "encoder.kernel", "must be odd")
+        check(0 <= self.dropout < 1, "encoder.dropout", "must be within [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the trained length.
+
+    Attributes:
+        kind: "none", "linear", "llama3" or "yarn", as in Hugging Face's ``rope_scaling``.
+        factor: how many times longer.
+        original_length: positions the unscaled model was trained on (llama3, yarn).
+        low_freq_factor, high_freq_factor: the band that llama3 blends over.
+        beta_fast, beta_slow: the band that yarn blends over, in rotations.
+    """
+
+    kind: str = "none"
+    factor: float = 1.0
+    original_length: int = 8192
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+    def __post_init__(self) -> None:
+        one_of(self.kind, ("none", "linear", "llama3", "yarn"), "decoder.rope_scaling.kind")
+        check(self.factor >= 1, "decoder.rope_scaling.factor", "must be 1 or more")
+        check(
+            self.high_freq_factor > self.low_freq_factor,
+            "decoder.rope_scaling.high_freq_factor",
+            "must exceed low_freq_factor",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """LLaMA (Touvron et al., 2023): RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+    Attributes:
+        width: D.
+        layers: depth.
+        query_heads, kv_heads: N and G; G divides N.
+        head_size: H (even).
+        feedforward: F.
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: see `RopeScaling`.
+        norm_epsilon: of RMSNorm.
+        tied: the LM head is the transposed embedding.
+        dropout: rate on every residual branch, in training.
+        remat: recompute each layer in the backward pass instead of storing it.
+        scan_layers: compile one layer and loop over it; False unrolls the loop (the parameters
+            are laid out alike, so that a checkpoint serves both).
+        prompt_before, prompt_after: text put around the audio, tokenised without BOS.
+    """
+
+    width: int = 144
+    layers: int = 2
+    query_heads: int = 4
+    kv_heads: int = 2
+    head_size: int = 36
+    feedforward: int = 384
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    norm_epsilon: float = 1e-5
+    tied: bool = True
+    dropout: float = 0.0
+    remat: bool = False
+    scan_layers: bool = False
+    prompt_before: str = ""
+    prompt_after: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "query_heads", "kv_heads", "head_size", "feedforward"):
+            check(getattr(self, name) > 0, f"decoder.{name}", "must be positive")
+        check(
+            self.query_heads % self.kv_heads == 0,
+            "decoder.kv_heads",
+            f"({self.kv_heads}) must divide config.decoder.query_heads ({self.query_heads})",
+        )
+        check(self.head_size % 2 == 0, "decoder.head_size", "must be even, for rotary positions")
+        check(0 <= self.dropout < 1, "decoder.dropout", "must be within [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The M prediction heads.
+
+    Attributes:
+        kind: "independent" (a D x V projection each) or "latent" (a D x D map each, then the
+            shared un-embedding).
+        count: M, head 1 (the LM head) included; 1 is the plain model.
+    """
+
+    kind: str = "latent"
+    count: int = 8
+
+    def __post_init__(self) -> None:
+        one_of(self.kind, ("independent", "latent"), "heads.kind")
+        check(self.count >= 1, "heads.count", "must be 1 or more")

@@ -1,0 +1,247 @@
+"""What the model is trained and evaluated with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtp_jax.config.checks import check, one_of
+
+STRATEGIES = ("ctc", "greedy", "threshold", "verify")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Training-time augmentation.
+
+    Attributes:
+        speeds: each utterance of each epoch is played at one of these speeds, drawn evenly
+            (Ko et al., 2015); ``(1.0,)`` turns it off.
+        freq_masks, freq_width: SpecAugment (Park et al., 2019): number of frequency masks and
+            their greatest width in mel bins.
+        time_masks, time_width, time_fraction: number of time masks and their greatest width,
+            in frames and as a fraction of the utterance (the smaller of the two holds).
+    """
+
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    freq_masks: int = 2
+    freq_width: int = 27
+    time_masks: int = 2
+    time_width: int = 100
+    time_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.speeds) > 0 and all(0.5 <= s <= 2 for s in self.speeds),
+            "augment.speeds",
+            "must be a non-empty tuple of factors between 0.5 and 2",
+        )
+        for name in ("freq_masks", "freq_width", "time_masks", "time_width"):
+            check(getattr(self, name) >= 0, f"augment.{name}", "must not be negative")
+        check(0 <= self.time_fraction <= 1, "augment.time_fraction", "must be within [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where utterances come from and how they are batched.
+
+    Attributes:
+        train, dev, test: a source each: ``embedded:SPLIT`` (the corpus that the project makes
+            for itself), ``tfds:NAME[/CONFIG]:SPLIT``, the path of a JSON-lines manifest, or a
+            LibriSpeech directory. Several, joined by ``+``, are read as one.
+        cache_dir: where the embedded corpus and the indices of sources are kept.
+        bucket_seconds: upper bounds of the length buckets; the last is the longest utterance
+            accepted. Every bucket costs one compilation of the training step.
+        batch_size: utterances in a global batch of the longest bucket; shorter buckets hold
+            more, in proportion to `batch_seconds_alike`.
+        batch_seconds_alike: True gives every bucket about the same seconds of audio a batch,
+            False the same number of utterances.
+        max_tokens: longest text accepted, in tokens with EOS.
+        workers: threads that read and decode audio.
+        prefetch: batches read ahead.
+    """
+
+    train: str = "embedded:train"
+    dev: str = "embedded:dev"
+    test: str = "embedded:test"
+    cache_dir: str = "~/.cache/mtp_jax"
+    bucket_seconds: tuple[float, ...] = (2.4, 3.2)
+    batch_size: int = 32
+    batch_seconds_alike: bool = False
+    max_tokens: int = 48
+    workers: int = 2
+    prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        buckets = self.bucket_seconds
+        check(
+            len(buckets) > 0 and list(buckets) == sorted(set(buckets)) and buckets[0] > 0,
+            "data.bucket_seconds",
+            "must be positive and increasing",
+        )
+        for name in ("batch_size", "max_tokens", "workers", "prefetch"):
+            check(getattr(self, name) > 0, f"data.{name}", "must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A SentencePiece model: `model` loads one; without it one is trained on the training text.
+
+    Attributes:
+        model: path of a ``tokenizer.model``, or empty.
+        vocab_size: pieces, the four special ones included, of a tokenizer that is trained.
+        algorithm: "unigram" or "bpe".
+    """
+
+    model: str = ""
+    vocab_size: int = 96
+    algorithm: str = "unigram"
+
+    def __post_init__(self) -> None:
+        one_of(self.algorithm, ("unigram", "bpe"), "tokenizer.algorithm")
+        check(self.vocab_size > 4, "tokenizer.vocab_size", "must exceed the 4 special pieces")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Weights of the training loss; head 1 always has weight 1.
+
+    Attributes:
+        head_weight: weight of heads 2..M, spread as ``head_weight * head_decay ** (m - 2)``.
+        head_decay: see above.
+        label_smoothing: mass moved from the target to all tokens evenly.
+        ctc: weight of the encoder's CTC loss.
+    """
+
+    head_weight: float = 0.5
+    head_decay: float = 1.0
+    label_smoothing: float = 0.0
+    ctc: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("head_weight", "head_decay", "ctc"):
+            check(getattr(self, name) >= 0, f"loss.{name}", "must not be negative")
+        check(0 <= self.label_smoothing < 1, "loss.label_smoothing", "must be within [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """The optimizer, under a linear warm-up and a cosine decay to zero.
+
+    Attributes:
+        algorithm: "adamw", or "muon" (Jordan et al., 2024) for matrices with AdamW for the rest.
+        steps: optimizer updates in the whole run.
+        warmup_steps: updates until the rate peaks.
+        learning_rate: peak.
+        weight_decay: on matrices; norms, biases and embeddings are left alone.
+        b1, b2: Adam's decay rates.
+        clip_norm: greatest global norm of the gradient.
+        accumulate: batches whose gradients are averaged for one update.
+    """
+
+    algorithm: str = "adamw"
+    steps: int = 2000
+    warmup_steps: int = 200
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    b1: float = 0.9
+    b2: float = 0.98
+    clip_norm: float = 1.0
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        one_of(self.algorithm, ("adamw", "muon"), "optim.algorithm")
+        for name in ("steps", "accumulate"):
+            check(getattr(self, name) >= 1, f"optim.{name}", "must be 1 or more")
+        check(
+            0 <= self.warmup_steps < self.steps,
+            "optim.warmup_steps",
+            f"({self.warmup_steps}) must be less than config.optim.steps ({self.steps})",
+        )
+        for name in ("learning_rate", "clip_norm"):
+            check(getattr(self, name) > 0, f"optim.{name}", "must be positive")
+        for name in ("b1", "b2"):
+            check(0 <= getattr(self, name) < 1, f"optim.{name}", "must be within [0, 1)")
+        check(self.weight_decay >= 0, "optim.weight_decay", "must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The loop around the training step.
+
+    Attributes:
+        dtype: of activations, "float32" or "bfloat16"; parameters are float32.
+        log_every: steps between TensorBoard scalars.
+        dev_every: steps between greedy decodings of dev, which choose the best checkpoint.
+        checkpoint_every: steps between checkpoints to resume from.
+        keep_best: checkpoints kept by dev WER.
+        explosion: training stops once the loss exceeds this multiple of its running mean.
+    """
+
+    dtype: str = "float32"
+    log_every: int = 20
+    dev_every: int = 500
+    checkpoint_every: int = 250
+    keep_best: int = 1
+    explosion: float = 10.0
+
+    def __post_init__(self) -> None:
+        one_of(self.dtype, ("float32", "bfloat16"), "train.dtype")
+        for name in ("log_every", "dev_every", "checkpoint_every", "keep_best"):
+            check(getattr(self, name) > 0, f"train.{name}", "must be positive")
+        check(self.explosion > 1, "train.explosion", "must exceed 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each mesh axis; exactly one may be -1, for all that remain.
+
+    Attributes:
+        data: copies of the model, each with its part of the batch.
+        fsdp: parts of the batch that also share out the parameters.
+        tensor: devices that share each matrix product.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = (self.data, self.fsdp, self.tensor)
+        check(
+            all(s >= 1 or s == -1 for s in sizes) and sizes.count(-1) <= 1,
+            "mesh",
+            f"has sizes {sizes}; each must be 1 or more, and at most one may be -1 (the rest)",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What the closing table compares.
+
+    Attributes:
+        batch_sizes: each strategy is run at each of these.
+        taus: thresholds swept on dev to choose the one reported on test.
+        max_wer_increase: absolute WER (per cent) on dev that threshold decoding may lose.
+        normalizer: "english" (Whisper's), "basic" (Whisper's for other languages) or "none".
+        strategies: rows of the table.
+        bucket_seconds: length buckets, as in `Data`, which it falls back on if empty. Every
+            bucket costs one compilation a strategy and batch size.
+    """
+
+    batch_sizes: tuple[int, ...] = (1, 16)
+    taus: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+    max_wer_increase: float = 0.0
+    normalizer: str = "english"
+    strategies: tuple[str, ...] = STRATEGIES
+    bucket_seconds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        one_of(self.normalizer, ("english", "basic", "none"), "evaluation.normalizer")
+        check(
+            len(self.batch_sizes) > 0 and all(b > 0 for b in self.batch_sizes),
+            "evaluation.batch_sizes",
+            "must hold positive sizes",
+        )
+        check(len(self.strategies) > 0, "evaluation.strategies", "must name at least one")
+        for strategy in self.strategies:
+            one_of(strategy, STRATEGIES, "evaluation.strategies")

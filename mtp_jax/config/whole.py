@@ -1,0 +1,96 @@
+"""Between `Config` and the nested dictionaries of config files and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtp_jax.config.checks import ConfigError
+from mtp_jax.config.model import Decoder, Encoder, FrontEnd, Heads
+from mtp_jax.config.run import Augment, Data, Evaluation, Loss, Mesh, Optim, Tokenizer, Train
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, whole. `seed` fixes initialisation, data order and augmentation."""
+
+    seed: int = 0
+    front_end: FrontEnd = FrontEnd()
+    augment: Augment = Augment()
+    data: Data = Data()
+    tokenizer: Tokenizer = Tokenizer()
+    encoder: Encoder = Encoder()
+    decoder: Decoder = Decoder()
+    heads: Heads = Heads()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    evaluation: Evaluation = Evaluation()
+
+
+def to_config_dict(config: Config) -> ConfigDict:
+    """Every field of `config`, open to overrides from the command line."""
+    return ConfigDict(dataclasses.asdict(config))
+
+
+def from_config_dict(values: Mapping[str, Any]) -> Config:
+    """Builds the `Config` that `values` describes.
+
+    Args:
+        values: nested mapping, a `ConfigDict` or what ``json.loads`` gives.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range, by full name.
+    """
+    if isinstance(values, ConfigDict):
+        values = values.to_dict()
+    return typing.cast(Config, _build(Config, values, prefix="config"))
+
+
+def _build(cls: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix} must be a group of fields, not {values!r}")
+    fields = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), list(fields), n=1)
+            hint = f"did you mean {prefix}.{close[0]}?" if close else f"it has {', '.join(fields)}"
+            raise ConfigError(f"{prefix}.{key} is not a field: {hint}")
+    return cls(**{key: _value(fields[key], v, f"{prefix}.{key}") for key, v in values.items()})
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, name)
+    if isinstance(hint, types.GenericAlias):  # tuple[item, ...]
+        if not isinstance(value, (tuple, list)):
+            raise ConfigError(f"{name} must be a tuple, not {value!r}")
+        return tuple(_value(typing.get_args(hint)[0], item, name) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{name} must be of type {hint.__name__}, not {value!r}")
+    return value
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """Names of the fields in which two configs differ, as ``optim.steps: 10 -> 20``."""
+
+    def flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in group.items():
+            if isinstance(value, Mapping):
+                out |= flat(value, f"{prefix}{key}.")
+            else:
+                out[prefix + key] = value
+        return out
+
+    a, b = flat(dataclasses.asdict(ours)), flat(dataclasses.asdict(theirs))
+    return [f"{key}: {a[key]!r} -> {b[key]!r}" for key in a if a[key] != b[key]]

@@ -1,0 +1,132 @@
+"""Two training batches on 1 device and on meshes of 8; run by tests/test_sharding.py.
+
+XLA makes several devices of one CPU only if told before JAX starts, so this is a process of its
+own: ``python -m tests.eight_devices OUT`` writes ``OUT/MESH.npz`` (state and scalars after two
+batches, which make one update), ``OUT/shards.json`` (the shape that one device holds of
+each parameter and of its moments) and ``OUT/meshes.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Tiny programs take longer to optimize than to run.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+
+import jax
+import numpy as np
+import optax
+
+from mtp_jax import config as configs
+from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads, Optim
+from mtp_jax.data import Batch
+from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.optim import make_optimizer
+from mtp_jax.sharding import MeshError, batch_divisor, batch_sharding, make_mesh
+from mtp_jax.train_step import TrainState, init_state, make_train_step
+
+V, B, T, L = 16, 8, 3200, 6
+MODEL = SpeechLlama(
+    Config(
+        front_end=FrontEnd(mel_bins=8),
+        encoder=Encoder(subsampling=(4,), width=8, layers=1, heads=2, feedforward=2, kernel=3),
+        decoder=Decoder(
+            width=8,
+            layers=2,
+            query_heads=4,
+            kv_heads=2,
+            head_size=4,
+            feedforward=12,
+            dropout=0.1,
+            scan_layers=True,
+            tied=False,
+        ),
+        heads=Heads("independent", 3),
+        optim=Optim(steps=10, warmup_steps=0, learning_rate=1e-2, accumulate=2),
+    ),
+    Vocabulary(V, bos=1, eos=2, prompt_before=(3,)),
+)
+MESHES = {
+    "one": configs.Mesh(data=1),
+    "data": configs.Mesh(data=-1),
+    "fsdp_and_tensor": configs.Mesh(data=2, fsdp=2, tensor=2),
+}
+
+
+def batch(seed: int) -> Batch:
+    """Rows of every length, a short one, and one that is only filler."""
+    rng = np.random.default_rng(seed)
+    audio_length = np.array([T, T - 500, 400, T // 2, T, T - 7, 0, 2000], np.int32)
+    token_length = np.array([L, 3, 2, L, 1, 5, 0, 4], np.int32)
+    audio = rng.integers(-3000, 3000, (B, T))
+    tokens = rng.integers(4, V, (B, L))
+    tokens[np.arange(B), np.maximum(token_length - 1, 0)] = MODEL.vocabulary.eos
+    return Batch(
+        audio=np.where(np.arange(T) < audio_length[:, None], audio, 0).astype(np.int16),
+        audio_length=audio_length,
+        tokens=np.where(np.arange(L) < token_length[:, None], tokens, 0).astype(np.int32),
+        token_length=token_length,
+        index=np.where(token_length > 0, np.arange(B), -1).astype(np.int32),
+    )
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by the names of their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def parts(state: TrainState) -> dict[str, Any]:
+    """Parameters and both moments, by name."""
+    adam = next(
+        s
+        for s in jax.tree.leaves(
+            state.opt_state, is_leaf=lambda s: isinstance(s, optax.ScaleByAdamState)
+        )
+        if isinstance(s, optax.ScaleByAdamState)
+    )
+    return named({"params": state.params, "mu": adam.mu, "nu": adam.nu})
+
+
+def run(out: Path) -> None:
+    shards = {}
+    for name, sizes in MESHES.items():
+        mesh = make_mesh(sizes, jax.devices()[: 1 if name == "one" else 8])
+        optimizer = make_optimizer(MODEL.config.optim)
+        state, shardings = init_state(MODEL, optimizer, 0, mesh)
+        arrays = {f"start/{key}": jax.device_get(x) for key, x in parts(state).items()}
+        step = make_train_step(MODEL, optimizer, shardings)
+        for seed in (0, 1):
+            placed = jax.device_put(batch(seed), batch_sharding(mesh))
+            state, metrics = step(state, placed)
+            arrays |= {f"metrics_{seed}/{key}": x for key, x in metrics.items()}
+        arrays |= parts(state)
+        shards[name] = {
+            key: [x.sharding.shard_shape(x.shape), x.shape] for key, x in parts(state).items()
+        }
+        np.savez(out / f"{name}.npz", **jax.device_get(arrays))
+    (out / "shards.json").write_text(json.dumps(shards))
+
+
+def lay_out(out: Path) -> None:
+    """What `make_mesh` makes, and what `init_state` refuses."""
+    meshes = {}
+    for sizes in ((-1, 1, 1), (2, -1, 2), (4, 2, 1), (1, 1, -1)):
+        mesh = make_mesh(configs.Mesh(*sizes))
+        meshes[str(sizes)] = [list(mesh.shape.values()), batch_divisor(mesh)]
+    try:
+        init_state(MODEL, make_optimizer(MODEL.config.optim), 0, make_mesh(configs.Mesh(1, 1, 8)))
+    except MeshError as error:
+        meshes["refusal"] = str(error)
+    (out / "meshes.json").write_text(json.dumps(meshes))
+
+
+if __name__ == "__main__":
+    lay_out(Path(sys.argv[1]))
+    run(Path(sys.argv[1]))

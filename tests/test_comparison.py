@@ -1,0 +1,315 @@
+"""The comparison and its report, over outcomes made up here: no model runs."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from mtp_jax.comparison import (
+    Row,
+    Task,
+    choose_tau,
+    compare,
+    differences,
+    identical,
+    row,
+    strategies,
+    word_error_rate,
+)
+from mtp_jax.config import Config, Heads
+from mtp_jax.data import Batch, Source, Utterance
+from mtp_jax.decoding import Greedy, Strategy, Threshold, Verify
+from mtp_jax.recognizer import Hypothesis, Outcome, Recognizer
+from mtp_jax.report import draw, table, write_hypotheses
+
+REFERENCES = ("turn it on", "call ann twice", "stop")
+M = 3
+
+
+def outcome(
+    texts: tuple[str, ...] = REFERENCES,
+    calls: tuple[int, ...] = (4, 4, 2),
+    tokens: tuple[tuple[int, ...], ...] = ((5, 6, 7, 2), (5, 8, 9, 2), (4, 2)),
+    proposed: tuple[int, int] = (0, 0),
+    accepted: tuple[int, int] = (0, 0),
+) -> Outcome:
+    hypotheses = [
+        Hypothesis(id=f"u{i}", reference=reference, text=text, tokens=ids, calls=n)
+        for i, (reference, text, ids, n) in enumerate(
+            zip(REFERENCES, texts, tokens, calls, strict=True)
+        )
+    ]
+    return Outcome(
+        hypotheses=tuple(hypotheses),
+        proposed=np.array(proposed),
+        accepted=np.array(accepted),
+        loop_steps=max(calls),
+        at_length_limit=0,
+        audio_seconds=6.0,
+        wall_seconds=0.5,
+        compile_seconds=2.5,
+        batch_size=4,
+    )
+
+
+GREEDY = outcome()
+
+
+class Fake:
+    """A recogniser that answers from a function of the strategy, and counts its runs."""
+
+    def __init__(self, answer: Callable[[Strategy | None], Outcome], heads: int = M) -> None:
+        self.answer = answer
+        self.model = SimpleNamespace(config=Config(heads=Heads(count=heads)))
+        self.ran: list[Strategy | None] = []
+
+    def run(self, source: Source, batches: Any, strategy: Strategy | None) -> Outcome:
+        self.ran.append(strategy)
+        assert list(batches)
+        return self.answer(strategy)
+
+    def top2_gap(self, batch: Batch, at: int, tokens: tuple[int, ...]) -> float:
+        return 0.001 * int(batch.index[at]) + len(tokens)
+
+
+def recognizer(answer: Callable[[Strategy | None], Outcome], heads: int = M) -> Recognizer:
+    return cast(Recognizer, Fake(answer, heads))
+
+
+def task() -> Task:
+    """The three utterances, shortest first, as `eval_batches` has them."""
+    utterances = [Utterance(f"u{i}", text, 2.0) for i, text in enumerate(REFERENCES)]
+    source = Source("toy", "test", utterances, [], lambda i: np.zeros(1, np.int16))
+
+    def batches(size: int) -> Iterator[Batch]:
+        for index in (2, 0, 1):
+            empty = np.zeros((1, 0), np.int32)
+            one = np.ones(1, np.int32)
+            yield Batch(empty, one, empty, one, np.array([index]))
+
+    return Task(source, batches)
+
+
+# rows
+
+
+def test_a_row_of_verification() -> None:
+    ours = outcome(
+        texts=("turn it on", "call an twice", "stop"),
+        calls=(2, 2, 1),
+        proposed=(4, 3),
+        accepted=(3, 0),
+    )
+    made = row("verify", {}, ours, GREEDY, "none")
+    assert made == {
+        "strategy": "verify",
+        "options": {},
+        "batch_size": 4,
+        "wer": pytest.approx(100 / 7),
+        "cer": pytest.approx(100 / 28),
+        "decoder_calls": 5,
+        "loop_steps": 2,
+        "tokens": 10,
+        "call_reduction": 2.0,
+        "tokens_per_call": 2.0,
+        "calls_per_word": pytest.approx(5 / 7),
+        "acceptance_by_head": [0.75, 0.0],
+        "identical_to_greedy": 1.0,
+        "at_length_limit": 0,
+        "rtfx": 12.0,
+        "compile_seconds": 2.5,
+    }
+    json.dumps(made, allow_nan=False)
+
+
+def test_a_head_that_was_never_tested_has_no_acceptance() -> None:
+    ours = outcome(proposed=(4, 0), accepted=(0, 0))
+    assert row("verify", {}, ours, GREEDY, "none")["acceptance_by_head"] == [0.0, None]
+    assert row("greedy", {}, GREEDY, GREEDY, "none")["acceptance_by_head"] is None
+
+
+def test_ctc_makes_no_calls_and_is_compared_to_nothing() -> None:
+    made = row("ctc", {}, outcome(calls=(0, 0, 0)), GREEDY, "none")
+    assert made["decoder_calls"] == 0
+    nothing = ("call_reduction", "tokens_per_call", "identical_to_greedy", "acceptance_by_head")
+    assert [made[key] for key in nothing] == [None] * 4
+
+
+def test_identical_counts_utterances() -> None:
+    other = outcome(tokens=((5, 6, 7, 2), (5, 8, 2), (4, 2)))
+    assert identical(GREEDY, GREEDY) == 1.0
+    assert identical(other, GREEDY) == pytest.approx(2 / 3)
+
+
+def test_word_error_rate_normalizes() -> None:
+    assert word_error_rate(outcome(texts=("Turn it on!", "call ann twice", "stop")), "english") == 0
+
+
+# tau
+
+
+def test_tau_has_the_fewest_calls_among_those_good_enough() -> None:
+    """tau 0.3 is the fastest but errs; 0.5 and 0.7 are as good as greedy, 0.5 faster."""
+    answers = {
+        0.3: outcome(texts=("turn it of", "call ann twice", "stop"), calls=(1, 1, 1)),
+        0.5: outcome(calls=(2, 1, 1)),
+        0.7: outcome(calls=(2, 2, 1)),
+        0.9: outcome(calls=(4, 4, 2)),
+    }
+
+    def answer(strategy: Strategy | None) -> Outcome:
+        return answers[float(strategy.tau)] if isinstance(strategy, Threshold) else GREEDY
+
+    choice = choose_tau(recognizer(answer), task(), (0.9, 0.3, 0.7, 0.5), 0.0, 4)
+    assert choice.tau == 0.5
+    assert choice.greedy_wer == 0.0
+    assert [r["options"]["tau"] for r in choice.sweep] == [0.3, 0.5, 0.7, 0.9]
+    assert [r["decoder_calls"] for r in choice.sweep] == [3, 4, 5, 10]
+    assert {r["strategy"] for r in choice.sweep} == {"threshold"}
+
+    allowed = choose_tau(recognizer(answer), task(), (0.3, 0.5), 15.0, 4)
+    assert allowed.tau == 0.3
+    assert choose_tau(recognizer(answer), task(), (0.3, 0.5), 14.0, 4).tau == 0.5
+
+
+def test_of_equal_calls_the_lower_tau_is_taken() -> None:
+    found = choose_tau(recognizer(lambda _: GREEDY), task(), (0.9, 0.5), 0.0, 4)
+    assert found.tau == 0.5
+
+
+def test_tau_is_1_if_none_is_good_enough() -> None:
+    bad = outcome(texts=("", "", ""))
+    choice = choose_tau(
+        recognizer(lambda s: bad if isinstance(s, Threshold) else GREEDY), task(), (0.5,), 1.0, 4
+    )
+    assert choice.tau == 1.0
+    assert len(choice.sweep) == 1
+
+
+# compare
+
+
+def test_the_rows_of_the_table() -> None:
+    assert strategies(("verify", "ctc", "greedy", "threshold"), 8, 0.9) == [
+        ("ctc", {}, None),
+        ("greedy", {"width": 1}, Greedy(1)),
+        ("greedy", {"width": 8}, Greedy(8)),
+        ("threshold", {"tau": 0.9}, Threshold(0.9)),
+        ("verify", {}, Verify()),
+    ]
+    assert [name for name, *_ in strategies(("greedy",), 1, 0.9)] == ["greedy"]
+
+
+def test_compare_runs_each_strategy_once_a_batch_size() -> None:
+    wide = outcome(tokens=((5, 6, 7, 2), (5, 8, 8, 2), (4, 2)))  # rounding made one differ
+
+    def answer(strategy: Strategy | None) -> Outcome:
+        if strategy is None:
+            return outcome(calls=(0, 0, 0))
+        if isinstance(strategy, Greedy):
+            return wide if strategy.width == M else GREEDY
+        if isinstance(strategy, Verify):
+            return outcome(calls=(2, 2, 1), tokens=tuple(h.tokens for h in wide.hypotheses))
+        return outcome(calls=(1, 2, 2))
+
+    model = recognizer(answer)
+    names = ("ctc", "greedy", "threshold", "verify")
+    rows, outcomes = compare(model, task(), 0.9, (1, 4), names)
+    assert len(cast(Fake, model).ran) == 2 * 5
+    assert [r["strategy"] for r in rows] == 2 * ["ctc", "greedy", "greedy", "threshold", "verify"]
+    ctc, narrow, wide_row, threshold, verify = rows[:5]
+    assert ctc["identical_to_greedy"] is None
+    assert narrow["identical_to_greedy"] == 1.0
+    assert wide_row["identical_to_greedy"] == pytest.approx(2 / 3)
+    assert verify["identical_to_greedy"] == 1.0  # to greedy of its own width
+    assert threshold["identical_to_greedy"] == pytest.approx(2 / 3)
+    assert verify["call_reduction"] == 2.0
+    # Where they part, every difference is shown with the gap between the two best tokens.
+    parted = [{"id": "u1", "position": 2, "top2_gap": pytest.approx(2.001)}]
+    assert verify["differs_from_1_wide_greedy"] == parted
+    assert wide_row["differs_from_1_wide_greedy"] == parted
+    assert narrow["differs_from_1_wide_greedy"] == []
+    assert "differs_from_1_wide_greedy" not in threshold
+    assert len(outcomes) == len(rows)
+    assert {
+        "ctc_batch1",
+        "greedy_width3_batch4",
+        "threshold_tau0.9_batch4",
+        "verify_batch1",
+    } <= set(outcomes)
+    json.dumps(rows, allow_nan=False)
+
+
+def test_differences_at_the_end_of_the_shorter_text() -> None:
+    shorter = outcome(tokens=((5, 6), (5, 8, 9, 2), (4, 2)))
+    found = differences(recognizer(lambda _: GREEDY), task(), shorter, GREEDY)
+    assert found == [{"id": "u0", "position": 2, "top2_gap": pytest.approx(2.0)}]
+
+
+# report
+
+
+def rows_to_show() -> list[Row]:
+    verify = outcome(calls=(2, 2, 1), proposed=(4, 0), accepted=(3, 0))
+    return [
+        row("ctc", {}, outcome(calls=(0, 0, 0)), GREEDY, "none"),
+        row("greedy", {"width": 1}, GREEDY, GREEDY, "none"),
+        row("threshold", {"tau": 0.95}, outcome(calls=(2, 2, 2)), GREEDY, "none"),
+        row("verify", {}, verify, GREEDY, "none"),
+    ]
+
+
+def test_the_table_shows_what_there_is_none_of_as_a_dash() -> None:
+    lines = table(rows_to_show(), utterances=3).splitlines()
+    assert len({len(line) for line in lines}) == 1, "columns are aligned"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    head, rule, ctc, greedy, threshold, verify = cells
+    assert all(set(cell) == {"-"} for cell in rule)
+    assert dict(zip(head, ctc, strict=True)) == {
+        "strategy": "ctc",
+        "batch": "4",
+        "WER %": "0.00",
+        "CER %": "0.00",
+        "calls/utt": "0.00",
+        "fewer calls": "-",
+        "tokens/call": "-",
+        "= greedy %": "-",
+        "accepted, heads 2..M, %": "-",
+        "RTFx": "12",
+        "compile s": "2.50",
+    }
+    assert greedy[0] == "greedy (width 1)"
+    assert threshold[0] == "threshold (tau 0.95)"
+    shown = dict(zip(head, verify, strict=True))
+    assert shown["accepted, heads 2..M, %"] == "75 -"
+    assert shown["fewer calls"] == "2.00x"
+    assert shown["= greedy %"] == "100.00"
+    assert shown["calls/utt"] == "1.67"
+
+
+def test_hypotheses_are_written_line_by_line(tmp_path: pathlib.Path) -> None:
+    write_hypotheses(tmp_path / "hypotheses", {"greedy_width1_batch4": GREEDY})
+    lines = (tmp_path / "hypotheses" / "greedy_width1_batch4.jsonl").read_text().splitlines()
+    assert json.loads(lines[1]) == {
+        "id": "u1",
+        "reference": "call ann twice",
+        "text": "call ann twice",
+        "tokens": 4,
+        "decoder_calls": 4,
+    }
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_pictures_are_drawn(tmp_path: pathlib.Path, swept: bool) -> None:
+    results: dict[str, Any] = {"rows": rows_to_show(), "dataset": {"split": "test"}}
+    results["tau_sweep"] = {"rows": rows_to_show()[2:3]} if swept else None
+    files = draw(results, tmp_path)
+    assert [file.name for file in files] == ["wer_against_calls.png", "acceptance_by_head.png"]
+    assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files)

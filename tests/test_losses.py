@@ -1,0 +1,209 @@
+"""Losses against plain Python loops, brute force and finite differences."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtp_jax.losses import cross_entropy, ctc, head_weights, shifted_targets
+
+EOS = 2
+TOKENS = np.array([[5, 6, 7, EOS, 0], [5, EOS, 0, 0, 0], [5, 6, 7, 8, EOS], [0, 0, 0, 0, 0]])
+LENGTH = np.array([4, 2, 5, 0])
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x - np.log(np.sum(np.exp(x), -1, keepdims=True))
+
+
+def finite_differences(f, x: np.ndarray, step: float = 1e-2) -> np.ndarray:
+    out = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[index] += step
+        down[index] -= step
+        out[index] = (f(up) - f(down)) / (2 * step)
+    return out
+
+
+@pytest.mark.parametrize("head", [1, 2, 4, 5, 8])
+def test_shifted_targets_are_the_tokens_ahead_up_to_eos(head):
+    targets, real = jax.jit(shifted_targets)(TOKENS, LENGTH, head)
+    assert targets.shape == real.shape == TOKENS.shape
+    for row, length in enumerate(LENGTH):
+        text = TOKENS[row, :length].tolist()
+        for i in range(TOKENS.shape[1]):
+            assert bool(real[row, i]) == (i + head - 1 < length)
+            if real[row, i]:
+                assert targets[row, i] == text[i + head - 1]
+
+
+def test_every_token_but_the_first_ones_is_a_target_of_every_head():
+    for head in range(1, 5):
+        targets, real = shifted_targets(TOKENS, LENGTH, head)
+        for row, length in enumerate(LENGTH):
+            expected = TOKENS[row, head - 1 : length].tolist()
+            assert targets[row][real[row]].tolist() == expected
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_is_its_definition(smoothing):
+    rng = np.random.default_rng(0)
+    logits = (3 * rng.normal(size=(4, 5, 9))).astype(np.float32)
+    targets, real = map(np.asarray, shifted_targets(TOKENS, LENGTH, 2))
+
+    def plain(logits: np.ndarray) -> float:
+        nats, log_p = 0.0, log_softmax(logits)
+        for row, i in zip(*np.nonzero(real), strict=True):
+            for token in range(9):
+                mass = smoothing / 9 + (1 - smoothing) * (token == targets[row, i])
+                nats -= mass * log_p[row, i, token]
+        return nats
+
+    @jax.jit
+    def ours(logits):
+        return cross_entropy(logits, targets, real, smoothing)
+
+    nats, count = ours(logits)
+    assert float(nats) == pytest.approx(plain(logits), rel=1e-5)
+    assert count == 3 + 1 + 4
+    gradient = jax.jit(jax.grad(lambda x: ours(x)[0]))(logits)
+    np.testing.assert_allclose(gradient, finite_differences(plain, logits), atol=1e-4)
+
+
+def test_cross_entropy_does_not_see_padding():
+    """Nor do its gradients: NaN there, as everywhere else, is nothing."""
+    logits = np.random.default_rng(1).normal(size=(4, 5, 9)).astype(np.float32)
+    targets, real = shifted_targets(TOKENS, LENGTH, 1)
+    dirty = np.where(real[..., None], logits, np.nan)
+
+    @jax.jit
+    @jax.value_and_grad
+    def nats(logits):
+        return cross_entropy(logits, targets, real, 0.1)[0]
+
+    (clean, clean_gradient), (same, gradient) = nats(logits), nats(dirty)
+    assert same == clean
+    np.testing.assert_array_equal(gradient, clean_gradient)
+    assert not np.any(gradient[~real])
+    nothing, count = cross_entropy(dirty, targets, np.zeros_like(real))
+    assert nothing == count == 0
+
+
+def test_cross_entropy_stays_finite_far_from_zero():
+    logits = np.array([[[1e4, 0.0, -1e4]]], np.float32)
+    nats, _ = cross_entropy(logits, np.array([[1]]), np.array([[True]]))
+    assert float(nats) == pytest.approx(1e4)
+
+
+def test_smoothing_moves_the_minimum_to_the_smoothed_target():
+    smoothing, v = 0.3, 4
+    wanted = np.full(v, smoothing / v) + (1 - smoothing) * np.eye(v)[1]
+    logits = jnp.log(wanted)[None, None]
+    gradient = jax.grad(
+        lambda x: cross_entropy(x, jnp.array([[1]]), jnp.array([[True]]), smoothing)[0]
+    )(logits)
+    np.testing.assert_allclose(gradient, np.zeros((1, 1, v)), atol=1e-6)
+
+
+def test_head_weights_start_at_one_and_decay_from_the_second():
+    np.testing.assert_allclose(head_weights(4, 0.5, 0.8), [1, 0.5, 0.4, 0.32], rtol=1e-6)
+    np.testing.assert_array_equal(head_weights(1, 0.5, 0.8), [1])
+    np.testing.assert_array_equal(head_weights(3, 0.5, 0.0), [1, 0.5, 0])  # 0 ** 0 is 1
+    np.testing.assert_array_equal(head_weights(3, 0.0, 1.0), [1, 0, 0])
+
+
+CLASSES, BLANK, FRAMES = 3, 2, 4
+
+
+def alignments(labels: tuple[int, ...], frames: int) -> list[tuple[int, ...]]:
+    """Every path of `frames` classes that reads as `labels`."""
+
+    def read(path: tuple[int, ...]) -> tuple[int, ...]:
+        merged = [c for c, _ in itertools.groupby(path)]
+        return tuple(c for c in merged if c != BLANK)
+
+    paths = itertools.product(range(CLASSES), repeat=frames)
+    return [path for path in paths if read(path) == labels]
+
+
+def ctc_rows() -> list[tuple[tuple[int, ...], int]]:
+    """All (labels, frames) with at most 3 labels."""
+    labels = [w for n in range(4) for w in itertools.product(range(BLANK), repeat=n)]
+    return [(w, frames) for w in labels for frames in range(FRAMES + 1)]
+
+
+def ctc_batch(rows: list[tuple[tuple[int, ...], int]]):
+    """Random logits with these labels; the padding repeats the last label, the worst case."""
+    logits = np.random.default_rng(3).normal(size=(len(rows), FRAMES, CLASSES)) * 2
+    labels = np.array([(w + (w[-1:] or (0,)) * 4)[:4] for w, _ in rows])
+    frames, length = (np.array([f for _, f in rows]), np.array([len(w) for w, _ in rows]))
+    return logits.astype(np.float32), frames, labels, length
+
+
+ctc_each = jax.jit(jax.vmap(lambda *row: ctc(*(x[None] for x in row))))
+ctc_gradient = jax.jit(jax.grad(lambda *batch: ctc(*batch)[0]))
+
+
+def test_ctc_is_the_sum_over_all_alignments():
+    rows = ctc_rows()
+    batch = ctc_batch(rows)
+    nats, count, short = map(np.asarray, ctc_each(*batch))
+    for i, (labels, frames) in enumerate(rows):
+        log_p = log_softmax(batch[0][i])
+        paths = alignments(labels, frames)
+        if not labels:
+            assert (nats[i], count[i], short[i]) == (0, 0, 0)
+        elif not paths:
+            assert (nats[i], count[i], short[i]) == (0, 0, 1)
+        else:
+            total = sum(math.exp(sum(log_p[t, c] for t, c in enumerate(p))) for p in paths)
+            assert nats[i] == pytest.approx(-math.log(total), rel=1e-4)
+            assert (count[i], short[i]) == (len(labels), 0)
+    together = ctc(*batch)
+    np.testing.assert_allclose(together, [nats.sum(), count.sum(), short.sum()], rtol=1e-5)
+
+
+def test_a_repeated_label_needs_a_blank_between():
+    rows = [((0, 0), 2), ((0, 0), 3), ((0, 1), 2), ((0, 0, 0), 4), ((0, 1, 0), 3)]
+    _, _, short = ctc_each(*ctc_batch(rows))
+    np.testing.assert_array_equal(short, [1, 0, 0, 1, 0])
+
+
+def test_ctc_gradients_are_right_and_finite_where_nothing_fits():
+    """Too short, label-less and empty rows, and NaN in padded frames, among rows that fit."""
+    rows = [((0, 1), 4), ((0, 0), 2), ((0, 0), 3), ((), 4), ((), 0), ((1,), 0), ((1,), 2)]
+    logits, frames, labels, length = ctc_batch(rows)
+    padding = np.arange(FRAMES) >= frames[:, None]
+
+    def plain(logits: np.ndarray) -> float:
+        nats, log_p = 0.0, log_softmax(logits)
+        for i in (0, 2, 6):
+            paths = alignments(*rows[i])
+            nats -= math.log(
+                sum(math.exp(sum(log_p[i, t, c] for t, c in enumerate(p))) for p in paths)
+            )
+        return nats
+
+    expected = finite_differences(plain, logits)
+    gradient = np.asarray(ctc_gradient(logits, frames, labels, length))
+    np.testing.assert_allclose(gradient, expected, atol=2e-3)
+    assert not np.any(gradient[padding])
+    assert not np.any(gradient[[1, 3, 4, 5]])
+    dirty = np.where(padding[..., None], np.nan, logits)
+    np.testing.assert_array_equal(ctc_gradient(dirty, frames, labels, length), gradient)
+
+
+def test_ctc_of_long_utterances_keeps_its_precision():
+    """A hundred labels over four hundred even frames: the number of alignments is known."""
+    t, n, v = 400, 100, 5
+    labels = np.arange(n)[None] % v
+    nats, count, short = ctc(np.zeros((1, t, v + 1)), np.array([t]), labels, np.array([n]))
+    # Without repeats, alignments: choose starts and ends of n runs, C(t + n, 2 n).
+    paths = math.lgamma(t + n + 1) - math.lgamma(2 * n + 1) - math.lgamma(t - n + 1)
+    assert float(nats) == pytest.approx(t * math.log(v + 1) - paths, rel=1e-4)
+    assert (count, short) == (n, 0)

@@ -1,0 +1,123 @@
+"""The mesh: what it refuses, and that it changes nothing that is computed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from mtp_jax.config import Mesh
+from mtp_jax.sharding import AXES, MeshError, make_mesh, parameter_shardings
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory) -> Path:
+    """What tests/eight_devices.py writes."""
+    out = tmp_path_factory.mktemp("eight_devices")
+    command = [sys.executable, "-m", "tests.eight_devices", str(out)]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_one_device_is_a_mesh_of_ones():
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "sentence"),
+    [
+        ((3, 2, 1), 8, "makes 6 devices, and there are 8: set one size to -1 to use the rest"),
+        ((4, 4, 1), 8, "makes 16 devices, and there are 8: set one size to -1 to use the rest"),
+        ((-1, 3, 1), 8, "needs a multiple of 3 devices, and there are 8: choose sizes whose"),
+        ((-1, 4, 4), 8, "needs a multiple of 16 devices, and there are 8: choose sizes whose"),
+    ],
+)
+def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes, devices, sentence):
+    with pytest.raises(MeshError) as error:
+        make_mesh(Mesh(*sizes), [None] * devices)
+    assert sentence in str(error.value)
+    assert f"'fsdp': {sizes[1]}" in str(error.value)
+
+
+def boxed(shape: tuple[int, ...], axes: tuple[str | None, ...]):
+    """A parameter as ``jax.eval_shape(model.init, ...)`` describes it."""
+    return {"layer": {"kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, float), axes)}}
+
+
+def test_each_logical_axis_is_split_over_its_mesh_axes():
+    mesh = AbstractMesh((1, 2, 4), AXES)
+    shardings = parameter_shardings(boxed((3, 6, 8), ("layers", "embed", "mlp")), mesh)
+    assert shardings["layer"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
+    shardings = parameter_shardings(boxed((5, 8), (None, "kv_heads")), mesh)
+    assert shardings["layer"]["kernel"].spec == PartitionSpec(None, "tensor")
+
+
+def test_a_parameter_that_cannot_be_split_is_refused_by_name():
+    mesh = AbstractMesh((1, 2, 4), AXES)
+    with pytest.raises(MeshError) as error:
+        parameter_shardings(boxed((6, 10), ("embed", "mlp")), mesh)
+    for part in ("'layer'", "'kernel'", "(6, 10)", "4 ways along axis 1", "tensor"):
+        assert part in str(error.value)
+
+
+def test_minus_one_takes_the_devices_that_remain(eight):
+    """Shape and `batch_divisor` of each mesh over 8 devices; a model that 8 do not divide."""
+    meshes = json.loads((eight / "meshes.json").read_text())
+    assert meshes == {
+        "(-1, 1, 1)": [[8, 1, 1], 8],
+        "(2, -1, 2)": [[2, 2, 2], 4],
+        "(4, 2, 1)": [[4, 2, 1], 8],
+        "(1, 1, -1)": [[1, 1, 8], 1],
+        "refusal": meshes["refusal"],
+    }
+    assert "cannot be split 8 ways" in meshes["refusal"]
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp_and_tensor"])
+def test_training_is_the_same_on_any_mesh(eight, mesh):
+    """Dropout, SpecAugment, accumulation and clipping included; a row of filler among the batch.
+
+    Sums run in another order, so gradients agree to float32 rounding; where a gradient is nearly
+    nothing, Adam divides it by itself, so parameters agree to 1 % of the learning rate.
+    """
+    with np.load(eight / "one.npz") as one, np.load(eight / f"{mesh}.npz") as many:
+        assert set(one) == set(many)
+        moved = 0
+        for name in one:
+            kind = name.split("/")[0]
+            if kind == "start":
+                np.testing.assert_array_equal(many[name], one[name], err_msg=name)
+            else:
+                atol = {"mu": 2e-6, "nu": 2e-7, "params": 1e-4}.get(kind, 0)
+                np.testing.assert_allclose(many[name], one[name], 2e-5, atol, err_msg=name)
+            if kind == "params":
+                moved += bool(np.any(one[name] != one[f"start/{name}"]))
+        assert moved == sum(x.startswith("params/") for x in one)
+        assert one["metrics_0/loss"] != one["metrics_1/loss"]
+        assert one["metrics_0/utterances"] == 7
+
+
+def test_a_device_holds_its_part_of_the_state_and_no_more(eight):
+    """Matrices are split over fsdp and tensor, and the moments of Adam with them."""
+    shards = json.loads((eight / "shards.json").read_text())
+    assert all(mine == whole for mine, whole in shards["data"].values())
+    split = shards["fsdp_and_tensor"]
+    for name, (mine, whole) in split.items():
+        part, path = name.split("/", 1)
+        assert split[f"params/{path}"] == [mine, whole], name
+        if path.endswith(("query/kernel", "up/kernel", "embedding", "heads/kernel")):
+            assert np.prod(mine) * 4 == np.prod(whole), name
+        assert part in ("params", "mu", "nu")
+    mine, whole = (sum(np.prod(s[i]) for s in split.values()) for i in (0, 1))
+    assert mine < 0.4 * whole
