@@ -1,6 +1,7 @@
 """Batch plans: every utterance once an epoch, and a function of lengths, seed and step alone."""
 
 import collections
+import concurrent.futures
 
 import numpy as np
 import pytest
@@ -102,16 +103,18 @@ def test_slices_of_the_processes_make_up_the_batch(plan, processes):
 
 def test_epochs_and_seeds_differ_in_order_and_speed():
     samples = list(range(1, 221))
-    make_ = lambda seed: TrainPlan(samples, samples, BOUNDS, (4, 4, 4), (0.9, 1.0, 1.1), seed)  # noqa: E731
-    first = [make_(0).batch(step) for step in range(55)]
-    again = [make_(0).batch(step) for step in range(55, 110)]
-    other = [make_(1).batch(step) for step in range(55)]
+    plans = [TrainPlan(samples, samples, BOUNDS, (4, 4, 4), (0.9, 1.0, 1.1), s) for s in (0, 1)]
+    first, again, other = (
+        [plans[seed].batch(step) for step in range(start, start + 55)]
+        for seed, start in ((0, 0), (0, 55), (1, 0))
+    )
     for batches in (again, other):
         assert any((a.index != b.index).any() for a, b in zip(first, batches, strict=True))
     speeds = [
-        {int(i): s for b in run for i, s in zip(b.index, b.speed, strict=True)}
-        for run in (first, again)
+        {i: speed for b in epoch for i, speed in zip(b.index, b.speed, strict=True)}
+        for epoch in (first, again)
     ]
+    assert speeds[0].keys() == speeds[1].keys()
     assert speeds[0] != speeds[1]
 
 
@@ -148,8 +151,6 @@ def test_evaluation_reads_everything_once_shortest_first(lengths, rows):
 
 @pytest.mark.parametrize("count", [1, 1000])
 def test_threads_may_ask_for_any_step_at_once(count):
-    import concurrent.futures
-
     plan = TrainPlan(range(1, 201), [1] * 200, BOUNDS, (3, 3, 3), (0.9, 1.1), 0)
     alone = TrainPlan(range(1, 201), [1] * 200, BOUNDS, (3, 3, 3), (0.9, 1.1), 0)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

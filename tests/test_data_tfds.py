@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import sys
 import tarfile
 
@@ -10,9 +11,11 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
+from mtp_jax.audio import AudioError
 from mtp_jax.config import Data
 from mtp_jax.data import DataError, open_source
 from mtp_jax.data.librispeech import read_tree
+from mtp_jax.data.tfds_source import tfds_source
 
 RATE = 16_000
 rng = np.random.default_rng(0)
@@ -44,7 +47,10 @@ class TinyLibrispeech(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        root = dl_manager.extract(os.environ["TINY_LIBRISPEECH"])
+        archive = pathlib.Path(os.environ["TINY_LIBRISPEECH"])
+        root = archive.parent / "unpacked"
+        with tarfile.open(archive) as file:  # dl_manager.extract would import TensorFlow
+            file.extractall(root, filter="data")
         return {"dev_clean": self._generate_examples(root)}
 
     def _generate_examples(self, root):
@@ -116,8 +122,6 @@ def flac(wave, rate=RATE):
 
 
 def opened(tmp_path, features, examples, rate=RATE):
-    from mtp_jax.data.tfds_source import tfds_source
-
     builder = builder_of(features, examples)(data_dir=tmp_path, file_format="array_record")
     builder.download_and_prepare()
     return tfds_source("given", builder, "train", rate, tmp_path / "cache")
@@ -142,15 +146,9 @@ def test_a_second_opening_reads_the_index_alone(data, monkeypatch):
         patch.setattr("mtp_jax.data.tfds_source._entry", None)
         again = open_source("tfds:tiny_librispeech:dev_clean", data, RATE)
     assert again.utterances == first.utterances
-    [index] = (p for p in (first and index_folder(data)).iterdir())
+    [index] = (pathlib.Path(data.cache_dir) / "index").iterdir()
     index.write_text("[{")  # damaged: made anew
     assert open_source("tfds:tiny_librispeech:dev_clean", data, RATE).utterances == first.utterances
-
-
-def index_folder(data):
-    from pathlib import Path
-
-    return Path(data.cache_dir) / "index"
 
 
 def test_unknown_dataset_and_split(data):
@@ -233,8 +231,6 @@ def test_datasets_without_clear_audio_or_text_are_refused(tmp_path, features, me
 
 
 def test_bad_audio_in_a_dataset(tmp_path):
-    from mtp_jax.audio import AudioError
-
     features = {"audio": tfds.features.Text(), "text": TEXT}
     examples = [{"audio": x, "text": "a"} for x in (b"no flac", flac(WAVE), b"")]
     source = opened(tmp_path, features, examples)

@@ -73,7 +73,7 @@ def utterance(text: str, seed: int, split: str, index: int) -> Spoken:
     """Speaks `text` in a voice, at a speed, a pitch and a level that (seed, split, index) draw."""
     draw = np.random.default_rng([seed, grammar.SPLITS.index(split), index])
     voice = f"{draw.choice(ACCENTS)}+{draw.choice(VARIANTS[split])}"
-    rate, pitch, pitch_range = (int(draw.integers(*r)) for r in ((150, 181), (40, 61), (40, 71)))
+    rate, pitch, pitch_range = (int(draw.integers(*r)) for r in ((135, 166), (40, 61), (40, 71)))
     before, after = draw.uniform(0.05, 0.15, size=2)  # seconds of silence around it
     level = draw.uniform(-30, -18)  # RMS, dB below full scale
 

@@ -1,0 +1,268 @@
+"""The training loop and the two commands, on a tiny model and a tiny corpus."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mtp_jax import evaluation, training
+from mtp_jax.checkpoint import Checkpoints
+from mtp_jax.config import (
+    Augment,
+    Config,
+    Data,
+    Decoder,
+    Encoder,
+    Evaluation,
+    Heads,
+    Optim,
+    Tokenizer,
+    Train,
+    to_config_dict,
+)
+from mtp_jax.workdir import Workdir, WorkdirError
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    """A run of six steps; its caches outlive the single test."""
+    cache = tmp_path_factory.mktemp("cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+    return Config(
+        data=Data(
+            train="embedded/tiny:train",
+            dev="embedded/tiny:dev",
+            test="embedded/tiny:test",
+            cache_dir=str(cache),
+            bucket_seconds=(3.2,),
+            batch_size=8,
+            max_tokens=32,
+        ),
+        augment=Augment(speeds=(0.95, 1.0)),
+        tokenizer=Tokenizer(vocab_size=64),
+        encoder=Encoder(width=16, layers=1, heads=2, kernel=3, feedforward=1, dropout=0.1),
+        decoder=Decoder(width=16, layers=1, query_heads=2, head_size=8, feedforward=16),
+        heads=Heads(count=3),
+        optim=Optim(steps=STEPS, warmup_steps=1),
+        train=Train(log_every=2, dev_every=STEPS, checkpoint_every=3),
+        evaluation=Evaluation(batch_sizes=(1, 8), taus=(0.5, 0.9)),
+    )
+
+
+class Killed(Exception):
+    """Stands for a machine that is gone."""
+
+
+def train(config: Config, path: pathlib.Path, monkeypatch=None, at=None, how=None):
+    """Trains in `path`; `how` happens once step `at` is made, if given."""
+    workdir = Workdir(path)
+    workdir.claim(config)
+    if at is not None:
+        make = training.make_train_step
+
+        def making(*args):
+            step_fn = make(*args)
+
+            def step(state, batch):
+                state, metrics = step_fn(state, batch)
+                if int(state.step) == at:
+                    how()
+                return state, metrics
+
+            return step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "make_train_step", making)
+            return training.train(config, workdir)
+    return training.train(config, workdir)
+
+
+def final_state(config: Config, path: pathlib.Path):
+    """All arrays of the last checkpoint, as bytes."""
+    workdir = Workdir(path)
+    recognizer = evaluation.load(workdir)
+    optimizer = training.make_optimizer(config.optim)
+    state, shardings = training.init_state(
+        recognizer.model, optimizer, config.seed, recognizer.mesh
+    )
+    source = training.open_source(config.data.train, config.data, 16_000)
+    batches, _ = training.train_batches(source, recognizer.tokenizer, config)
+    with Checkpoints(path) as checkpoints:
+        assert checkpoints.latest_step == STEPS
+        state = checkpoints.restore(state, shardings, batches)
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    train(config, path)
+    return path
+
+
+def kill():
+    raise Killed
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("at", [2, 4, 5])
+def test_killed_anywhere_it_goes_on_to_the_same_bits(
+    config, uninterrupted, tmp_path, monkeypatch, at
+):
+    with pytest.raises(Killed):
+        train(config, tmp_path, monkeypatch, at, kill)
+    train(config, tmp_path)
+    assert final_state(config, tmp_path) == final_state(config, uninterrupted)
+
+
+def test_sigterm_saves_the_step_it_came_in(config, uninterrupted, tmp_path, monkeypatch):
+    with pytest.raises(training.TrainingStopped, match="SIGTERM: step 4 is saved") as stopped:
+        train(config, tmp_path, monkeypatch, 4, terminate)
+    assert stopped.value.exit_status == 143
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 4
+    train(config, tmp_path)
+    assert final_state(config, tmp_path) == final_state(config, uninterrupted)
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(
+    config, tmp_path, monkeypatch
+):
+    make = training.make_train_step
+
+    def making(*args):
+        step_fn = make(*args)
+
+        def step(state, batch):
+            broken = int(state.step) == 4
+            state, metrics = step_fn(state, batch)
+            return state, metrics | {"loss": metrics["loss"] * np.nan} if broken else metrics
+
+        return step
+
+    monkeypatch.setattr(training, "make_train_step", making)
+    with pytest.raises(training.TrainingStopped, match="loss is nan .* at step 5"):
+        train(config, tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 3
+
+
+def test_a_loss_that_explodes_stops(config):
+    watch = training.Watch(explosion=10.0)
+    scalars = {"gradient_norm": np.float32(1), "audio_seconds": np.float32(1)}
+    watch.pending = [(step, scalars | {"loss": np.float32(2)}) for step in range(3)]
+    assert watch.look()["loss"] == 2
+    watch.pending = [(3, scalars | {"loss": np.float32(21)})]
+    with pytest.raises(training.TrainingStopped, match="jumped to 21 at step 3"):
+        watch.look()
+
+
+def test_a_used_workdir_refuses_another_config(config, uninterrupted):
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(WorkdirError, match="seed: 0 -> 1"):
+        Workdir(uninterrupted).claim(other)
+
+
+def test_every_step_reads_its_own_batch(config, uninterrupted):
+    report = json.loads(Workdir(uninterrupted).report.read_text())
+    assert report["kept"] == 64
+    assert not report["skipped"]
+
+
+def command(module: str, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"mtp_jax.{module}", *flags],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parent.parent,
+    )
+
+
+ROW = {
+    *("strategy", "options", "batch_size", "wer", "cer", "decoder_calls", "loop_steps", "tokens"),
+    *("call_reduction", "tokens_per_call", "calls_per_word", "acceptance_by_head"),
+    *("identical_to_greedy", "at_length_limit", "rtfx", "compile_seconds"),
+}
+
+
+def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
+    file = tmp_path / "run.py"
+    values = to_config_dict(config).to_dict()
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({values!r})\n"
+    )
+    flags = (f"--config={file}", f"--workdir={uninterrupted}")
+
+    done = command("train", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "evaluating only" in done.stdout
+    assert "| verify" in done.stdout
+    results = json.loads((uninterrupted / "results.json").read_text())
+    assert results["heads"] == {"kind": "latent", "M": 3}
+    assert results["dataset"]["utterances"] == 8
+    assert all(row.keys() >= ROW for row in results["rows"])
+    for size in (1, 8):
+        rows = {
+            (row["strategy"], row["options"].get("width")): row
+            for row in results["rows"]
+            if row["batch_size"] == size
+        }
+        assert rows.keys() == {
+            *(("ctc", None), ("greedy", 1), ("greedy", 3), ("threshold", None), ("verify", None)),
+        }
+        assert rows["verify", None]["identical_to_greedy"] == 1
+        assert rows["verify", None]["wer"] == rows["greedy", 3]["wer"]
+        assert rows["greedy", 1]["decoder_calls"] == rows["greedy", 1]["tokens"]
+        assert rows["ctc", None]["decoder_calls"] == 0
+    pictures = [uninterrupted / "wer_against_calls.png", uninterrupted / "acceptance_by_head.png"]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+    lines = (uninterrupted / "hypotheses" / "verify_batch8.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["decoder_calls"] for line in lines) == (
+        rows["verify", None]["decoder_calls"]
+    )
+
+    output = tmp_path / "again"
+    done = command(
+        "evaluate",
+        f"--workdir={uninterrupted}",
+        "--strategy=greedy,verify",
+        "--batch_size=4",
+        f"--output={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    again = json.loads((output / "results.json").read_text())
+    assert {row["strategy"] for row in again["rows"]} == {"greedy", "verify"}
+    assert {row["batch_size"] for row in again["rows"]} == {4}
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "status", "said"),
+    [
+        ("train", (), 2, "--config"),
+        ("train", ("--config=nowhere.py",), 2, "nowhere.py"),
+        ("train", ("--config=configs/mtp.py", "--config.optim.step=1"), 2, "step"),
+        ("train", ("--config=configs/mtp.py", "--config.optim.steps=0"), 2, "config.optim.steps"),
+        ("evaluate", ("--workdir=nowhere",), 1, "nowhere is no workdir"),
+        ("evaluate", ("--workdir=nowhere", "--strategy=gredy"), 2, "gredy is not one of"),
+        ("evaluate", ("--workdir=nowhere", "--batch_size=0"), 2, "positive"),
+    ],
+)
+def test_a_wrong_command_gets_one_sentence(module, flags, status, said):
+    done = command(module, *flags)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
