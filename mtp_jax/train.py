@@ -13,7 +13,7 @@ import sys
 import time
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from mtp_jax import cli
 from mtp_jax.config import from_config_dict
@@ -28,8 +28,10 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     from mtp_jax import evaluation, training  # imported late: errors in flags come at once
 
-    config = from_config_dict(_CONFIG.value)
     file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    if not isinstance(_CONFIG.value, ConfigDict):  # ml_collections keeps a failure to itself
+        raise flags.Error(f"--config={file} is not a config file: configs/ holds some")
+    config = from_config_dict(_CONFIG.value)
     workdir = Workdir(_WORKDIR.value or f"runs/{pathlib.Path(file).stem}")
     workdir.claim(config)
     cli.start_jax(config)

@@ -45,7 +45,7 @@ def config(tmp_path_factory) -> Config:
             cache_dir=str(cache),
             bucket_seconds=(3.2,),
             batch_size=8,
-            max_tokens=32,
+            max_tokens=48,
         ),
         augment=Augment(speeds=(0.95, 1.0)),
         tokenizer=Tokenizer(vocab_size=64),
@@ -231,8 +231,9 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
     lines = (uninterrupted / "hypotheses" / "verify_batch8.jsonl").read_text().splitlines()
-    assert sum(json.loads(line)["decoder_calls"] for line in lines) == (
-        rows["verify", None]["decoder_calls"]
+    assert (
+        sum(json.loads(line)["decoder_calls"] for line in lines)
+        == (rows["verify", None]["decoder_calls"])
     )
 
     output = tmp_path / "again"
