@@ -87,7 +87,7 @@ class Watch:
     """Scalars of the steps since the last look: kept on the device, checked and logged together.
 
     Attributes:
-        explosion: the loss may not exceed this multiple of its running mean.
+        explosion: the mean loss between two looks may not exceed this multiple of what it was.
     """
 
     explosion: float
@@ -113,15 +113,17 @@ class Watch:
                     f" step {step}: the last good checkpoint is intact; lower"
                     " config.optim.learning_rate or config.optim.clip_norm"
                 )
-            if loss > self.explosion * self.mean_loss:
-                raise TrainingStopped(
-                    f"the loss jumped to {loss:.4g} at step {step} from a mean of"
-                    f" {self.mean_loss:.4g}: the last good checkpoint is intact; lower"
-                    " config.optim.learning_rate, or raise config.train.explosion"
-                )
-            known = math.isfinite(self.mean_loss)
-            self.mean_loss = 0.95 * self.mean_loss + 0.05 * loss if known else loss
         means = {k: float(np.mean([s[k] for s in scalars])) for k in scalars[0]}
+        # Means are compared, as one hard batch late in training is no explosion.
+        loss = means["loss"]
+        if loss > self.explosion * self.mean_loss:
+            raise TrainingStopped(
+                f"the loss rose to {loss:.4g} by step {steps[-1]} from a mean of"
+                f" {self.mean_loss:.4g}: the last good checkpoint is intact; lower"
+                " config.optim.learning_rate, or raise config.train.explosion"
+            )
+        known = math.isfinite(self.mean_loss)
+        self.mean_loss = 0.5 * self.mean_loss + 0.5 * loss if known else loss
         now = time.perf_counter()
         means["steps_per_second"] = len(steps) / (now - self.since)
         means["audio_seconds_per_second"] = sum(float(s["audio_seconds"]) for s in scalars) / (

@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(
         return step
 
     monkeypatch.setattr(training, "make_train_step", making)
-    with pytest.raises(training.TrainingStopped, match="loss is nan .* at step 5"):
+    with pytest.raises(training.TrainingStopped, match=r"loss is nan .* at step 5"):
         train(config, tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 3
@@ -165,7 +165,7 @@ def test_a_loss_that_explodes_stops(config):
     watch.pending = [(step, scalars | {"loss": np.float32(2)}) for step in range(3)]
     assert watch.look()["loss"] == 2
     watch.pending = [(3, scalars | {"loss": np.float32(21)})]
-    with pytest.raises(training.TrainingStopped, match="jumped to 21 at step 3"):
+    with pytest.raises(training.TrainingStopped, match="rose to 21 by step 3"):
         watch.look()
 
 

@@ -174,7 +174,8 @@ class Train:
         dev_every: steps between greedy decodings of dev, which choose the best checkpoint.
         checkpoint_every: steps between checkpoints to resume from.
         keep_best: checkpoints kept by dev WER.
-        explosion: training stops once the loss exceeds this multiple of its running mean.
+        explosion: training stops once the mean loss of `log_every` steps exceeds this multiple of
+            its running mean.
     """
 
     dtype: str = "float32"

@@ -134,10 +134,10 @@ def sentences(split: str, seed: int) -> Iterator[str]:
     seen: set[str] = set()
     while True:
         text = " ".join(_expand("SENTENCE", draw))
-        if FEWEST_WORDS <= len(text.split()) <= MOST_WORDS and split_of(text) == split:
-            if split == "train" or text not in seen:
-                seen.add(text)
-                yield text
+        fits = FEWEST_WORDS <= len(text.split()) <= MOST_WORDS and split_of(text) == split
+        if fits and (split == "train" or text not in seen):
+            seen.add(text)
+            yield text
 
 
 def _expand(symbol: str, draw: random.Random) -> Iterator[str]:
