@@ -4,8 +4,8 @@
         --config.data.dev=AN4/dev.jsonl --config.data.test=AN4/test.jsonl
 
 The paths default to ``../shared/speech``. The data are small, so augmentation and dropout are
-strong, and the utterances come round some hundred times. About 40 minutes on two CPU cores; what
-to expect is in ``docs/results.md``.
+strong, and the utterances come round some seventy times. A quarter of an hour on two CPU cores;
+what to expect is in ``docs/results.md``.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,7 @@ def get_config(folder: str = "../shared/speech") -> ConfigDict:
             decoder=Decoder(feedforward=288, dropout=0.1),
             heads=Heads(count=6),
             loss=Loss(ctc=1.5),
-            optim=Optim(algorithm="muon", steps=5000, warmup_steps=100, learning_rate=3e-3),
+            optim=Optim(algorithm="muon", steps=3000, warmup_steps=100, learning_rate=3e-3),
             train=Train(dev_every=500, checkpoint_every=250),
             evaluation=Evaluation(taus=(0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)),
         )
