@@ -92,6 +92,7 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
         x = [r["call_reduction"] for r in sweep["rows"]]
         y = [r["wer"] for r in sweep["rows"]]
         axes.plot(x, y, "o-", color="tab:blue", alpha=0.45, label="threshold, dev, tau swept")
+        axes.plot(1, sweep["greedy_wer"], "s", color="tab:gray", label="greedy, dev")
         last = ""
         for r in sweep["rows"]:  # one label for all taus that land on one point
             point = f"{r['call_reduction']:.2f} {r['wer']:.2f}"
@@ -123,7 +124,7 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
         axes.plot(r["call_reduction"], r["wer"], marker, color=color, markersize=9, label=label)
     axes.set_xlabel("times fewer decoder calls than greedy")
     axes.set_ylabel("word error rate, %")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
