@@ -80,6 +80,13 @@ def _masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
+def noisy_tokens(key: jax.Array, tokens: jax.Array, share: float, vocab_size: int) -> jax.Array:
+    """`tokens` with about a `share` of them replaced by tokens drawn evenly."""
+    where_key, what_key = jax.random.split(key)
+    random = jax.random.randint(what_key, tokens.shape, 0, vocab_size, tokens.dtype)
+    return jnp.where(jax.random.bernoulli(where_key, share, tokens.shape), random, tokens)
+
+
 def loss_fn(
     model: SpeechLlama, params: Any, batch: Batch, key: jax.Array | None
 ) -> tuple[jax.Array, Metrics]:
@@ -89,7 +96,7 @@ def loss_fn(
         model: whose config names the weights.
         params: its parameters.
         batch: waveforms and tokens; rows of length 0 count nowhere.
-        key: for SpecAugment and dropout; None turns both off.
+        key: for SpecAugment, noise in the text and dropout; None turns all off.
 
     Returns:
         The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token), ``ctc`` (nats a
@@ -101,12 +108,15 @@ def loss_fn(
     )
     rngs = {}
     if key is not None:
-        augment_key, dropout_key = jax.random.split(key)
+        augment_key, dropout_key, noise_key = jax.random.split(key, 3)
         features = spec_augment(augment_key, features, frames, c.augment)
         rngs["dropout"] = dropout_key
     tokens, length = jnp.asarray(batch.tokens), jnp.asarray(batch.token_length)
+    fed = tokens
+    if key is not None and c.augment.token_noise:
+        fed = noisy_tokens(noise_key, tokens, c.augment.token_noise, model.vocabulary.size)
     hidden, encoded = call(
-        model, params, "__call__", features, frames, tokens, length, key is None, rngs=rngs
+        model, params, "__call__", features, frames, fed, length, key is None, rngs=rngs
     )
 
     def head(logits: jax.Array, m: jax.Array | int) -> jax.Array:

@@ -27,6 +27,7 @@ from mtp_jax.config import (
     Train,
     to_config_dict,
 )
+from mtp_jax.train_step import noisy_tokens
 from mtp_jax.workdir import Workdir, WorkdirError
 
 STEPS = 6
@@ -267,3 +268,12 @@ def test_a_wrong_command_gets_one_sentence(module, flags, status, said):
     assert done.returncode == status, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_noise_in_the_text_hits_its_share_and_nothing_else():
+    tokens = np.full((50, 200), 7, np.int32)
+    fed = np.asarray(noisy_tokens(jax.random.key(0), tokens, 0.5, 100))
+    assert fed.min() >= 0
+    assert fed.max() < 100
+    assert abs(np.mean(fed != tokens) - 0.5 * 0.99) < 0.02
+    np.testing.assert_array_equal(noisy_tokens(jax.random.key(0), tokens, 0.0, 100), tokens)

@@ -20,6 +20,9 @@ class Augment:
             their greatest width in mel bins.
         time_masks, time_width, time_fraction: number of time masks and their greatest width,
             in frames and as a fraction of the utterance (the smaller of the two holds).
+        token_noise: share of the text fed to the decoder that is replaced by random tokens (the
+            targets stay): with little data it keeps the decoder from reciting texts by heart
+            instead of listening.
     """
 
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
@@ -28,6 +31,7 @@ class Augment:
     time_masks: int = 2
     time_width: int = 100
     time_fraction: float = 0.1
+    token_noise: float = 0.0
 
     def __post_init__(self) -> None:
         check(
@@ -37,7 +41,8 @@ class Augment:
         )
         for name in ("freq_masks", "freq_width", "time_masks", "time_width"):
             check(getattr(self, name) >= 0, f"augment.{name}", "must not be negative")
-        check(0 <= self.time_fraction <= 1, "augment.time_fraction", "must be within [0, 1]")
+        for name in ("time_fraction", "token_noise"):
+            check(0 <= getattr(self, name) <= 1, f"augment.{name}", "must be within [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
