@@ -309,7 +309,7 @@ def test_hypotheses_are_written_line_by_line(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("swept", [True, False])
 def test_pictures_are_drawn(tmp_path: pathlib.Path, swept: bool) -> None:
     results: dict[str, Any] = {"rows": rows_to_show(), "dataset": {"split": "test"}}
-    results["tau_sweep"] = {"rows": rows_to_show()[2:3]} if swept else None
+    results["tau_sweep"] = {"rows": rows_to_show()[2:3], "greedy_wer": 1.0} if swept else None
     files = draw(results, tmp_path)
     assert [file.name for file in files] == ["wer_against_calls.png", "acceptance_by_head.png"]
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files)
