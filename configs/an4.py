@@ -4,8 +4,8 @@
         --config.data.dev=AN4/dev.jsonl --config.data.test=AN4/test.jsonl
 
 The paths default to ``../shared/speech``. The data are small, so augmentation and dropout are
-strong, and the utterances come round some sixty times. A quarter of an hour on two CPU cores;
-what to expect is in ``docs/results.md``.
+strong, and the utterances come round some sixty times. It takes some 20 minutes on two
+CPU cores, and does not give a useful recogniser yet: ``docs/results.md`` says how far it comes.
 """
 
 from ml_collections import ConfigDict

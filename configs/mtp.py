@@ -2,7 +2,7 @@
 
     python -m mtp_jax.train --config=configs/mtp.py
 
-What to expect is the table in ``README.md``. On an accelerator the same command is faster.
+What to expect is the table in ``README.md``.
 """
 
 from ml_collections import ConfigDict

@@ -106,7 +106,7 @@ class Convolution(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=())
         taps = parameter(self, "depthwise", init, (None, "norm"), (kernel, width))
         taps = taps.astype(self.dtype)
-        # A sum of shifted products: XLA fuses it, and on CPUs it beats the grouped convolution.
+        # A sum of shifted products, which XLA fuses into one pass.
         x = functools.reduce(jnp.add, [x[:, i : i + frames] * taps[i] for i in range(kernel)])
         x = nn.silu(LayerNorm(dtype=self.dtype, name="depthwise_norm")(x))
         return Linear(width, ("mlp", "embed"), True, self.dtype, name="output")(x)
