@@ -6,7 +6,15 @@ result back into a `Config` and refuses a wrong key or value by its full name.
 """
 
 from mtp_jax.config.checks import ConfigError
-from mtp_jax.config.model import Decoder, Encoder, FrontEnd, Heads, RopeScaling
+from mtp_jax.config.model import (
+    Decoder,
+    Encoder,
+    FrontEnd,
+    Heads,
+    Lora,
+    RopeScaling,
+    Whisper,
+)
 from mtp_jax.config.run import (
     STRATEGIES,
     Augment,
@@ -15,6 +23,7 @@ from mtp_jax.config.run import (
     Loss,
     Mesh,
     Optim,
+    Pretrained,
     Tokenizer,
     Train,
 )
@@ -31,12 +40,15 @@ __all__ = [
     "Evaluation",
     "FrontEnd",
     "Heads",
+    "Lora",
     "Loss",
     "Mesh",
     "Optim",
+    "Pretrained",
     "RopeScaling",
     "Tokenizer",
     "Train",
+    "Whisper",
     "differences",
     "from_config_dict",
     "to_config_dict",

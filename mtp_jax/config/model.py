@@ -34,16 +34,72 @@ class FrontEnd:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank updates beside the matrices of attention and feed-forward layers (Hu et al., 2022).
+
+    Attributes:
+        rank: of each update; 0 for none.
+        alpha: the update is scaled by ``alpha / rank``.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 0, "lora.rank", "must not be negative")
+        check(self.alpha > 0, "lora.alpha", "must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Whisper:
+    """Whisper's encoder (Radford et al., 2022) between the log-mel features and the Conformer.
+
+    `config.pretrained.encoder` fills the sizes in.
+
+    Attributes:
+        width, layers, heads: D, depth (0 for no Whisper) and attention heads.
+        positions: frames of 20 ms in its window.
+        padded: encode windows of 30 s padded with silence, as Whisper was trained; False encodes
+            the true length of each utterance, which is cheaper.
+        lora: trained beside it.
+    """
+
+    width: int = 0
+    layers: int = 0
+    heads: int = 0
+    positions: int = 1500
+    padded: bool = False
+    lora: Lora = Lora()
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            check(getattr(self, name) >= 0, f"whisper.{name}", "must not be negative")
+        check(self.positions > 0, "whisper.positions", "must be positive")
+        check(
+            not self.layers or (self.heads > 0 and self.width > 0 and not self.width % self.heads),
+            "whisper.width",
+            f"({self.width}) must be a multiple of config.whisper.heads ({self.heads})",
+        )
+
+    @property
+    def present(self) -> bool:
+        """Whether the model has a Whisper encoder."""
+        return self.layers > 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoder:
     """Conformer (Gulati et al., 2020) behind a strided one-dimensional convolution.
 
+    It hears log-mel features, or what Whisper makes of them.
+
     Attributes:
         subsampling: stride of each front-end convolution; their product is the number of
-            10 ms feature frames that become one encoder frame.
+            feature frames (10 ms, or 20 ms of Whisper) that become one encoder frame.
         subsampling_kernel: width of each of these convolutions, in multiples of its stride;
             1 makes it a linear map of stacked frames.
         width: D of the encoder.
-        layers, heads: depth and attention heads.
+        layers, heads: depth (0 for the convolutions alone) and attention heads.
         feedforward: width of the feed-forward layers as a multiple of D.
         kernel: frames that the depthwise convolution sees (odd).
         dropout: rate on every residual branch, in training.
@@ -67,7 +123,8 @@ class Encoder:
             "encoder.subsampling",
             "must hold at least one stride, each 1 or more",
         )
-        for name in ("subsampling_kernel", "width", "layers", "heads", "feedforward"):
+        check(self.layers >= 0, "encoder.layers", "must not be negative")
+        for name in ("subsampling_kernel", "width", "heads", "feedforward"):
             check(getattr(self, name) > 0, f"encoder.{name}", "must be positive")
         check(
             self.width % (2 * self.heads) == 0,
@@ -127,6 +184,7 @@ class Decoder:
         scan_layers: compile one layer and loop over it; False unrolls the loop (the parameters
             are laid out alike, so that a checkpoint serves both).
         prompt_before, prompt_after: text put around the audio, tokenised without BOS.
+        lora: trained beside its matrices.
     """
 
     width: int = 144
@@ -144,6 +202,7 @@ class Decoder:
     scan_layers: bool = False
     prompt_before: str = ""
     prompt_after: str = ""
+    lora: Lora = Lora()
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "query_heads", "kv_heads", "head_size", "feedforward"):

@@ -61,6 +61,8 @@ class Data:
         batch_seconds_alike: True gives every bucket about the same seconds of audio a batch,
             False the same number of utterances.
         max_tokens: longest text accepted, in tokens with EOS.
+        text: "as_is", or "plain" for lower case without punctuation, which sources that are
+            mixed need.
         workers: threads that read and decode audio.
         prefetch: batches read ahead.
     """
@@ -73,6 +75,7 @@ class Data:
     batch_size: int = 32
     batch_seconds_alike: bool = False
     max_tokens: int = 48
+    text: str = "as_is"
     workers: int = 2
     prefetch: int = 4
 
@@ -83,16 +86,35 @@ class Data:
             "data.bucket_seconds",
             "must be positive and increasing",
         )
+        one_of(self.text, ("as_is", "plain"), "data.text")
         for name in ("batch_size", "max_tokens", "workers", "prefetch"):
             check(getattr(self, name) > 0, f"data.{name}", "must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """A SentencePiece model: `model` loads one; without it one is trained on the training text.
+class Pretrained:
+    """Where parts of the model come from: folders or files, or ``hf://OWNER/NAME``.
 
     Attributes:
-        model: path of a ``tokenizer.model``, or empty.
+        encoder: a Whisper model, as Hugging Face or CTranslate2 keep it; fills in
+            `config.whisper` and `config.front_end`.
+        decoder: a LLaMA model, as Hugging Face keeps it or in GGUF; fills in `config.decoder`, and
+            brings its tokenizer.
+    """
+
+    encoder: str = ""
+    decoder: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A SentencePiece model, or one of the `tokenizers` package.
+
+    `model` loads one; without it that of `config.pretrained.decoder` is taken, and without that
+    a SentencePiece model is trained on the training text.
+
+    Attributes:
+        model: path of a ``tokenizer.model`` or ``tokenizer.json``, or empty.
         vocab_size: pieces, the four special ones included, of a tokenizer that is trained.
         algorithm: "unigram" or "bpe".
     """

@@ -12,8 +12,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtp_jax.config.checks import ConfigError
-from mtp_jax.config.model import Decoder, Encoder, FrontEnd, Heads
-from mtp_jax.config.run import Augment, Data, Evaluation, Loss, Mesh, Optim, Tokenizer, Train
+from mtp_jax.config.model import Decoder, Encoder, FrontEnd, Heads, Whisper
+from mtp_jax.config.run import (
+    Augment,
+    Data,
+    Evaluation,
+    Loss,
+    Mesh,
+    Optim,
+    Pretrained,
+    Tokenizer,
+    Train,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +31,12 @@ class Config:
     """One run, whole. `seed` fixes initialisation, data order and augmentation."""
 
     seed: int = 0
+    pretrained: Pretrained = Pretrained()
     front_end: FrontEnd = FrontEnd()
     augment: Augment = Augment()
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
+    whisper: Whisper = Whisper()
     encoder: Encoder = Encoder()
     decoder: Decoder = Decoder()
     heads: Heads = Heads()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from mtp_jax.data.grammar import SPLITS
 from mtp_jax.data.librispeech import read_tree
 from mtp_jax.data.manifest import read_manifest
 from mtp_jax.data.source import DataError, Problem, Report, Source, Utterance
+from mtp_jax.data.text import plain
 
 # Name (embedded, its size, or what the catalogue calls it) and split, such as train[:10%].
 _DATASET = re.compile(r"(embedded(?:/([^:/]+))?|tfds:([^:]+)):(.+)")
@@ -39,6 +41,9 @@ def open_source(spec: str, data: Data, sample_rate: int) -> Source:
     parts = [spec] if Path(spec).expanduser().exists() else spec.split("+")
     opened = [_open(part.strip(), data, sample_rate) for part in parts]
     whole = opened[0] if len(opened) == 1 else _concatenated(opened)
+    if data.text == "plain":
+        alike = [dataclasses.replace(u, text=plain(u.text)) for u in whole.utterances]
+        whole = dataclasses.replace(whole, utterances=alike)
     usable = _usable(whole, data.bucket_seconds[-1])
     if not usable.utterances:
         skipped = Report(spec, 0, usable.problems).skipped()

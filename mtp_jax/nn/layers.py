@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.config import RopeScaling
+from mtp_jax.config import Lora, RopeScaling
 
 Axes = tuple[str | None, ...]
 Initializer = nn.initializers.Initializer
@@ -22,6 +22,9 @@ def parameter(
     return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
 
 
+_zeros = nn.initializers.zeros
+
+
 class Linear(nn.Module):
     """x @ kernel (+ bias), the kernel annotated with its logical axes.
 
@@ -31,6 +34,7 @@ class Linear(nn.Module):
         bias: whether a bias is added.
         dtype: of the product.
         bias_std: standard deviation that the bias starts with.
+        lora: low-rank update added to the kernel; it starts at zero.
     """
 
     features: int
@@ -38,12 +42,19 @@ class Linear(nn.Module):
     bias: bool = False
     dtype: jnp.dtype = jnp.float32
     bias_std: float = 0.0
+    lora: Lora = Lora()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.features)
         kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), self.axes, shape)
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if rank := self.lora.rank:
+            (into, out), (random, zeros) = self.axes, (nn.initializers.lecun_normal(), _zeros)
+            a = parameter(self, "lora_a", random, (into, None), (shape[0], rank))
+            b = parameter(self, "lora_b", zeros, (None, out), (rank, shape[1]))
+            y += (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (self.lora.alpha / rank)
         if self.bias:
             init = nn.initializers.normal(self.bias_std)
             bias = parameter(self, "bias", init, self.axes[-1:], (self.features,))

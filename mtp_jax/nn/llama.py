@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,9 +40,10 @@ class Attention(nn.Module):
         mask: jax.Array,
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         c, (rows, width) = self.config, x.shape[:2]
+        linear = functools.partial(Linear, dtype=self.dtype, lora=c.lora)
 
         def project(heads: int, axis: str, name: str) -> jax.Array:
-            y = Linear(heads * c.head_size, ("embed", axis), dtype=self.dtype, name=name)(x)
+            y = linear(heads * c.head_size, ("embed", axis), name=name)(x)
             return y.reshape(rows, width, heads, c.head_size)
 
         frequencies, factor = rotary_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
@@ -52,7 +55,7 @@ class Attention(nn.Module):
             k, v = keys[layer], values[layer]
         y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
         y = y.reshape(rows, width, c.query_heads * c.head_size)
-        out = Linear(c.width, ("heads", "embed"), dtype=self.dtype, name="output")(y)
+        out = linear(c.width, ("heads", "embed"), name="output")(y)
         return out, keys, values
 
 
@@ -79,7 +82,7 @@ class Layer(nn.Module):
             return RMSNorm(c.norm_epsilon, self.dtype, name=name)
 
         def linear(features: int, axes: tuple[str, str], name: str) -> Linear:
-            return Linear(features, axes, dtype=self.dtype, name=name)
+            return Linear(features, axes, dtype=self.dtype, lora=c.lora, name=name)
 
         y, keys, values = Attention(c, self.dtype, name="attention")(
             norm("attention_norm")(x), keys, values, layer, positions, slots, mask
