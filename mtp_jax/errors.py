@@ -9,6 +9,7 @@ def expected() -> tuple[type[Exception], ...]:
     from mtp_jax.checkpoint import CheckpointError
     from mtp_jax.config import ConfigError
     from mtp_jax.data import DataError
+    from mtp_jax.importers import PretrainedError
     from mtp_jax.sharding import MeshError
     from mtp_jax.tokenizer import TokenizerError
     from mtp_jax.training import TrainingStopped
@@ -20,6 +21,7 @@ def expected() -> tuple[type[Exception], ...]:
         ConfigError,
         DataError,
         MeshError,
+        PretrainedError,
         TokenizerError,
         TrainingStopped,
         WorkdirError,

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "workdir": {"config"},
     "nn": {"config", "sharding", "nn"},
     "decoding": {"nn.cache", "decoding"},
+    "importers": {"config", "nn", "importers", "sharding"},
     "data": {"config", "tokenizer", "audio", "data"},
     "drafters": {"decoding", "nn"},
 }
