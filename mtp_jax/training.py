@@ -57,24 +57,25 @@ def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
 
 
 def open_tokenizer(config: Config, workdir: Workdir, train: Source | None = None) -> Tokenizer:
-    """The workdir's tokenizer: loaded, copied from ``config.tokenizer.model``, or trained.
+    """The workdir's tokenizer: loaded, copied, or trained.
+
+    It is copied from ``config.tokenizer.model``, else from ``config.pretrained.decoder``.
 
     Args:
         config: of the run.
         workdir: keeps the tokenizer.
         train: source whose text a new tokenizer is trained on.
     """
-    if workdir.tokenizer.exists():
-        return Tokenizer.load(workdir.tokenizer)
-    c = config.tokenizer
-    if c.model:
-        Tokenizer.load(c.model).save(workdir.tokenizer)
-    elif train is None:
-        raise TrainingStopped(f"{workdir.path} has no tokenizer.model: train first")
-    else:
-        texts = [utterance.text for utterance in train.utterances]
-        Tokenizer.train(texts, workdir.tokenizer, c.vocab_size, c.algorithm)
-    return Tokenizer.load(workdir.tokenizer)
+    if workdir.tokenizer is None:
+        c = config.tokenizer
+        if c.model or config.pretrained.decoder:
+            Tokenizer.load(c.model or config.pretrained.decoder).save(workdir.path)
+        elif train is None:
+            raise TrainingStopped(f"{workdir.path} has no tokenizer: train first")
+        else:
+            texts = [utterance.text for utterance in train.utterances]
+            Tokenizer.train(texts, workdir.path, c.vocab_size, c.algorithm)
+    return Tokenizer.load(workdir.path)
 
 
 def parameter_count(params: Any) -> int:

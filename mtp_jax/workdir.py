@@ -34,12 +34,17 @@ class Workdir:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path).expanduser()
         self.config = self.path / "config.json"
-        self.tokenizer = self.path / "tokenizer.model"
         self.results = self.path / "results.json"
         self.tau = self.path / "tau.json"
         self.hypotheses = self.path / "hypotheses"
         self.report = self.path / "data_report.json"
         self.tensorboard = self.path / "tensorboard"
+
+    @property
+    def tokenizer(self) -> pathlib.Path | None:
+        """The tokenizer's file, None before there is one: its format decides the name."""
+        files = (self.path / name for name in ("tokenizer.json", "tokenizer.model"))
+        return next((file for file in files if file.exists()), None)
 
     def claim(self, config: Config) -> None:
         """Makes this the workdir of `config`.

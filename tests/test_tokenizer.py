@@ -5,7 +5,8 @@ import io
 import pytest
 import sentencepiece
 
-from mtp_jax.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError
+from mtp_jax.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError, check_fit
+from mtp_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 
 TEXTS = [
     *("turn on the lamp", "turn off the radio at seven", "the number is nine five two"),
@@ -54,7 +55,7 @@ def _foreign(**ids: int) -> Tokenizer:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=32, minloglevel=2, **ids
     )
-    return Tokenizer(model.getvalue())
+    return SentencePieceTokenizer(model.getvalue())
 
 
 def test_a_model_without_padding_pads_with_eos():
@@ -118,3 +119,31 @@ def test_missing_file_and_unwritable_place(tmp_path, tokenizer):
 def test_a_token_outside_the_vocabulary(tokenizer, token):
     with pytest.raises(TokenizerError, match="outside the vocabulary of 36 pieces"):
         tokenizer.decode([token])
+
+
+def test_a_text_that_names_special_pieces_is_text(tokenizer):
+    llama = _foreign(pad_id=-1, unk_id=0, bos_id=1, eos_id=2)
+    for one in (tokenizer, llama):
+        assert not {one.pad, one.bos, one.eos} & set(one.encode("<s>turn on</s> <pad>"))
+
+
+def test_a_folder_is_read_and_written_by_the_file_in_it(tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.model"]
+    assert Tokenizer.load(tmp_path).pieces == tokenizer.pieces
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(TokenizerError, match=r"has no tokenizer\.json, .* and no GGUF file"):
+        Tokenizer.load(tmp_path)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(TokenizerError, match=r"has no tokenizer\.json, and 2 GGUF files"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_fits_an_embedding_of_as_many_rows_or_more(tokenizer):
+    check_fit(tokenizer, 36, "smol.gguf")
+    check_fit(tokenizer, 64, "smol.gguf")
+    with pytest.raises(TokenizerError, match=r"36 tokens does not fit smol\.gguf, .* 35 rows: set"):
+        check_fit(tokenizer, 35, "smol.gguf")

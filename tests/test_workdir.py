@@ -97,6 +97,14 @@ def test_a_damaged_tau_is_one_sentence(workdir: Workdir, content: str) -> None:
     sentence(refusal)
 
 
+def test_the_tokenizer_is_found_whatever_its_format(workdir: Workdir) -> None:
+    assert workdir.tokenizer is None
+    workdir.path.mkdir(parents=True)
+    for name in ("tokenizer.model", "tokenizer.json"):  # of both, the one that loading prefers
+        (workdir.path / name).touch()
+        assert workdir.tokenizer == workdir.path / name
+
+
 def test_json_is_written_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "new" / "results.json"
     write_json(path, {"wer": 3.5, "text": "naïve"})

@@ -1,0 +1,185 @@
+"""What a tokenizer is to the rest of the project, whatever its file's format."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+# Names in a folder, the one to prefer first: a LLaMA's repository often has both, of which
+# `tokenizer.json` also holds the tokens added since.
+NAMES = ("tokenizer.json", "tokenizer.model")
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be trained or read; the message names the culprit and a remedy."""
+
+
+class Tokenizer(abc.ABC):
+    """Text to token ids and back.
+
+    Attributes:
+        file_name: of the file in a folder that holds such a tokenizer.
+        vocab_size: V, added tokens included.
+        bos, eos: ids that begin and end a text; `encode` adds neither. A model without BOS
+            begins with EOS, as is usual.
+        pad: id that fills a row up; a model without one uses EOS (padding is told by lengths,
+            never by its id).
+        pieces: the V pieces, by id, as the file spells them (a space is "▁" or "Ġ" in most).
+    """
+
+    file_name: str
+    vocab_size: int
+    bos: int
+    eos: int
+    pad: int
+    pieces: list[str]
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Tokenizer:
+        """Reads a tokenizer; its content says which kind it is.
+
+        Args:
+            path: a SentencePiece ``tokenizer.model``, a ``tokenizer.json`` (its special tokens are
+                read from the configs beside it), a GGUF file, or a folder with one of these.
+
+        Raises:
+            TokenizerError: there is none, or it cannot be used.
+        """
+        from mtp_jax.tokenizer import gguf, huggingface, sentencepiece
+
+        file = _file(Path(path).expanduser())
+        try:
+            with file.open("rb") as opened:
+                start = opened.read(64)
+                if start.startswith(b"GGUF"):
+                    return gguf.read(file)
+                content = start + opened.read()
+            if file.suffix == ".json" or start.lstrip().startswith(b"{"):
+                return huggingface.read(content, file.parent)
+            return sentencepiece.SentencePieceTokenizer(content)
+        except OSError as error:
+            raise TokenizerError(f"tokenizer {file} cannot be read: {error.strerror}") from None
+        except TokenizerError as error:
+            raise TokenizerError(f"tokenizer {file} {error}") from None
+
+    @staticmethod
+    def train(
+        texts: Iterable[str],
+        path: str | os.PathLike[str],
+        vocab_size: int,
+        algorithm: str = "unigram",
+    ) -> Tokenizer:
+        """Trains a SentencePiece model on `texts`, saves it to `path` and returns it.
+
+        The same texts in the same order give the same file. Text is taken as it is (no Unicode
+        normalisation, only runs of spaces become one), so that what is decoded can be compared
+        with the reference it was trained on; every character of `texts` is a piece.
+
+        Args:
+            texts: one sentence each; empty ones are left out.
+            path: where the model goes, as in `save`.
+            vocab_size: V, the four special pieces included.
+            algorithm: "unigram" or "bpe".
+
+        Raises:
+            TokenizerError: there is no text, V does not suit it, or `path` cannot be written.
+        """
+        from mtp_jax.tokenizer import sentencepiece
+
+        tokenizer = sentencepiece.train(texts, vocab_size, algorithm)
+        tokenizer.save(path)
+        return tokenizer
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the tokenizer in its own format, each file whole or not at all.
+
+        Args:
+            path: a file, or a folder that exists: there it is called `file_name`.
+
+        Raises:
+            TokenizerError: it cannot be written.
+        """
+        path = Path(path).expanduser()
+        path = path / self.file_name if path.is_dir() else path
+        for name, content in self._files(path.name).items():
+            _write(path.with_name(name), content)
+
+    @abc.abstractmethod
+    def _files(self, name: str) -> dict[str, bytes]:
+        """What `save` writes to a file `name` and beside it, the file itself last."""
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without BOS and EOS.
+
+        The name of a special token in `text` is text like any other, so that no transcript can
+        end itself.
+        """
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, special pieces left out.
+
+        Raises:
+            TokenizerError: an id outside [0, V).
+        """
+        plain = [int(token) for token in ids]
+        for token in plain:
+            if not 0 <= token < self.vocab_size:
+                raise TokenizerError(
+                    f"token {token} is outside the vocabulary of {self.vocab_size} pieces"
+                )
+        return self._decode(plain)
+
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str: ...
+
+
+def check_fit(tokenizer: Tokenizer, rows: int, name: str) -> None:
+    """Refuses a tokenizer with ids that an embedding has no row for.
+
+    An embedding may have more rows than there are tokens: many are padded to a round number.
+    Whoever decodes with such a model must never emit an id of `tokenizer.vocab_size` or more,
+    which `Tokenizer.decode` would refuse.
+
+    Args:
+        tokenizer: of the model.
+        rows: of the embedding.
+        name: of the model, for the message.
+
+    Raises:
+        TokenizerError: there are more tokens than rows.
+    """
+    if tokenizer.vocab_size > rows:
+        raise TokenizerError(
+            f"a tokenizer of {tokenizer.vocab_size} tokens does not fit {name}, whose embedding "
+            f"has {rows} rows: set config.tokenizer.model to the tokenizer that came with it"
+        )
+
+
+def _file(path: Path) -> Path:
+    """`path`, or if it is a folder the file in it."""
+    if not path.is_dir():
+        return path
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    models = sorted(path.glob("*.gguf"))
+    if len(models) == 1:
+        return models[0]
+    found = f"{len(models)} GGUF files" if models else "no tokenizer.model and no GGUF file"
+    raise TokenizerError(f"{path} has no tokenizer.json, and {found}: name the file itself")
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise TokenizerError(f"tokenizer {path} cannot be written: {error.strerror}") from None

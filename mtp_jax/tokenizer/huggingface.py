@@ -1,0 +1,171 @@
+"""Tokenizers of the package `tokenizers`: a LLaMA's ``tokenizer.json``.
+
+The file does not say which of its tokens begin and end a text. Its neighbours do, in the fields
+that transformers reads: https://huggingface.co/docs/transformers/main_classes/tokenizer
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtp_jax.tokenizer.base import Tokenizer, TokenizerError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+CONFIG = "tokenizer_config.json"
+
+# BOS and EOS of LLaMA 1 and 2, LLaMA 3, GPT-2 and SmolLM, and ChatML: of a file that stands alone.
+# The EOS that is found first counts; a chat model also has the one of its base model.
+WELL_KNOWN = (
+    ("<s>", "</s>"),
+    ("<|begin_of_text|>", "<|end_of_text|>"),
+    ("<|endoftext|>", "<|endoftext|>"),
+    ("<|im_start|>", "<|im_end|>"),
+)
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizers.Tokenizer`."""
+
+    file_name = "tokenizer.json"
+
+    def __init__(
+        self, model: tokenizers.Tokenizer, eos: int, bos: int | None = None, pad: int | None = None
+    ) -> None:
+        """Takes a tokenizer and changes it: nothing is cut, padded or parsed for special tokens.
+
+        Args:
+            model: the tokenizer.
+            eos, bos, pad: ids; EOS stands in for those that are None.
+
+        Raises:
+            TokenizerError: an id is not a token, or too many ids are none.
+        """
+        vocabulary = model.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(vocabulary.values(), default=-1)
+        if self.vocab_size > 2 * len(vocabulary):
+            raise TokenizerError(
+                f"has {len(vocabulary)} tokens, but ids up to {self.vocab_size - 1}: it is damaged"
+            )
+        self.pieces = [""] * self.vocab_size
+        for piece, token in vocabulary.items():
+            self.pieces[token] = piece
+        self.eos = eos
+        self.bos = eos if bos is None else bos
+        self.pad = eos if pad is None else pad
+        for name, token in (("BOS", self.bos), ("EOS", self.eos), ("padding", self.pad)):
+            if not (0 <= token < self.vocab_size and self.pieces[token]):
+                raise TokenizerError(f"has no token {token}, which is to be its {name} token")
+        model.no_truncation()
+        model.no_padding()
+        # Added tokens that are not marked special would be found in texts, and shown.
+        model.add_special_tokens([self.pieces[t] for t in (self.bos, self.eos, self.pad)])
+        model.encode_special_tokens = True
+        self._tokenizer = model
+        self._json = model.to_str(pretty=False)
+        own = json.loads(self._json)["model"]
+        unknown = own.get("unk_id", vocabulary.get(own.get("unk_token")))
+        special = {t for t, added in model.get_added_tokens_decoder().items() if added.special}
+        # A Unigram model has them among its pieces, and so makes them of plain text all the same.
+        self._never = (special - {unknown}) | {self.bos, self.eos, self.pad}
+
+    def _files(self, name: str) -> dict[str, bytes]:
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.pieces[self.bos],
+            "eos_token": self.pieces[self.eos],
+            "pad_token": self.pieces[self.pad],
+            "clean_up_tokenization_spaces": False,
+        }
+        return {CONFIG: json.dumps(config, indent=1).encode(), name: self._json.encode()}
+
+    def encode(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [token for token in ids if token not in self._never]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text.lstrip(" ")  # a byte-level model's words begin with theirs, the first one too
+
+
+def read(content: bytes, folder: Path) -> HuggingFaceTokenizer:
+    """The tokenizer of a ``tokenizer.json``.
+
+    Args:
+        content: of the file.
+        folder: where the configs are that name its special tokens: ``tokenizer_config.json``, else
+            ``config.json``, else ``generation_config.json``; else `WELL_KNOWN` ones are taken.
+
+    Raises:
+        TokenizerError: it is damaged or something else, or its EOS is unknown.
+    """
+    import tokenizers
+
+    try:
+        model = tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # what the package raises is no closer than that
+        raise TokenizerError(f"is not a tokenizer.json: {_line(error)}") from None
+    if model.decoder is None:
+        raise TokenizerError("has no decoder, without which its tokens give no text")
+    named = _named(folder, model)
+    bos, eos = well_known(model)
+    eos = named.get("eos", eos)
+    if eos is None:
+        raise TokenizerError(
+            f"does not say which token ends a text: put the model's {CONFIG} beside it"
+        )
+    return HuggingFaceTokenizer(model, eos, named.get("bos", bos), named.get("pad"))
+
+
+def well_known(model: tokenizers.Tokenizer) -> tuple[int | None, int | None]:
+    """BOS and EOS by the names of the added tokens; None for those that are not found."""
+    added = {token.content: i for i, token in model.get_added_tokens_decoder().items()}
+    for bos, eos in WELL_KNOWN:
+        if eos in added:
+            return added.get(bos), added[eos]
+    return None, None
+
+
+def _named(folder: Path, model: tokenizers.Tokenizer) -> dict[str, int]:
+    """Ids of "bos", "eos" and "pad", those that the configs in `folder` name."""
+    found: dict[str, int] = {}
+    names = ("bos", "eos", "pad")
+    config = _config(folder / CONFIG)
+    for name in names:
+        token = config.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is None:
+            continue
+        number = model.token_to_id(token) if isinstance(token, str) else None
+        if number is None:
+            raise TokenizerError(f"has no token {token!r}, the {name}_token of {CONFIG}")
+        found[name] = number
+    for file in ("config.json", "generation_config.json"):
+        config = {} if len(found) == len(names) else _config(folder / file)
+        for name in names:
+            number = config.get(f"{name}_token_id")
+            number = number[0] if isinstance(number, list) and number else number
+            if isinstance(number, int) and number >= 0:  # -1 is an old way to say none
+                found.setdefault(name, number)
+    return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerError(
+            f"goes with {path.name}, which cannot be read: {_line(error)}"
+        ) from None
+    return config
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
