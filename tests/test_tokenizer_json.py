@@ -254,6 +254,13 @@ def test_a_file_that_is_no_tokenizer_json(tmp_path, content):
     assert "is not a tokenizer.json" in refusal(tmp_path / "tokenizer.json")
 
 
+def test_a_panic_of_the_package_is_a_sentence_too(tmp_path):
+    content = json.loads(byte_level().to_str())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert "is not a tokenizer.json" in refusal(tmp_path / "tokenizer.json")
+
+
 def test_truncated_files(tmp_path):
     whole = byte_level().to_str().encode()
     (tmp_path / "tokenizer.json").write_bytes(whole[: len(whole) // 2])

@@ -106,7 +106,10 @@ def read(content: bytes, folder: Path) -> HuggingFaceTokenizer:
 
     try:
         model = tokenizers.Tokenizer.from_str(content.decode())
-    except Exception as error:  # what the package raises is no closer than that
+    except BaseException as error:
+        # The package raises plain Exceptions, and a panic of its Rust code is not even that.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise TokenizerError(f"is not a tokenizer.json: {_line(error)}") from None
     if model.decoder is None:
         raise TokenizerError("has no decoder, without which its tokens give no text")
