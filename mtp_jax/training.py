@@ -21,6 +21,7 @@ from mtp_jax.comparison import Task, word_error_rate
 from mtp_jax.config import Config
 from mtp_jax.data import Source, open_source, train_batches
 from mtp_jax.decoding import Greedy
+from mtp_jax.importers import resolve
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.optim import learning_rate, make_optimizer
 from mtp_jax.recognizer import Recognizer
@@ -69,7 +70,7 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source | None = None
     if workdir.tokenizer is None:
         c = config.tokenizer
         if c.model or config.pretrained.decoder:
-            Tokenizer.load(c.model or config.pretrained.decoder).save(workdir.path)
+            Tokenizer.load(c.model or resolve(config.pretrained.decoder)).save(workdir.path)
         elif train is None:
             raise TrainingStopped(f"{workdir.path} has no tokenizer: train first")
         else:

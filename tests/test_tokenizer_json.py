@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from mtp_jax.config import Config, Pretrained
+from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.tokenizer.gguf import LLAMA_3, LLAMA_3_NAMES, PRE_TOKENIZERS
+from mtp_jax.training import TrainingStopped, open_tokenizer
+from mtp_jax.workdir import Workdir
 
 TEXTS = [
     *("turn on the lamp", "turn off the radio at seven", "the number is nine five two"),
@@ -354,3 +358,20 @@ def test_gguf_of_a_sentencepiece_llama(tmp_path):
     for text in [*TEXTS, "日本語 ½", "a  b", "<s>turn</s>"]:
         assert twin.encode(text) == first.encode(text)
         assert twin.decode(twin.encode(text)) == text
+
+
+def test_a_run_keeps_the_tokenizer_of_its_decoder_unless_another_is_named(tmp_path):
+    model = byte_level()
+    decoder = Pretrained(decoder=str(write_gguf(tmp_path / "a.gguf", model)))
+    other = write_json(tmp_path / "other", model, config={"eos_token_id": 0})
+    for name, config, eos in (
+        ("one", Config(pretrained=decoder), 2),
+        ("two", Config(pretrained=decoder, tokenizer=TokenizerConfig(model=str(other))), 0),
+    ):
+        workdir = Workdir(tmp_path / name)
+        with pytest.raises(TrainingStopped, match="has no tokenizer: train first"):
+            open_tokenizer(Config(), workdir)
+        workdir.claim(config)
+        assert open_tokenizer(config, workdir).eos == eos
+        assert workdir.tokenizer == workdir.path / "tokenizer.json"
+        assert open_tokenizer(Config(), workdir).eos == eos
