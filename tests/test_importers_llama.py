@@ -247,6 +247,10 @@ def test_left_over_missing_and_misshapen_tensors_are_named(tmp_path):
         whole | {"lm_head.weight": weights["model.embed_tokens.weight"]},
     )
     importers.import_llama(path, shapes)
+    whole["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(whole, path / "model.safetensors")
+    with pytest.raises(PretrainedError, match=r"lm_head\.weight is not the embedding"):
+        importers.import_llama(path, shapes)
     del weights[GATE]
     bias = "model.layers.0.self_attn.q_proj.bias"
     weights |= {bias: np.ones(32, np.float32), "model.norm.weight": np.ones(31, np.float32)}

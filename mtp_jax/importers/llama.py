@@ -114,9 +114,28 @@ def import_llama(path: str | os.PathLike[str], shapes: Any, shardings: Any = Non
         return import_params(
             gguf_rules(decoder), weights, shapes, shardings, ("rope_freqs.weight",)
         )
-    decoder = llama_architecture(path).config
-    ignored = ("*.rotary_emb.inv_freq", *(("lm_head.weight",) if decoder.tied else ()))
+    ignored = ["*.rotary_emb.inv_freq"]
+    if llama_architecture(path).config.tied:
+        _check_tied(weights)
+        ignored.append("lm_head.weight")
     return import_params(HUGGING_FACE, weights, shapes, shardings, ignored)
+
+
+def _check_tied(weights: Weights, rows: int = 1024) -> None:
+    """Refuses an LM head beside the embedding that is said to be it, and is another."""
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if head not in weights.names or embedding not in weights.names:
+        return
+    shape = weights.names[head][0]
+    if shape == weights.names[embedding][0] and all(
+        np.array_equal(*(weights.read(name, (slice(i, i + rows),)) for name in (head, embedding)))
+        for i in range(0, shape[0], rows)
+    ):
+        return
+    raise PretrainedError(
+        f"{weights.path}: {head} is not the embedding, though config.json says they are tied:"
+        " set tie_word_embeddings to false there"
+    )
 
 
 def export_llama(params: Any) -> dict[str, np.ndarray]:
