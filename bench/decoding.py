@@ -31,15 +31,15 @@ def main(argv: list[str]) -> None:
     workdir = Workdir(_WORKDIR.value)
     config = workdir.read_config()
     cli.start_jax(config)
-    from mtp_jax import evaluation
     from mtp_jax.comparison import Task
     from mtp_jax.data import open_source
     from mtp_jax.decoding import Greedy, Threshold, Verify
+    from mtp_jax.model import load
 
     kept = workdir.read_tau()
     if kept is None:
         raise ConfigError(f"{workdir.tau} is missing: run mtp_jax.evaluate first")
-    recognizer = evaluation.load(workdir)
+    recognizer = load(workdir)
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)
     task = Task.of(source, recognizer)
     strategies = {"greedy": Greedy(), "threshold": Threshold(kept["tau"]), "verify": Verify()}

@@ -6,12 +6,14 @@ for a checkpoint, and the one before it stays.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from mtp_jax.params import Params, merge
 from mtp_jax.train_step import TrainState
 
 _policies = ocp.training.preservation_policies
@@ -25,6 +27,10 @@ def _abstract(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )
+
+
+def _without_imported(state: TrainState) -> TrainState:
+    return dataclasses.replace(state, imported={})
 
 
 class Checkpoints:
@@ -66,11 +72,9 @@ class Checkpoints:
 
     def save(self, state: TrainState, data: Any) -> None:
         """Saves the training state and the position of the data iterator, in the background."""
-        step = int(state.step)
+        step, own = int(state.step), _without_imported(state)
         if step != self.latest_step:
-            self._latest.save_checkpointables_async(
-                step, {"state": state, "data": data}, force=True
-            )
+            self._latest.save_checkpointables_async(step, {"state": own, "data": data}, force=True)
 
     def wait(self) -> None:
         """Returns once every save has reached the disk."""
@@ -81,27 +85,28 @@ class Checkpoints:
         """The newest state, on its devices; `data` is moved to the batch that comes next.
 
         Args:
-            state: arrays or shapes of the expected state; `shardings`: where each goes.
+            state: the state at step 0; `shardings`: where each part goes.
             data: the data iterator.
 
         Raises:
             CheckpointError: it cannot be read, or does not fit the config.
         """
-        like = {"state": _abstract(state, shardings), "data": data}
+        own = _abstract(_without_imported(state), _without_imported(shardings))
+        like = {"state": own, "data": data}
         try:
-            return self._latest.load_checkpointables(self.latest_step, like)["state"]
+            restored = self._latest.load_checkpointables(self.latest_step, like)["state"]
+            return dataclasses.replace(restored, imported=state.imported)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
                 f"checkpoint {self.latest_step} in {self._latest.directory} cannot be restored:"
                 f" remove it to go on from the one before ({_first_line(error)})"
             ) from error
 
-    def save_best(self, step: int, params: Any, wer: float) -> None:
+    def save_best(self, state: TrainState, wer: float) -> None:
         """Offers parameters whose dev WER (per cent) is `wer`; the best are kept."""
+        step, own = int(state.step), merge(state.params, state.frozen)
         if step not in {c.step for c in self._best.checkpoints}:
-            self._best.save_checkpointables(
-                step, {"params": params}, force=True, metrics={"wer": wer}
-            )
+            self._best.save_checkpointables(step, {"params": own}, force=True, metrics={"wer": wer})
 
     def best(self) -> tuple[int, float] | None:
         """Step and dev WER of the best checkpoint; the later of equals."""
@@ -111,8 +116,11 @@ class Checkpoints:
         wer, step = min(found)
         return -step, wer
 
-    def restore_best(self, params: Any, shardings: Any) -> Any:
+    def restore_best(self, shapes: Params, shardings: Params) -> Params:
         """Parameters of the best checkpoint, on their devices.
+
+        Args:
+            shapes: arrays or shapes of those that are expected; `shardings`: where each goes.
 
         Raises:
             CheckpointError: there is none, or it does not fit the config.
@@ -121,8 +129,9 @@ class Checkpoints:
         if best is None:
             raise CheckpointError(f"{self._best.directory} holds no checkpoint: train first")
         try:
-            like = {"params": _abstract(params, shardings)}
-            return self._best.load_checkpointables(best[0], like)["params"]
+            like = {"params": _abstract(shapes, shardings)}
+            params: Params = self._best.load_checkpointables(best[0], like)["params"]
+            return params
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
                 f"checkpoint {best[0]} in {self._best.directory} does not fit the workdir's config"

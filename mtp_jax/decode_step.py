@@ -11,16 +11,13 @@ import jax.numpy as jnp
 from mtp_jax import drafters
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Decoded, Model, Strategy
-from mtp_jax.features import log_mel
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call
+from mtp_jax.speech_features import speech_features
 
 
 def encode(model: SpeechLlama, params: Any, batch: Batch) -> Encoded:
     """Runs front end and encoder over a batch."""
-    features, frames = log_mel(
-        jnp.asarray(batch.audio), jnp.asarray(batch.audio_length), model.config.front_end
-    )
-    encoded: Encoded = call(model, params, "encode", features, frames)
+    encoded: Encoded = call(model, params, "encode", *speech_features(model, params, batch))
     return encoded
 
 
@@ -66,7 +63,7 @@ def ctc_greedy(model: SpeechLlama, params: Any, batch: Batch) -> tuple[jax.Array
     blank = encoded.ctc_logits.shape[-1] - 1
     frame = jnp.arange(best.shape[1])
     new = jnp.pad(best[:, 1:] != best[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    kept = new & (best != blank) & (frame < encoded.length[:, None])
+    kept = new & (best != blank) & (frame < encoded.ctc_length[:, None])
     slots = jnp.where(kept, jnp.cumsum(kept, axis=1) - 1, best.shape[1])
     rows = jnp.arange(best.shape[0])[:, None]
     tokens = jnp.zeros_like(best).at[rows, slots].set(best, mode="drop")

@@ -45,8 +45,9 @@ def main(argv: list[str]) -> None:
     config = workdir.read_config()
     cli.start_jax(config)
     from mtp_jax import evaluation  # imported late: errors in flags come at once
+    from mtp_jax.model import load
 
-    recognizer = evaluation.load(workdir)
+    recognizer = load(workdir)
     increase = _INCREASE.value
     if _TAU.value is not None:
         tau = _TAU.value

@@ -10,36 +10,17 @@ from typing import Any
 
 import jax
 
-from mtp_jax import sharding
-from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.comparison import Task, choose_tau, compare
 from mtp_jax.config import Config
 from mtp_jax.data import open_source
+from mtp_jax.encoder_cache import with_encoder_cache
 from mtp_jax.metrics import word_errors
-from mtp_jax.optim import make_optimizer
+from mtp_jax.params import count
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.report import draw, table, write_hypotheses
-from mtp_jax.train_step import init_state
-from mtp_jax.training import make_model, open_tokenizer, parameter_count
 from mtp_jax.workdir import Workdir, commit, write_json
 
 log = logging.getLogger("mtp_jax")
-
-
-def load(workdir: Workdir) -> Recognizer:
-    """The best checkpoint of a workdir, ready to decode.
-
-    Raises:
-        WorkdirError, CheckpointError, TokenizerError: something of it is missing or damaged.
-    """
-    config = workdir.read_config()
-    tokenizer = open_tokenizer(config, workdir)
-    mesh = sharding.make_mesh(config.mesh)
-    model = make_model(config, tokenizer)
-    state, shardings = init_state(model, make_optimizer(config.optim), config.seed, mesh)
-    with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
-        params = checkpoints.restore_best(state.params, shardings.params)
-    return Recognizer(model, params, tokenizer, mesh)
 
 
 def tune(recognizer: Recognizer, workdir: Workdir, max_wer_increase: float) -> float:
@@ -54,6 +35,7 @@ def tune(recognizer: Recognizer, workdir: Workdir, max_wer_increase: float) -> f
     """
     config = recognizer.model.config
     dev = open_source(config.data.dev, config.data, config.front_end.sample_rate)
+    dev = with_encoder_cache(dev, recognizer)
     e = config.evaluation
     choice = choose_tau(
         recognizer, Task.of(dev, recognizer), e.taus, max_wer_increase, max(e.batch_sizes)
@@ -116,7 +98,7 @@ def evaluate(
         "commit": commit(),
         "config": dataclasses.asdict(config),
         "seed": config.seed,
-        "parameters": parameter_count(recognizer.params),
+        "parameters": count(recognizer.params),
         "heads": {"kind": config.heads.kind, "M": config.heads.count},
         "device": _device(recognizer.mesh),
         "dtype": config.train.dtype,

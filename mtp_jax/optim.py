@@ -8,6 +8,7 @@ import jax
 import optax
 
 from mtp_jax.config import Optim
+from mtp_jax.params import by_path, matches, nested
 
 
 def learning_rate(config: Optim) -> optax.Schedule:
@@ -35,11 +36,26 @@ def make_optimizer(config: Optim) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,
         )
-    chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    steps = [optax.clip_by_global_norm(config.clip_norm), update]
+    chain = optax.chain(*steps, _scaled_by_path(config)) if config.rates else optax.chain(*steps)
     if config.accumulate == 1:
         return chain
     accumulated = optax.MultiSteps(chain, config.accumulate)
     return optax.GradientTransformation(accumulated.init, accumulated.update)
+
+
+def _scaled_by_path(config: Optim) -> optax.GradientTransformation:
+    """Multiplies each update by the factor that its path has in ``config.rates``."""
+
+    def factor(path: str) -> float:
+        found = [f for pattern, f in config.rate_factors if matches((pattern,))(path)]
+        return found[-1] if found else 1.0
+
+    def scaled(updates: Any, params: Any) -> Any:
+        del params
+        return nested({path: x * factor(path) for path, x in by_path(updates).items()})
+
+    return optax.stateless(scaled)
 
 
 def _matrices(params: Any) -> Any:

@@ -27,17 +27,18 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
     cli.refuse_arguments(argv)
     from mtp_jax import evaluation, training  # imported late: errors in flags come at once
+    from mtp_jax.model import completed, load
 
     file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
     if not isinstance(_CONFIG.value, ConfigDict):  # ml_collections keeps a failure to itself
         raise flags.Error(f"--config={file} is not a config file: configs/ holds some")
-    config = from_config_dict(_CONFIG.value)
+    config = completed(from_config_dict(_CONFIG.value))
     workdir = Workdir(_WORKDIR.value or f"runs/{pathlib.Path(file).stem}")
     workdir.claim(config)
     cli.start_jax(config)
     if training.finished(config, workdir):
         print(f"{workdir.path} is finished: evaluating only")
-        recognizer = evaluation.load(workdir)
+        recognizer = load(workdir)
     else:
         recognizer = training.train(config, workdir)
     tau = evaluation.tune(recognizer, workdir, config.evaluation.max_wer_increase)

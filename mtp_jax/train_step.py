@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,67 +13,131 @@ import optax
 from flax import struct
 
 from mtp_jax import losses, sharding
+from mtp_jax.config import ConfigError
 from mtp_jax.data import Batch
-from mtp_jax.features import log_mel, spec_augment
+from mtp_jax.features import spec_augment
 from mtp_jax.nn.heads import start_as_lm_head
 from mtp_jax.nn.speech_llama import SpeechLlama, call
+from mtp_jax.params import Params, by_path, matches, merge, nested
+from mtp_jax.speech_features import speech_features
 
 Metrics = dict[str, jax.Array]
 
 
 @struct.dataclass
 class TrainState:
-    """All that training changes.
+    """All that training changes, and the parameters that it leaves alone.
 
     Attributes:
         step: int32, batches seen.
-        params: of the model.
+        params: those that are trained.
+        frozen: those that are not, but belong to the run.
+        imported: those that are not, and can be had again from `config.pretrained`: checkpoints
+            leave them out.
         opt_state: of the optimizer.
     """
 
     step: Any
     params: Any
+    frozen: Any
+    imported: Any
     opt_state: Any
+
+    @property
+    def model_params(self) -> Any:
+        """All parameters, as the model takes them."""
+        return merge(self.params, self.frozen, self.imported)
 
 
 def init_params(model: SpeechLlama, key: jax.Array) -> Any:
-    """Fresh parameters, in their annotations; every head starts equal to the LM head."""
-    frames = max(1, *model.config.encoder.subsampling)
-    features = jnp.zeros((1, frames, model.config.front_end.mel_bins))
+    """Fresh parameters, in their annotations."""
+    c = model.config
+    frames = max(1, *c.encoder.subsampling)
+    features = jnp.zeros((1, frames, c.whisper.width or c.front_end.mel_bins))
     one = jnp.ones(1, jnp.int32)
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return model.init(key, features, one * frames, tokens, one)["params"]
+    params = model.init(key, features, one * frames, tokens, one)["params"]
+    if c.whisper.present:
+        mel = jnp.zeros((1, 2, c.front_end.mel_bins))
+        params |= model.init(key, mel, one * 2, method="listen")["params"]
+    return params
 
 
-def init_state(
-    model: SpeechLlama, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh
-) -> tuple[TrainState, Any]:
-    """A state at step 0, made on its devices, and the shardings of its parts.
+def parameter_shapes(model: SpeechLlama, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """Shapes of all parameters of `model`, and their shardings.
 
     Raises:
         sharding.MeshError: the mesh does not divide a parameter.
     """
-    key = jax.random.key(seed)
-    boxed = jax.eval_shape(lambda: init_params(model, key))
-    by_param = sharding.parameter_shardings(boxed, mesh)
-    shapes = nn.unbox(boxed)
+    boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return nn.unbox(boxed), sharding.parameter_shardings(boxed, mesh)
+
+
+def init_state(
+    model: SpeechLlama,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    initial: Params | None = None,
+    imported: Params | None = None,
+) -> tuple[TrainState, Any]:
+    """A state at step 0, made on its devices, and the shardings of its parts.
+
+    Args:
+        model: whose config says what is frozen, and the seed of what is drawn.
+        optimizer: of what is not frozen.
+        mesh: the devices.
+        initial: parameters to begin with, on their devices; the others are drawn, and every head
+            among them starts equal to the LM head.
+        imported: frozen parameters that checkpoints leave out, on their devices.
+
+    Raises:
+        sharding.MeshError: the mesh does not divide a parameter.
+        ConfigError: all parameters are frozen.
+    """
+    c, initial, imported = model.config, by_path(initial or {}), by_path(imported or {})
+    given, is_frozen = initial | imported, matches(c.optim.freeze)
+
+    def part_of(path: str) -> str:
+        if path in imported:
+            return "imported"
+        return "frozen" if is_frozen(path) else "params"
+
+    def parts(tree: Params) -> dict[str, Params]:
+        leaves = by_path(tree)
+        return {
+            part: nested({path: x for path, x in leaves.items() if part_of(path) == part})
+            for part in ("params", "frozen", "imported")
+        }
+
+    shapes, by_param = parameter_shapes(model, mesh)
+    shapes, shardings = parts(shapes), parts(by_param)
+    if not shapes["params"]:
+        raise ConfigError("config.optim.freeze leaves nothing to train: let some pattern go")
     everywhere = sharding.replicated(mesh)
     by_opt = optax.tree_utils.tree_map_params(
         optimizer,
         lambda kept, param: kept if _masked(kept) else param,
-        jax.eval_shape(optimizer.init, shapes),
-        by_param,
+        jax.eval_shape(optimizer.init, shapes["params"]),
+        shardings["params"],
         transform_non_params=lambda _: everywhere,
         is_leaf=_masked,
     )
-    shardings = TrainState(step=everywhere, params=by_param, opt_state=by_opt)
 
-    def make() -> TrainState:
-        params = nn.unbox(init_params(model, key))
-        params = start_as_lm_head(params, model.config.heads.kind)
-        return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+    def fresh(given: dict[str, jax.Array]) -> Params:
+        params = merge(nn.unbox(init_params(model, jax.random.key(c.seed))), nested(given))
+        if "heads/kernel" not in given:
+            params = start_as_lm_head(params, c.heads.kind)
+        # What was given stays where it is: only the others are made here.
+        return nested({path: x for path, x in by_path(params).items() if path not in given})
 
-    return jax.jit(make, out_shardings=shardings)(), shardings
+    drawn = nested({path: x for path, x in by_path(by_param).items() if path not in given})
+    whole = parts(merge(jax.jit(fresh, out_shardings=drawn)(given), nested(given)))
+    state = TrainState(
+        step=jax.device_put(jnp.int32(0), everywhere),
+        opt_state=jax.jit(optimizer.init, out_shardings=by_opt)(whole["params"]),
+        **whole,
+    )
+    return state, TrainState(step=everywhere, opt_state=by_opt, **shardings)
 
 
 def _masked(node: Any) -> bool:
@@ -103,9 +168,7 @@ def loss_fn(
         label), ``too_short_for_ctc``, ``utterances``, ``audio_seconds``.
     """
     c = model.config
-    features, frames = log_mel(
-        jnp.asarray(batch.audio), jnp.asarray(batch.audio_length), c.front_end
-    )
+    features, frames = speech_features(model, params, batch)
     rngs = {}
     if key is not None:
         augment_key, dropout_key, noise_key = jax.random.split(key, 3)
@@ -136,7 +199,7 @@ def loss_fn(
     loss = jnp.sum(weights * by_head)
 
     labels = jnp.maximum(length - 1, 0)  # CTC has no EOS
-    nats, count, too_short = losses.ctc(encoded.ctc_logits, encoded.length, tokens, labels)
+    nats, count, too_short = losses.ctc(encoded.ctc_logits, encoded.ctc_length, tokens, labels)
     ctc = nats / jnp.maximum(count, 1)
     loss += c.loss.ctc * ctc
     metrics = {f"head_{m + 1}": by_head[m] for m in range(c.heads.count)}
@@ -162,12 +225,16 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, metrics = jax.grad(lambda params: loss_fn(model, params, batch, key), has_aux=True)(
-            state.params
-        )
+
+        def loss(params: Any) -> tuple[jax.Array, Metrics]:
+            return loss_fn(
+                model, dataclasses.replace(state, params=params).model_params, batch, key
+            )
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+        new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         return new, metrics | {"gradient_norm": optax.tree.norm(grads)}
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

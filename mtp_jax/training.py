@@ -18,12 +18,14 @@ from tensorboardX import SummaryWriter
 from mtp_jax import sharding
 from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.comparison import Task, word_error_rate
-from mtp_jax.config import Config
+from mtp_jax.config import Config, ConfigError
 from mtp_jax.data import Source, open_source, train_batches
 from mtp_jax.decoding import Greedy
+from mtp_jax.encoder_cache import with_encoder_cache
 from mtp_jax.importers import resolve
-from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.model import make_model, starting_point
 from mtp_jax.optim import learning_rate, make_optimizer
+from mtp_jax.params import count, merge
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.train_step import TrainState, init_state, make_train_step
@@ -45,22 +47,11 @@ class TrainingStopped(RuntimeError):
         self.exit_status = exit_status
 
 
-def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
-    """The model that `config` describes, for the vocabulary of `tokenizer`."""
-    vocabulary = Vocabulary(
-        size=tokenizer.vocab_size,
-        bos=tokenizer.bos,
-        eos=tokenizer.eos,
-        prompt_before=tuple(tokenizer.encode(config.decoder.prompt_before)),
-        prompt_after=tuple(tokenizer.encode(config.decoder.prompt_after)),
-    )
-    return SpeechLlama(config, vocabulary)
-
-
-def open_tokenizer(config: Config, workdir: Workdir, train: Source | None = None) -> Tokenizer:
+def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer:
     """The workdir's tokenizer: loaded, copied, or trained.
 
-    It is copied from ``config.tokenizer.model``, else from ``config.pretrained.decoder``.
+    It is copied from ``config.init_from``, else from ``config.tokenizer.model``, else from
+    ``config.pretrained.decoder``.
 
     Args:
         config: of the run.
@@ -69,19 +60,12 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source | None = None
     """
     if workdir.tokenizer is None:
         c = config.tokenizer
-        if c.model or config.pretrained.decoder:
-            Tokenizer.load(c.model or resolve(config.pretrained.decoder)).save(workdir.path)
-        elif train is None:
-            raise TrainingStopped(f"{workdir.path} has no tokenizer: train first")
+        if given := config.init_from or c.model or config.pretrained.decoder:
+            Tokenizer.load(resolve(given)).save(workdir.path)
         else:
             texts = [utterance.text for utterance in train.utterances]
             Tokenizer.train(texts, workdir.path, c.vocab_size, c.algorithm)
     return Tokenizer.load(workdir.path)
-
-
-def parameter_count(params: Any) -> int:
-    """Parameters of a model."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
 
 
 @dataclasses.dataclass
@@ -175,28 +159,37 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
     tokenizer = open_tokenizer(config, workdir, source)
     model = make_model(config, tokenizer)
     optimizer = make_optimizer(config.optim)
-    state, shardings = init_state(model, optimizer, config.seed, mesh)
+    start = starting_point(model, tokenizer, workdir, mesh)
+    state, shardings = init_state(model, optimizer, mesh, *start)
+    recognizer = Recognizer(model, state.model_params, tokenizer, mesh)
+    if config.whisper.cached and "whisper" in state.params:
+        raise ConfigError("config.whisper.cached needs whisper/* among config.optim.freeze")
+    source = with_encoder_cache(source, recognizer, config.augment.speeds)
+    dev = with_encoder_cache(dev, recognizer)
     batches, report = train_batches(
         source, tokenizer, config, multiple=sharding.batch_divisor(mesh)
     )
     write_json(workdir.report, report.to_json())
     log.info("%s", report)
     log.info(
-        "%.2f M parameters, %d devices (%s), %d utterances, %.2f h",
-        parameter_count(state.params) / 1e6,
+        "%.2f M parameters, %.2f M of them trained, %d devices (%s), %d utterances, %.2f h",
+        count(state.model_params) / 1e6,
+        count(state.params) / 1e6,
         mesh.size,
         jax.devices()[0].device_kind,
         len(source.utterances),
         sum(u.seconds for u in source.utterances) / 3600,
     )
-    recognizer = Recognizer(model, state.params, tokenizer, mesh)
     with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state, shardings, batches)
             log.info("going on from step %d", int(state.step))
-        _loop(config, workdir, checkpoints, recognizer, dev, state, shardings, optimizer, batches)
+        state = _loop(
+            config, workdir, checkpoints, recognizer, dev, state, shardings, optimizer, batches
+        )
         write_json(workdir.report, report.to_json())
-        recognizer.params = checkpoints.restore_best(state.params, shardings.params)
+        own = merge(state.params, state.frozen), merge(shardings.params, shardings.frozen)
+        recognizer.params = merge(checkpoints.restore_best(*own), state.imported)
     return recognizer
 
 
@@ -210,7 +203,8 @@ def _loop(
     shardings: Any,
     optimizer: Any,
     batches: Any,
-) -> None:
+) -> TrainState:
+    """Steps up to the last; the state behind it."""
     c, last = config.train, config.optim.steps * config.optim.accumulate
     start = int(state.step)
     step_fn = make_train_step(recognizer.model, optimizer, shardings)
@@ -237,13 +231,13 @@ def _loop(
                 board.add_scalar("train/learning_rate", float(rate(updates)), done)
                 bar.set_postfix(loss=f"{means['loss']:.3f}", head_1=f"{means['head_1']:.3f}")
             if at_dev:
-                recognizer.params = state.params
+                recognizer.params = state.model_params
                 size = max(config.evaluation.batch_sizes)
                 outcome = recognizer.run(dev, dev_task.batches(size), Greedy())
                 wer = word_error_rate(outcome, config.evaluation.normalizer)
                 board.add_scalar("dev/wer", wer, done)
                 bar.write(f"step {done}: loss {means['loss']:.3f}, dev WER {wer:.2f} %")
-                checkpoints.save_best(done, state.params, wer)
+                checkpoints.save_best(state, wer)
                 watch.since = time.perf_counter()
             if saving:
                 checkpoints.save(state, batches)
@@ -253,3 +247,4 @@ def _loop(
                     f"SIGTERM: step {done} is saved, and the same command goes on from there",
                     exit_status=128 + signal.SIGTERM,
                 )
+    return state

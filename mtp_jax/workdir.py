@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from mtp_jax.config import Config, ConfigError, differences, from_config_dict
@@ -34,6 +35,7 @@ class Workdir:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path).expanduser()
         self.config = self.path / "config.json"
+        self.parts = self.path / "parts.json"
         self.results = self.path / "results.json"
         self.tau = self.path / "tau.json"
         self.hypotheses = self.path / "hypotheses"
@@ -80,6 +82,38 @@ class Workdir:
             if isinstance(error, ConfigError):
                 raise
             raise WorkdirError(f"{self.config} cannot be read: {error}") from error
+
+    def claim_parts(self, digests: dict[str, str], left_out: Sequence[str]) -> None:
+        """Notes which pretrained parts the run begins with, and which parameters it never saves.
+
+        Args:
+            digests: of the parts' weights, by field of `config.pretrained`.
+            left_out: paths of parameters that have to be imported again.
+
+        Raises:
+            WorkdirError: the parts are not those that the run began with.
+        """
+        known = self.read_parts()
+        if known is None:
+            write_json(self.parts, {"sha256": digests, "left_out": list(left_out)})
+            return
+        for name, digest in digests.items():
+            if known["sha256"].get(name) != digest:
+                raise WorkdirError(
+                    f"config.pretrained.{name} no longer holds the weights that {self.path} began"
+                    f" with (SHA-256 {known['sha256'].get(name)}): put those back"
+                )
+
+    def read_parts(self) -> dict[str, Any] | None:
+        """What `claim_parts` noted: ``sha256`` and ``left_out``; None without pretrained parts."""
+        try:
+            parts = json.loads(self.parts.read_text())
+            dict(parts["sha256"]), list(parts["left_out"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WorkdirError(f"{self.parts} cannot be read: {error}") from error
+        return dict(parts)
 
     def read_tau(self) -> dict[str, Any] | None:
         """How tau was chosen on dev (``tau``, and the ``rows`` of the sweep); None before that."""

@@ -99,7 +99,7 @@ def run(out: Path) -> None:
     for name, sizes in MESHES.items():
         mesh = make_mesh(sizes, jax.devices()[: 1 if name == "one" else 8])
         optimizer = make_optimizer(MODEL.config.optim)
-        state, shardings = init_state(MODEL, optimizer, 0, mesh)
+        state, shardings = init_state(MODEL, optimizer, mesh)
         arrays = {f"start/{key}": jax.device_get(x) for key, x in parts(state).items()}
         step = make_train_step(MODEL, optimizer, shardings)
         for seed in (0, 1):
@@ -121,7 +121,7 @@ def lay_out(out: Path) -> None:
         mesh = make_mesh(configs.Mesh(*sizes))
         meshes[str(sizes)] = [list(mesh.shape.values()), batch_divisor(mesh)]
     try:
-        init_state(MODEL, make_optimizer(MODEL.config.optim), 0, make_mesh(configs.Mesh(1, 1, 8)))
+        init_state(MODEL, make_optimizer(MODEL.config.optim), make_mesh(configs.Mesh(1, 1, 8)))
     except MeshError as error:
         meshes["refusal"] = str(error)
     (out / "meshes.json").write_text(json.dumps(meshes))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax import evaluation, training
+from mtp_jax import training
 from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.config import (
     Augment,
@@ -27,6 +27,7 @@ from mtp_jax.config import (
     Train,
     to_config_dict,
 )
+from mtp_jax.model import load
 from mtp_jax.train_step import noisy_tokens
 from mtp_jax.workdir import Workdir, WorkdirError
 
@@ -90,11 +91,9 @@ def train(config: Config, path: pathlib.Path, monkeypatch=None, at=None, how=Non
 def final_state(config: Config, path: pathlib.Path):
     """All arrays of the last checkpoint, as bytes."""
     workdir = Workdir(path)
-    recognizer = evaluation.load(workdir)
+    recognizer = load(workdir)
     optimizer = training.make_optimizer(config.optim)
-    state, shardings = training.init_state(
-        recognizer.model, optimizer, config.seed, recognizer.mesh
-    )
+    state, shardings = training.init_state(recognizer.model, optimizer, recognizer.mesh)
     source = training.open_source(config.data.train, config.data, 16_000)
     batches, _ = training.train_batches(source, recognizer.tokenizer, config)
     with Checkpoints(path) as checkpoints:

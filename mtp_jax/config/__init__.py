@@ -7,6 +7,7 @@ result back into a `Config` and refuses a wrong key or value by its full name.
 
 from mtp_jax.config.checks import ConfigError
 from mtp_jax.config.model import (
+    Adaptor,
     Decoder,
     Encoder,
     FrontEnd,
@@ -31,6 +32,7 @@ from mtp_jax.config.whole import Config, differences, from_config_dict, to_confi
 
 __all__ = [
     "STRATEGIES",
+    "Adaptor",
     "Augment",
     "Config",
     "ConfigError",

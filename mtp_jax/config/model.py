@@ -61,6 +61,8 @@ class Whisper:
         positions: frames of 20 ms in its window.
         padded: encode windows of 30 s padded with silence, as Whisper was trained; False encodes
             the true length of each utterance, which is cheaper.
+        cached: training reads its outputs from disk, made once for each utterance and each of
+            `config.augment.speeds` (about 50 kB a second of audio for D = 512); it must be frozen.
         lora: trained beside it.
     """
 
@@ -69,12 +71,18 @@ class Whisper:
     heads: int = 0
     positions: int = 1500
     padded: bool = False
+    cached: bool = False
     lora: Lora = Lora()
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads"):
             check(getattr(self, name) >= 0, f"whisper.{name}", "must not be negative")
         check(self.positions > 0, "whisper.positions", "must be positive")
+        check(
+            not (self.cached and self.lora.rank),
+            "whisper.cached",
+            "must be False where config.whisper.lora.rank is not 0: its outputs would change",
+        )
         check(
             not self.layers or (self.heads > 0 and self.width > 0 and not self.width % self.heads),
             "whisper.width",
@@ -133,6 +141,19 @@ class Encoder:
         )
         check(self.kernel % 2 == 1, "encoder.kernel", "must be odd")
         check(0 <= self.dropout < 1, "encoder.dropout", "must be within [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptor:
+    """From the encoder's output to the decoder's audio prompt.
+
+    Attributes:
+        ctc_compression: average each run of frames that the CTC head labels alike, so that the
+            prompt is about as long as the text (Gaido et al., 2021); False gives the decoder every
+            frame.
+    """
+
+    ctc_compression: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

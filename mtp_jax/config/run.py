@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from mtp_jax.config.checks import check, one_of
 
@@ -114,7 +115,8 @@ class Tokenizer:
     a SentencePiece model is trained on the training text.
 
     Attributes:
-        model: path of a ``tokenizer.model`` or ``tokenizer.json``, or empty.
+        model: path of a ``tokenizer.model``, a ``tokenizer.json``, a GGUF file or a folder with one
+            of these, or empty.
         vocab_size: pieces, the four special ones included, of a tokenizer that is trained.
         algorithm: "unigram" or "bpe".
     """
@@ -163,6 +165,10 @@ class Optim:
         b1, b2: Adam's decay rates.
         clip_norm: greatest global norm of the gradient.
         accumulate: batches whose gradients are averaged for one update.
+        freeze: parameters left as they are, by patterns over paths such as
+            ``decoder/layers/gate/kernel``. ``*`` spans slashes too; of several patterns the last
+            that matches decides; one that begins with ``!`` trains.
+        rates: factors on the learning rate, ``PATTERN=FACTOR``; the last that matches holds.
     """
 
     algorithm: str = "adamw"
@@ -174,6 +180,8 @@ class Optim:
     b2: float = 0.98
     clip_norm: float = 1.0
     accumulate: int = 1
+    freeze: tuple[str, ...] = ()
+    rates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         one_of(self.algorithm, ("adamw", "muon"), "optim.algorithm")
@@ -189,6 +197,19 @@ class Optim:
         for name in ("b1", "b2"):
             check(0 <= getattr(self, name) < 1, f"optim.{name}", "must be within [0, 1)")
         check(self.weight_decay >= 0, "optim.weight_decay", "must not be negative")
+        for rate in self.rates:
+            factor = rate.rpartition("=")[2]
+            check(
+                "=" in rate and re.fullmatch(r"\d+(\.\d*)?(e-?\d+)?", factor) is not None,
+                "optim.rates",
+                f"holds {rate!r}, which is not PATTERN=FACTOR such as decoder/*=0.1",
+            )
+
+    @property
+    def rate_factors(self) -> tuple[tuple[str, float], ...]:
+        """Pattern and factor of each of `rates`."""
+        pairs = (rate.rpartition("=") for rate in self.rates)
+        return tuple((pattern, float(factor)) for pattern, _, factor in pairs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtp_jax.config.checks import ConfigError
-from mtp_jax.config.model import Decoder, Encoder, FrontEnd, Heads, Whisper
+from mtp_jax.config.checks import ConfigError, check
+from mtp_jax.config.model import Adaptor, Decoder, Encoder, FrontEnd, Heads, Whisper
 from mtp_jax.config.run import (
     Augment,
     Data,
@@ -28,9 +28,16 @@ from mtp_jax.config.run import (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run, whole. `seed` fixes initialisation, data order and augmentation."""
+    """One run, whole.
+
+    Attributes:
+        seed: fixes initialisation, data order and augmentation.
+        init_from: workdir or exported folder of a model to begin with: its sizes, its tokenizer and
+            every parameter that fits are taken over; heads of another kind or number are new.
+    """
 
     seed: int = 0
+    init_from: str = ""
     pretrained: Pretrained = Pretrained()
     front_end: FrontEnd = FrontEnd()
     augment: Augment = Augment()
@@ -38,6 +45,7 @@ class Config:
     tokenizer: Tokenizer = Tokenizer()
     whisper: Whisper = Whisper()
     encoder: Encoder = Encoder()
+    adaptor: Adaptor = Adaptor()
     decoder: Decoder = Decoder()
     heads: Heads = Heads()
     loss: Loss = Loss()
@@ -45,6 +53,27 @@ class Config:
     train: Train = Train()
     mesh: Mesh = Mesh()
     evaluation: Evaluation = Evaluation()
+
+    def __post_init__(self) -> None:
+        check(
+            self.loss.ctc > 0 or not self.adaptor.ctc_compression,
+            "adaptor.ctc_compression",
+            "needs config.loss.ctc above 0",
+        )
+        if not self.whisper.present:
+            return
+        check(
+            self.front_end.flavour == "whisper",
+            "front_end.flavour",
+            "must be 'whisper' for a Whisper encoder",
+        )
+        window, buckets = self.whisper.positions / 50, (self.data, self.evaluation)
+        longest = max(b.bucket_seconds[-1] for b in buckets if b.bucket_seconds)
+        check(
+            longest <= window,
+            "data.bucket_seconds",
+            f"({longest:g} at most) must not exceed Whisper's window of {window:g} s",
+        )
 
 
 def to_config_dict(config: Config) -> ConfigDict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -59,7 +60,16 @@ def file_source(
         recording = good[i][0]
         return read_audio(recording.path, sample_rate, recording.offset, recording.duration)
 
-    return Source(name, "", utterances, problems, waveform)
+    def digest(i: int) -> str:
+        recording = good[i][0]
+        try:
+            audio = hashlib.sha256(recording.path.read_bytes())
+        except OSError as error:
+            raise AudioError(f"{recording.path} cannot be read: {error.strerror}") from None
+        audio.update(repr((recording.offset, recording.duration, sample_rate)).encode())
+        return audio.hexdigest()
+
+    return Source(name, "", utterances, problems, waveform, digest)
 
 
 def _seconds(recording: Recording) -> float | Problem:

@@ -24,7 +24,8 @@ class Batch(NamedTuple):
     """Utterances of like length; arrays on the host.
 
     Attributes:
-        audio: int16[B, T] samples, zeros after each row's end.
+        audio: int16[B, T] samples, zeros after each row's end; or float16[B, T', D] features made
+            of them beforehand.
         audio_length: int32[B] samples.
         tokens: int32[B, L] text with EOS, padded.
         token_length: int32[B], EOS included.
@@ -37,6 +38,11 @@ class Batch(NamedTuple):
     tokens: np.ndarray
     token_length: np.ndarray
     index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+
+    @property
+    def has_features(self) -> bool:
+        """Whether `audio` holds features."""
+        return self.audio.ndim == 3
 
 
 def train_batches(
@@ -149,9 +155,14 @@ class _Loader:
         self._pad, self._report = pad, report
 
     def __call__(self, rows: Rows) -> Batch:
-        shape = rows.shape
+        shape, features = rows.shape, self._source.features
+        empty = (
+            np.zeros((shape.rows, features.frames(shape.samples), features.width), np.float16)
+            if features
+            else np.zeros((shape.rows, shape.samples), np.int16)
+        )
         batch = Batch(
-            audio=np.zeros((shape.rows, shape.samples), np.int16),
+            audio=empty,
             audio_length=np.zeros(shape.rows, np.int32),
             tokens=np.full((shape.rows, shape.tokens), self._pad, np.int32),
             token_length=np.zeros(shape.rows, np.int32),
@@ -162,16 +173,21 @@ class _Loader:
                 continue
             index = self._kept[planned]
             try:
-                # A header may promise less than the file holds: T is the limit.
-                wave = change_speed(self._source.waveform(index), speed)[: shape.samples]
+                if features:
+                    audio, samples = features.read(index, speed)
+                else:
+                    audio = change_speed(self._source.waveform(index), speed)
+                    samples = len(audio)
             except AudioError as error:
                 name = self._source.utterances[index].id
                 if self._report.add(Problem(name, "unreadable audio", str(error))):
                     log.warning("%s is skipped: %s", name, error)
                 continue
+            # A header may promise less than the file holds: T is the limit.
+            audio, samples = audio[: batch.audio.shape[1]], min(samples, shape.samples)
             text = self._texts[index]
-            batch.audio[row, : len(wave)] = wave
-            batch.audio_length[row] = len(wave)
+            batch.audio[row, : len(audio)] = audio
+            batch.audio_length[row] = samples
             batch.tokens[row, : len(text)] = text
             batch.token_length[row] = len(text)
             batch.index[row] = index

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -103,6 +104,22 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
+class Features:
+    """Features made beforehand, which stand in for a source's waveforms.
+
+    Attributes:
+        width: D.
+        frames: ``frames(samples) -> int``, of a waveform so long.
+        read: ``read(i, speed) -> float16[T, D], samples``: those of ``utterances[i]`` played at
+            `speed`, and the length of that waveform.
+    """
+
+    width: int
+    frames: Callable[[int], int]
+    read: Callable[[int, float], tuple[np.ndarray, int]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Utterances and a way to read their audio.
 
@@ -113,6 +130,9 @@ class Source:
         waveform: ``waveform(i) -> int16[T]`` reads the audio of ``utterances[i]`` at the sample
             rate the source was opened with; it may be called from several threads, and raises
             `mtp_jax.audio.AudioError` where that file cannot be read.
+        digest: ``digest(i) -> str`` changes with the audio of ``utterances[i]``; raises as above.
+            None if there is nothing quicker than to read the waveform.
+        features: read in place of waveforms, where there are any.
     """
 
     name: str
@@ -120,6 +140,14 @@ class Source:
     utterances: Sequence[Utterance]
     problems: Sequence[Problem]
     waveform: Callable[[int], np.ndarray]
+    digest: Callable[[int], str] | None = None
+    features: Features | None = None
+
+    def audio_digest(self, i: int) -> str:
+        """Changes with the audio of ``utterances[i]``, or with the rate it is read at."""
+        if self.digest:
+            return self.digest(i)
+        return hashlib.sha256(self.waveform(i).tobytes()).hexdigest()
 
     @property
     def title(self) -> str:

@@ -80,9 +80,17 @@ def _concatenated(sources: Sequence[Source]) -> Source:
     """All utterances of all sources, one source after the other."""
     ends = list(itertools.accumulate(len(source.utterances) for source in sources))
 
-    def waveform(i: int) -> np.ndarray:
+    def place(i: int) -> tuple[Source, int]:
         part = bisect.bisect_right(ends, i)
-        return sources[part].waveform(i - (ends[part - 1] if part else 0))
+        return sources[part], i - (ends[part - 1] if part else 0)
+
+    def waveform(i: int) -> np.ndarray:
+        source, i = place(i)
+        return source.waveform(i)
+
+    def digest(i: int) -> str:
+        source, i = place(i)
+        return source.audio_digest(i)
 
     return Source(
         name="+".join(source.title for source in sources),
@@ -90,6 +98,7 @@ def _concatenated(sources: Sequence[Source]) -> Source:
         utterances=[u for source in sources for u in source.utterances],
         problems=[p for source in sources for p in source.problems],
         waveform=waveform,
+        digest=digest,
     )
 
 
@@ -120,4 +129,5 @@ def _usable(source: Source, max_seconds: float) -> Source:
         [source.utterances[i] for i in kept],
         [*source.problems, *(reason for reason in found if reason is not None)],
         lambda i: source.waveform(kept[i]),
+        lambda i: source.audio_digest(kept[i]),
     )

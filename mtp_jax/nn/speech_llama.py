@@ -1,4 +1,4 @@
-"""The whole recogniser: speech encoder, adaptor, LLaMA decoder, multi-token heads.
+"""The whole recogniser: speech encoders, adaptor, LLaMA decoder, multi-token heads.
 
 A row is laid out as ``[prompt_before] audio [prompt_after] BOS text``. The audio embeddings are a
 soft prompt; head 1 at BOS predicts the first token of the text.
@@ -16,10 +16,12 @@ from flax import struct
 
 from mtp_jax.config import Config
 from mtp_jax.nn.cache import KVCache
+from mtp_jax.nn.compression import compress
 from mtp_jax.nn.conformer import Conformer, frames_mask
 from mtp_jax.nn.heads import Heads
 from mtp_jax.nn.layers import Linear
 from mtp_jax.nn.llama import Llama
+from mtp_jax.nn.whisper import WhisperEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +48,15 @@ class Encoded:
 
     Attributes:
         audio: [B, T, D] embeddings of the decoder's width.
-        length: int32[B] real frames.
+        length: int32[B], how many of them are real.
         ctc_logits: float32[B, T, V + 1]; the last class is the blank.
+        ctc_length: int32[B] real frames of these.
     """
 
     audio: jax.Array
     length: jax.Array
     ctc_logits: jax.Array
+    ctc_length: jax.Array
 
 
 class SpeechLlama(nn.Module):
@@ -69,16 +73,26 @@ class SpeechLlama(nn.Module):
     def setup(self) -> None:
         c, size = self.config, self.vocabulary.size
         dtype = jnp.dtype(c.train.dtype)
+        if c.whisper.present:
+            self.whisper = WhisperEncoder(c.whisper, dtype)
         self.encoder = Conformer(c.encoder, dtype)
         self.ctc = Linear(size + 1, ("embed", None), True, jnp.float32)
         self.adaptor = Linear(c.decoder.width, ("embed", None), True, dtype)
         self.decoder = Llama(c.decoder, size, dtype)
         self.heads = Heads(c.heads, c.decoder.width, size, dtype)
 
+    def listen(self, features: jax.Array, length: jax.Array) -> jax.Array:
+        """Whisper's hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
+        x, _ = self.whisper(features, length)
+        return x
+
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
-        """Encodes log-mel `features` [B, T, Z] of int32[B] `length` frames."""
-        x, length = self.encoder(features, length, deterministic)
-        return Encoded(audio=self.adaptor(x), length=length, ctc_logits=self.ctc(x))
+        """Encodes `features` [B, T, Z] (log-mel, or what `listen` gives) of int32[B] `length`."""
+        x, frames = self.encoder(features, length, deterministic)
+        logits = self.ctc(x)
+        compressed = self.config.adaptor.ctc_compression
+        audio, length = compress(x, logits, frames) if compressed else (x, frames)
+        return Encoded(self.adaptor(audio), length, logits, frames)
 
     def __call__(
         self,
@@ -91,7 +105,7 @@ class SpeechLlama(nn.Module):
         """The teacher-forced pass.
 
         Args:
-            features: [B, T, Z] log-mel; `length`: int32[B].
+            features: [B, T, Z], as in `encode`; `length`: int32[B].
             tokens: int32[B, L], EOS included; `token_length`: int32[B].
 
         Returns:

@@ -7,6 +7,7 @@ row: then padding is zeroed wherever a convolution could reach it and masked in 
 from __future__ import annotations
 
 import functools
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
@@ -17,10 +18,12 @@ from mtp_jax.config import Whisper
 from mtp_jax.nn.conformer import frames_mask
 from mtp_jax.nn.layers import LayerNorm, Linear, zero_padding
 
+Count = TypeVar("Count", int, jax.Array)
+
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
-def encoded_length(frames: jax.Array) -> jax.Array:
+def encoded_length(frames: Count) -> Count:
     """Frames that Whisper makes of as many log-mel frames: one of two."""
     return -(-frames // 2)
 

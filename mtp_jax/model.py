@@ -1,0 +1,143 @@
+"""A model made from a config: its modules, its tokenizer, and what its parameters begin with."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+
+from mtp_jax import sharding
+from mtp_jax.checkpoint import Checkpoints
+from mtp_jax.config import Config
+from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.params import Params, by_path, matches, merge, nested
+from mtp_jax.pretrained import digests, import_parts, with_sizes
+from mtp_jax.recognizer import Recognizer
+from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.train_step import parameter_shapes
+from mtp_jax.workdir import Workdir, WorkdirError
+
+log = logging.getLogger("mtp_jax")
+
+
+def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
+    """The model that `config` describes, for the vocabulary of `tokenizer`."""
+    vocabulary = Vocabulary(
+        size=tokenizer.vocab_size,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        prompt_before=tuple(tokenizer.encode(config.decoder.prompt_before)),
+        prompt_after=tuple(tokenizer.encode(config.decoder.prompt_after)),
+    )
+    return SpeechLlama(config, vocabulary)
+
+
+def completed(config: Config) -> Config:
+    """`config` with the sizes of the model it begins with, or of its pretrained parts.
+
+    Raises:
+        WorkdirError, PretrainedError: a source is missing or cannot be used.
+    """
+    if config.init_from:
+        return with_sizes_of(config, Workdir(config.init_from).read_config())
+    return with_sizes(config)
+
+
+def with_sizes_of(config: Config, theirs: Config) -> Config:
+    """`config` with all that decides what the parameters of `theirs` mean."""
+
+    def group(name: str, *ours: str) -> Any:
+        own = {field: getattr(getattr(config, name), field) for field in ours}
+        lora = getattr(getattr(theirs, name), "lora", None)
+        if lora is not None and lora.rank:
+            own["lora"] = lora
+        return dataclasses.replace(getattr(theirs, name), **own)
+
+    return dataclasses.replace(
+        config,
+        pretrained=theirs.pretrained,
+        front_end=theirs.front_end,
+        whisper=group("whisper", "cached", "lora"),
+        adaptor=theirs.adaptor,
+        encoder=group("encoder", "dropout", "remat", "scan_layers"),
+        decoder=group("decoder", "dropout", "remat", "scan_layers", "lora"),
+    )
+
+
+def starting_point(
+    model: SpeechLlama, tokenizer: Tokenizer, workdir: Workdir, mesh: jax.sharding.Mesh
+) -> tuple[Params, Params]:
+    """What a run's parameters begin with; notes in its workdir what it will not save.
+
+    Args:
+        model, tokenizer: of the run.
+        workdir: of the run.
+        mesh: the devices.
+
+    Returns:
+        Parameters to begin with, and frozen ones that checkpoints leave out, as `init_state`
+        takes them.
+
+    Raises:
+        PretrainedError, TokenizerError, WorkdirError, CheckpointError: a source of parameters is
+            missing, does not fit, or is no longer what the run began with.
+    """
+    config = model.config
+    shapes, shardings = parameter_shapes(model, mesh)
+    parts = by_path(import_parts(config.pretrained, tokenizer, shapes, shardings))
+    initial: dict[str, Any] = {}
+    if config.init_from:
+        initial = _that_fit(Workdir(config.init_from), by_path(shapes), mesh)
+        new = sorted(set(by_path(shapes)) - set(initial) - set(parts))
+        log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
+    is_frozen = matches(config.optim.freeze)
+    left_out = sorted(path for path in parts if is_frozen(path) and path not in initial)
+    if parts:
+        workdir.claim_parts(digests(config.pretrained), left_out)
+    begun = {path: x for path, x in parts.items() if path not in left_out} | initial
+    return nested(begun), nested({path: parts[path] for path in left_out})
+
+
+def _that_fit(source: Workdir, shapes: dict[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """The parameters that `source` saved and that have a place of the same shape in a model."""
+    left_out = (source.read_parts() or {"left_out": []})["left_out"]
+    saved = by_path(load(source, mesh).params)
+    return {
+        path: x
+        for path, x in saved.items()
+        if path in shapes and x.shape == shapes[path].shape and path not in left_out
+    }
+
+
+def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None) -> Recognizer:
+    """The best checkpoint of a workdir, ready to decode.
+
+    Args:
+        workdir: of a trained model.
+        mesh: the devices; those of its config by default.
+
+    Raises:
+        WorkdirError, CheckpointError, TokenizerError, PretrainedError: something of it is missing
+            or damaged.
+    """
+    config = workdir.read_config()
+    if workdir.tokenizer is None:
+        raise WorkdirError(f"{workdir.path} has no tokenizer: train first")
+    tokenizer = Tokenizer.load(workdir.tokenizer)
+    mesh = mesh or sharding.make_mesh(config.mesh)
+    model = make_model(config, tokenizer)
+    shapes, shardings = parameter_shapes(model, mesh)
+    imported: dict[str, Any] = {}
+    if parts := workdir.read_parts():
+        workdir.claim_parts(digests(config.pretrained), parts["left_out"])
+        whole = by_path(import_parts(config.pretrained, tokenizer, shapes, shardings))
+        imported = {path: whole[path] for path in parts["left_out"]}
+    own, own_shardings = (
+        nested({path: x for path, x in by_path(tree).items() if path not in imported})
+        for tree in (shapes, shardings)
+    )
+    with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
+        params = checkpoints.restore_best(own, own_shardings)
+    return Recognizer(model, merge(params, nested(imported)), tokenizer, mesh)

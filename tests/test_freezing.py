@@ -1,0 +1,129 @@
+"""What is frozen stays, bit for bit, and what is imported never reaches a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from mtp_jax.checkpoint import Checkpoints
+from mtp_jax.config import Config, ConfigError, Decoder, Encoder, FrontEnd, Heads, Lora, Mesh, Optim
+from mtp_jax.data import Batch
+from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.optim import make_optimizer
+from mtp_jax.params import by_path, matches, split
+from mtp_jax.sharding import make_mesh
+from mtp_jax.train_step import init_state, make_train_step
+
+V = 12
+CONFIG = Config(
+    front_end=FrontEnd(mel_bins=8),
+    encoder=Encoder(subsampling=(4,), width=8, layers=1, heads=2, feedforward=1, kernel=3),
+    decoder=Decoder(
+        width=8,
+        layers=2,
+        query_heads=2,
+        kv_heads=1,
+        head_size=4,
+        feedforward=8,
+        lora=Lora(rank=2),
+    ),
+    heads=Heads("independent", 3),
+)
+PATTERNS = ("decoder/*", "encoder/subsampling*", "!*/lora_?")
+
+
+def model(**optim) -> SpeechLlama:
+    optim = {"steps": 10, "warmup_steps": 0, "freeze": PATTERNS} | optim
+    return SpeechLlama(dataclasses.replace(CONFIG, optim=Optim(**optim)), Vocabulary(V, 1, 2))
+
+
+def batch() -> Batch:
+    rng = np.random.default_rng(0)
+    return Batch(
+        audio=rng.integers(-3000, 3000, (2, 3200)).astype(np.int16),
+        audio_length=np.array([3200, 2000], np.int32),
+        tokens=np.array([[4, 5, 6, 2], [7, 2, 0, 0]], np.int32),
+        token_length=np.array([4, 2], np.int32),
+        index=np.array([0, 1], np.int32),
+    )
+
+
+def stepped(model, steps=2, **given):
+    """States before and after some steps, on the host."""
+    mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
+    optimizer = make_optimizer(model.config.optim)
+    state, shardings = init_state(model, optimizer, mesh, **given)
+    before = jax.device_get(state)
+    step = make_train_step(model, optimizer, shardings)
+    for _ in range(steps):
+        state, _ = step(state, batch())
+    return before, state, shardings
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_what_is_frozen_stays_and_the_rest_moves(algorithm):
+    before, after, _ = stepped(model(algorithm=algorithm))
+    is_frozen = matches(PATTERNS)
+    old, new = by_path(before.model_params), by_path(after.model_params)
+    assert old.keys() == new.keys()
+    assert any("lora_b" in path for path in by_path(before.params))
+    for path in old:
+        assert np.array_equal(old[path], new[path]) == is_frozen(path), path
+    assert not any(is_frozen(path) for path in by_path(before.params))
+
+
+def test_a_rate_of_nothing_moves_nothing_and_a_tenth_moves_a_tenth():
+    whole, some = model(freeze=()), model(freeze=(), rates=("decoder/*=0", "heads/*=0.1"))
+    before, fast, _ = stepped(whole, steps=1)
+    _, slow, _ = stepped(some, steps=1)
+    old, fast, slow = (by_path(s.model_params) for s in (before, fast, slow))
+    for path in old:
+        factor = {"decoder": 0.0, "heads": 0.1}.get(path.split("/")[0], 1.0)
+        np.testing.assert_allclose(
+            slow[path] - old[path], factor * (fast[path] - old[path]), rtol=1e-3, atol=2e-7
+        )
+
+
+def test_heads_start_as_the_lm_head_that_was_given():
+    before, *_ = stepped(model(), steps=0)
+    embedding = before.model_params["decoder"]["embedding"] + 1
+    given = {"decoder": {"embedding": embedding}}
+    before, *_ = stepped(model(), steps=0, initial=given)
+    np.testing.assert_array_equal(before.model_params["decoder"]["embedding"], embedding)
+    for kernel in before.model_params["heads"]["kernel"]:
+        np.testing.assert_array_equal(kernel, embedding.T)
+
+
+def test_checkpoints_leave_the_imported_out_and_restoring_brings_it_back(tmp_path):
+    start, *_ = stepped(model(), steps=0)
+    imported, _ = split(start.model_params, lambda path: path.startswith("decoder/layers/gate/k"))
+    before, after, shardings = stepped(model(), imported=imported)
+    assert by_path(before.imported).keys() == by_path(imported).keys()
+    data = iter(grain.MapDataset.range(3).to_iter_dataset())
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(after, data)
+        checkpoints.save_best(after, 1.0)
+        checkpoints.wait()
+        restored = checkpoints.restore(before, shardings, data)
+    for ours, theirs in zip(jax.tree.leaves(after), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    written = [file.read_text() for file in tmp_path.rglob("_METADATA")]
+    assert len(written) == 2
+    for names in written:
+        assert "'layers', 'up', 'kernel'" in names
+        assert "'layers', 'gate', 'kernel'" not in names
+
+
+def test_nothing_left_to_train_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.optim\.freeze leaves nothing to train"):
+        stepped(model(freeze=("*",)), steps=0)
+
+
+@pytest.mark.parametrize("rate", ["decoder/*", "decoder/*=", "decoder/*=-1", "a=b"])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ConfigError, match=r"config\.optim\.rates holds"):
+        Optim(rates=(rate,))
