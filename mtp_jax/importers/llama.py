@@ -128,8 +128,8 @@ def _check_tied(weights: Weights, rows: int = 1024) -> None:
         return
     shape = weights.names[head][0]
     if shape == weights.names[embedding][0] and all(
-        np.array_equal(*(weights.read(name, (slice(i, i + rows),)) for name in (head, embedding)))
-        for i in range(0, shape[0], rows)
+        np.array_equal(weights.read(head, part), weights.read(embedding, part))
+        for part in ((slice(i, i + rows),) for i in range(0, shape[0], rows))
     ):
         return
     raise PretrainedError(

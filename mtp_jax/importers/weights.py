@@ -39,8 +39,11 @@ class Weights:
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """The tensor, or the part of it that `index` (slices of step 1, first axes first) cuts."""
-        whole = (slice(None),) * len(self.names[name][0])
-        return self.read_slices(name, whole if index is None else index + whole[len(index) :])
+        shape, _ = self.names[name]
+        index = (index or ()) + (slice(None),) * (len(shape) - len(index or ()))
+        # safetensors refuses a slice that goes beyond the end.
+        clipped = (slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
+        return self.read_slices(name, tuple(clipped))
 
 
 def weight_files(path: Path) -> tuple[str, list[Path]]:
