@@ -228,6 +228,7 @@ def test_ctc_greedy_merges_repeats_and_drops_blanks(monkeypatch: pytest.MonkeyPa
         audio=jnp.zeros((3, 6, 16)),
         length=jnp.array([6, 4, 0]),
         ctc_logits=jax.nn.one_hot(best, blank + 1),
+        ctc_length=jnp.array([6, 4, 0]),
     )
     monkeypatch.setattr("mtp_jax.decode_step.encode", lambda *args: encoded)
     model, params = build("latent", PLAIN)
