@@ -11,6 +11,7 @@ import jax
 from mtp_jax import sharding
 from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.config import Config
+from mtp_jax.exported import read_exported
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.params import Params, by_path, matches, merge, nested
 from mtp_jax.pretrained import digests, import_parts, with_sizes
@@ -112,10 +113,10 @@ def _that_fit(source: Workdir, shapes: dict[str, Any], mesh: jax.sharding.Mesh) 
 
 
 def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None) -> Recognizer:
-    """The best checkpoint of a workdir, ready to decode.
+    """The best checkpoint of a workdir, or an exported model, ready to decode.
 
     Args:
-        workdir: of a trained model.
+        workdir: of a trained model, or a folder that one was exported to.
         mesh: the devices; those of its config by default.
 
     Raises:
@@ -138,6 +139,9 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None) -> Recognizer:
         nested({path: x for path, x in by_path(tree).items() if path not in imported})
         for tree in (shapes, shardings)
     )
-    with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
-        params = checkpoints.restore_best(own, own_shardings)
+    if workdir.exported.exists():
+        params = read_exported(workdir, own, own_shardings)
+    else:
+        with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
+            params = checkpoints.restore_best(own, own_shardings)
     return Recognizer(model, merge(params, nested(imported)), tokenizer, mesh)

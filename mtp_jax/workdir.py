@@ -36,6 +36,7 @@ class Workdir:
         self.path = pathlib.Path(path).expanduser()
         self.config = self.path / "config.json"
         self.parts = self.path / "parts.json"
+        self.exported = self.path / "speech.safetensors"
         self.results = self.path / "results.json"
         self.tau = self.path / "tau.json"
         self.hypotheses = self.path / "hypotheses"
@@ -69,16 +70,17 @@ class Workdir:
             raise WorkdirError(f"{self.path} cannot be used as a workdir: {error}") from error
 
     def read_config(self) -> Config:
-        """The config that the workdir belongs to.
+        """The config that the workdir, or the folder that a model was exported to, belongs to.
 
         Raises:
             WorkdirError: there is none, or it cannot be read.
         """
         try:
-            return from_config_dict(json.loads(self.config.read_text()))
+            values = json.loads(self.config.read_text())
+            return from_config_dict(values["mtp_jax"] if self.exported.exists() else values)
         except FileNotFoundError:
             raise WorkdirError(f"{self.path} is no workdir: it has no config.json") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise WorkdirError(f"{self.config} cannot be read: {error}") from error

@@ -1,0 +1,36 @@
+"""Exports a trained recogniser to one folder: safetensors, config, tokenizer.
+
+    python -m mtp_jax.export --workdir=DIR --output=DIR [--dtype=float16]
+
+The folder serves wherever a workdir does (``mtp_jax.evaluate --workdir``, ``--config.init_from``),
+and `transformers` loads its decoder. LoRA is merged; a frozen Whisper encoder stays where it is.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import flags
+
+from mtp_jax import cli
+from mtp_jax.workdir import Workdir
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "folder to write", required=True)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "of parameters")
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse_arguments(argv)
+    from mtp_jax.exported import export  # imported late: errors in flags come at once
+    from mtp_jax.model import load
+
+    workdir, folder = Workdir(_WORKDIR.value), pathlib.Path(_OUTPUT.value).expanduser()
+    export(load(workdir), workdir, folder, _DTYPE.value)
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,392 @@
+"""Runs that begin with pretrained parts or with another run, their export, the encoder cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mtp_jax import encoder_cache, importers, training
+from mtp_jax.checkpoint import CheckpointError
+from mtp_jax.comparison import Task
+from mtp_jax.config import (
+    Adaptor,
+    Augment,
+    Config,
+    ConfigError,
+    Data,
+    Decoder,
+    Encoder,
+    Evaluation,
+    Heads,
+    Lora,
+    Optim,
+    Pretrained,
+    Train,
+    Whisper,
+)
+from mtp_jax.config import Tokenizer as TokenizerConfig
+from mtp_jax.data import open_source
+from mtp_jax.decoding import Greedy, Verify
+from mtp_jax.exported import export
+from mtp_jax.model import completed, load
+from mtp_jax.nn.llama import Llama
+from mtp_jax.nn.whisper import WhisperEncoder
+from mtp_jax.params import by_path
+from mtp_jax.tokenizer import Tokenizer, TokenizerError
+from mtp_jax.workdir import Workdir, WorkdirError
+
+STEPS, V, ROWS = 4, 64, 70
+WHISPER = Whisper(width=16, layers=1, heads=2, positions=200)
+DECODER = Decoder(width=16, layers=2, query_heads=2, kv_heads=1, head_size=8, feedforward=24)
+
+
+def drawn(init, *args):
+    """Random parameters, so far from zero that everything matters."""
+    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), *args))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.normal(0.1, 0.3, s.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    cache = tmp_path_factory.mktemp("cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+    return cache
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, cache) -> Path:
+    """A folder with a Whisper encoder and a LLaMA decoder, as Hugging Face keeps them."""
+    folder = tmp_path_factory.mktemp("parts")
+    features = np.zeros((1, 8, 6), np.float32)
+    encoder = drawn(WhisperEncoder(WHISPER).init, features, np.array([8]))
+    (folder / "whisper").mkdir()
+    save_file(importers.export_whisper(encoder), folder / "whisper" / "model.safetensors")
+    sizes = {
+        "model_type": "whisper",
+        "d_model": 16,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "num_mel_bins": 6,
+        "max_source_positions": 200,
+    }
+    (folder / "whisper" / "config.json").write_text(json.dumps(sizes))
+
+    def run(model, tokens):
+        return model.unembed(model(model.embed(tokens), tokens >= 0)[0])
+
+    decoder = drawn(nn.init(run, Llama(DECODER, ROWS)), jnp.ones((1, 2), jnp.int32))
+    (folder / "llama").mkdir()
+    save_file(importers.export_llama(decoder), folder / "llama" / "model.safetensors")
+    sizes = importers.hf_config(DECODER, ROWS, 2, 3)
+    (folder / "llama" / "config.json").write_text(json.dumps(sizes))
+    data = Data(cache_dir=str(cache))
+    texts = [u.text for u in open_source("embedded/tiny:train", data, 16_000).utterances]
+    Tokenizer.train(texts, folder / "llama", V)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(parts, cache) -> Config:
+    """Whisper frozen and cached, the decoder frozen but for LoRA, a Conformer between them."""
+    return Config(
+        pretrained=Pretrained(str(parts / "whisper"), str(parts / "llama")),
+        data=Data(
+            train="embedded/tiny:train",
+            dev="embedded/tiny:dev",
+            test="embedded/tiny:test",
+            cache_dir=str(cache),
+            bucket_seconds=(3.2,),
+            batch_size=8,
+        ),
+        augment=Augment(speeds=(0.95, 1.0)),
+        whisper=Whisper(cached=True),
+        encoder=Encoder(subsampling=(4,), width=16, layers=1, heads=2, kernel=3, feedforward=1),
+        adaptor=Adaptor(ctc_compression=True),
+        decoder=Decoder(lora=Lora(rank=2)),
+        heads=Heads(count=2),
+        optim=Optim(
+            steps=STEPS,
+            warmup_steps=1,
+            learning_rate=1e-2,
+            freeze=("whisper/*", "decoder/*", "!*/lora_?"),
+        ),
+        train=Train(log_every=2, dev_every=STEPS, checkpoint_every=2),
+        evaluation=Evaluation(batch_sizes=(8,), taus=(0.5,)),
+    )
+
+
+def train(config: Config, path: Path, **groups) -> Workdir:
+    """Trains in `path` as the command does; `groups` replace those of `config`."""
+    config = completed(dataclasses.replace(config, **groups))
+    workdir = Workdir(path)
+    workdir.claim(config)
+    training.train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory) -> Workdir:
+    return train(config, tmp_path_factory.mktemp("run"))
+
+
+def same(ours, theirs) -> bool:
+    ours, theirs = by_path(jax.device_get(ours)), by_path(jax.device_get(theirs))
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in ours)
+
+
+def decoded(recognizer, strategy=None):
+    """Tokens of the test split."""
+    c = recognizer.model.config
+    source = open_source("embedded/tiny:test", c.data, c.front_end.sample_rate)
+    batches = Task.of(source, recognizer).batches(8)
+    return [h.tokens for h in recognizer.run(source, batches, strategy or Greedy()).hypotheses]
+
+
+def test_the_frozen_parts_are_those_that_were_given_and_are_not_saved(trained, parts):
+    recognizer = load(trained)
+    params = jax.device_get(recognizer.params)
+    assert recognizer.model.vocabulary.size == V
+    given = load_file(parts / "llama" / "model.safetensors")
+    np.testing.assert_array_equal(
+        params["decoder"]["embedding"], given["model.embed_tokens.weight"][:V]
+    )
+    gate = params["decoder"]["layers"]["gate"]
+    np.testing.assert_array_equal(gate["kernel"][1], given["model.layers.1.mlp.gate_proj.weight"].T)
+    assert np.any(gate["lora_b"])
+    left_out = trained.read_parts()["left_out"]
+    assert {path.split("/")[0] for path in left_out} == {"whisper", "decoder"}
+    assert not any("lora" in path for path in left_out)
+    saved = [file.read_text() for file in trained.path.rglob("_METADATA")]
+    assert len(saved) == 3
+    for names in saved:
+        assert "lora_a" in names
+        assert "embedding" not in names and "whisper" not in names
+
+
+def test_killed_between_two_checkpoints_it_goes_on_to_the_same_bits(
+    trained, config, tmp_path, monkeypatch
+):
+    make = training.make_train_step
+
+    def making(*args):
+        step_fn = make(*args)
+
+        def step(state, batch):
+            if int(state.step) == 3:
+                raise KeyboardInterrupt
+            return step_fn(state, batch)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "make_train_step", making)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    assert same(load(train(config, tmp_path)).params, load(trained).params)
+
+
+def test_weights_that_changed_are_refused(trained, parts, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "whisper"
+    shutil.copytree(trained.path, run)
+    shutil.copytree(parts / "whisper", other)
+    weights = load_file(other / "model.safetensors")
+    weights["model.encoder.layer_norm.bias"] += 1
+    save_file(weights, other / "model.safetensors")
+    written = json.loads((run / "config.json").read_text())
+    written["pretrained"]["encoder"] = str(other)
+    (run / "config.json").write_text(json.dumps(written))
+    with pytest.raises(WorkdirError, match=r"config\.pretrained\.encoder no longer holds"):
+        load(Workdir(run))
+
+
+def test_a_tokenizer_with_more_tokens_than_rows_is_refused(config, cache, tmp_path):
+    texts = [u.text for u in open_source("embedded/tiny:train", config.data, 16_000).utterances]
+    Tokenizer.train(texts, tmp_path / "tokenizer.model", ROWS + 2)
+    given = TokenizerConfig(model=str(tmp_path / "tokenizer.model"))
+    with pytest.raises(TokenizerError, match=f"tokenizer of {ROWS + 2} tokens does not fit"):
+        train(config, tmp_path / "run", tokenizer=given)
+
+
+def test_the_export_is_the_same_model(trained, parts, tmp_path):
+    recognizer = load(trained)
+    export(recognizer, trained, tmp_path / "float32")
+    loaded = load(Workdir(tmp_path / "float32"))
+    assert loaded.model.config.decoder.lora.rank == 0
+    assert loaded.model.config.pretrained == Pretrained(encoder=str(parts / "whisper"))
+    export(loaded, Workdir(tmp_path / "float32"), tmp_path / "again")
+    assert same(load(Workdir(tmp_path / "again")).params, loaded.params)
+    ours, theirs = by_path(recognizer.params), by_path(loaded.params)
+    for path, x in theirs.items():
+        if "lora" not in "".join(p for p in ours if p.startswith(path.removesuffix("kernel"))):
+            np.testing.assert_array_equal(x, ours[path])
+    assert decoded(loaded) == decoded(recognizer)
+    export(recognizer, trained, tmp_path / "half", "float16")
+    half = by_path(load(Workdir(tmp_path / "half")).params)
+    for path, x in theirs.items():
+        np.testing.assert_allclose(half[path], x, rtol=1e-3, atol=1e-4)
+
+
+def test_a_damaged_export_is_refused(trained, tmp_path):
+    export(load(trained), trained, tmp_path)
+    tensors = load_file(tmp_path / "speech.safetensors")
+    save_file(
+        {k: x for k, x in tensors.items() if k != "ctc/bias"}, tmp_path / "speech.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="ctc/bias is missing, left over or of another"):
+        load(Workdir(tmp_path))
+    (tmp_path / "speech.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(Workdir(tmp_path))
+
+
+HEADS_ONLY = ("*", "!heads/*")
+
+
+@pytest.mark.parametrize("kind", ["latent", "independent"])
+@pytest.mark.parametrize("source", ["workdir", "export"])
+def test_heads_added_to_a_frozen_model_leave_its_greedy_output(
+    trained, config, tmp_path, kind, source
+):
+    begun = trained
+    if source == "export":  # which has LoRA merged: another would be new
+        config = dataclasses.replace(config, decoder=Decoder())
+        export(load(trained), trained, tmp_path / "export")
+        begun = Workdir(tmp_path / "export")
+    longer = train(
+        config,
+        tmp_path / "longer",
+        init_from=str(begun.path),
+        heads=Heads(kind, 4),
+        optim=dataclasses.replace(config.optim, freeze=HEADS_ONLY),
+    )
+    before, after = load(begun), load(longer)
+    old, new = dict(before.params), dict(after.params)
+    assert old.pop("heads")["kernel"].shape[0] == 1
+    kernel = new.pop("heads")["kernel"]
+    assert kernel.shape[0] == 3
+    assert not np.array_equal(kernel[0], kernel[1])
+    assert same(old, new)
+    assert decoded(after) == decoded(before) == decoded(after, Verify())
+
+
+def test_sizes_and_tokenizer_come_from_where_a_run_begins(trained, config, tmp_path):
+    other = dataclasses.replace(
+        config,
+        pretrained=Pretrained(),
+        whisper=Whisper(cached=True),
+        encoder=Encoder(width=32, dropout=0.1),
+        decoder=Decoder(width=24),
+        heads=config.heads,
+    )
+    begun = dataclasses.replace(other, init_from=str(trained.path))
+    done = completed(begun)
+    assert done.encoder.width == 16 and done.encoder.dropout == 0.1
+    assert done.decoder.lora == Lora(rank=2)
+    workdir = train(begun, tmp_path, optim=dataclasses.replace(config.optim, learning_rate=1e-9))
+    np.testing.assert_allclose(
+        load(workdir).params["heads"]["kernel"], load(trained).params["heads"]["kernel"], atol=1e-6
+    )
+    assert (tmp_path / "tokenizer.model").read_bytes() == trained.tokenizer.read_bytes()
+
+
+def first_batch(source, recognizer):
+    return next(iter(Task.of(source, recognizer).batches(4)))
+
+
+def cached_source(config, recognizer, split="test"):
+    source = open_source(f"embedded/tiny:{split}", config.data, 16_000)
+    return encoder_cache.with_encoder_cache(source, recognizer, config.augment.speeds)
+
+
+def files(config) -> list[Path]:
+    folder = Path(config.data.cache_dir) / "encoder"
+    return sorted(file for file in folder.rglob("*") if file.suffix in (".f16", ".jsonl"))
+
+
+def test_cached_features_are_those_of_the_encoder(trained):
+    recognizer = load(trained)
+    c = recognizer.model.config
+    source = cached_source(c, recognizer)
+    plain = open_source("embedded/tiny:test", c.data, 16_000)
+    ours, theirs = (first_batch(s, recognizer) for s in (source, plain))
+    assert ours.has_features and not theirs.has_features
+    np.testing.assert_array_equal(ours.audio_length, theirs.audio_length)
+    features, length = encoder_cache.speech_features(recognizer.model, recognizer.params, theirs)
+    assert ours.audio.shape == features.shape
+    for row, n in enumerate(length):
+        np.testing.assert_allclose(ours.audio[row, :n], features[row, :n], rtol=2e-3, atol=2e-3)
+        assert not np.any(ours.audio[row, n:])
+    _, again = encoder_cache.speech_features(recognizer.model, recognizer.params, ours)
+    np.testing.assert_array_equal(again, length)
+
+
+def test_what_is_cached_is_not_made_again(trained, monkeypatch):
+    recognizer = load(trained)
+    c = recognizer.model.config
+    cached_source(c, recognizer)
+    before = [file.read_bytes() for file in files(c)]
+    monkeypatch.setattr(encoder_cache, "_encoded", None)  # nobody may call it
+    source = cached_source(c, recognizer)
+    assert source.features.read(0, 0.95)[1] > source.features.read(0, 1.0)[1]
+    assert [file.read_bytes() for file in files(c)] == before
+
+
+def test_a_cache_cut_anywhere_is_made_whole(trained, tmp_path):
+    recognizer = load(trained)
+    c = recognizer.model.config
+    source = cached_source(c, recognizer)
+    folder = files(c)[0].parent
+    expected = [np.array(source.features.read(i, 1.0)[0]) for i in range(3)]
+    for name, share in (("features.f16", 0.4), ("index.jsonl", 0.55), ("features.f16", 0.0)):
+        file = folder / name
+        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+        source = cached_source(c, recognizer)
+        for i, features in enumerate(expected):
+            np.testing.assert_array_equal(source.features.read(i, 1.0)[0], features)
+
+
+def test_other_audio_is_another_entry_and_another_encoder_another_cache(trained, parts, tmp_path):
+    recognizer = load(trained)
+    c = recognizer.model.config
+    before = len(files(c)[1].read_text().splitlines())
+    source = open_source("embedded/tiny:test", c.data, 16_000)
+    louder = dataclasses.replace(
+        source, waveform=lambda i: source.waveform(i) * np.int16(2), digest=None
+    )
+    encoder_cache.with_encoder_cache(louder, recognizer)
+    assert len(files(c)[1].read_text().splitlines()) == before + len(source.utterances)
+    ours = encoder_cache._folder(c, "one")
+    assert ours != encoder_cache._folder(c, "other")
+    padded = dataclasses.replace(c, whisper=dataclasses.replace(c.whisper, padded=True))
+    assert ours != encoder_cache._folder(padded, "one")
+
+
+def test_a_cache_needs_a_frozen_encoder(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"needs whisper/\* among config\.optim\.freeze"):
+        train(config, tmp_path, optim=dataclasses.replace(config.optim, freeze=()))
+
+
+def test_on_a_padded_window_neither_bucket_nor_neighbours_matter(trained):
+    recognizer = load(trained)
+    c = recognizer.model.config
+    padded = dataclasses.replace(c, whisper=dataclasses.replace(c.whisper, padded=True))
+    model = recognizer.model.clone(config=padded)
+    source = open_source("embedded/tiny:test", c.data, 16_000)
+    batch = first_batch(source, recognizer)
+    longer = batch._replace(audio=np.pad(batch.audio, ((0, 0), (0, 3200))))
+    ours, length = encoder_cache.speech_features(model, recognizer.params, batch)
+    theirs, same_length = encoder_cache.speech_features(model, recognizer.params, longer)
+    np.testing.assert_array_equal(length, same_length)
+    for row, n in enumerate(length):
+        np.testing.assert_allclose(ours[row, :n], theirs[row, :n], rtol=1e-4, atol=1e-5)
