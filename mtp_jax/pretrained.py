@@ -7,6 +7,7 @@ no longer what the run began with.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from mtp_jax import importers
@@ -41,6 +42,7 @@ def with_sizes(config: Config) -> Config:
     return config
 
 
+@functools.cache  # a large model takes a minute
 def digests(pretrained: Pretrained) -> dict[str, str]:
     """SHA-256 of each source's weights, by the name of its field."""
     return {

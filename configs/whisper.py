@@ -1,0 +1,78 @@
+"""A frozen Whisper encoder, a small Conformer and a LLaMA decoder from scratch, for hours of speech.
+
+    python -m mtp_jax.train --config=configs/whisper.py --config.data.train=train.jsonl \\
+        --config.data.dev=dev.jsonl --config.data.test=test.jsonl
+
+Whisper comes from the Hub, or from a folder (``--config.pretrained.encoder=FOLDER``). Its outputs
+are made once and kept below ``config.data.cache_dir``, 50 kB a second of speech. The data default to
+the English recordings below ``../shared/speech``.
+"""
+
+from ml_collections import ConfigDict
+
+from mtp_jax.config import (
+    Adaptor,
+    Augment,
+    Config,
+    Data,
+    Decoder,
+    Encoder,
+    Evaluation,
+    Heads,
+    Loss,
+    Optim,
+    Pretrained,
+    Tokenizer,
+    Train,
+    Whisper,
+    to_config_dict,
+)
+
+
+def get_config(folder: str = "../shared/speech") -> ConfigDict:
+    """Args: folder: where the manifests are."""
+    return to_config_dict(
+        Config(
+            pretrained=Pretrained(encoder="hf://openai/whisper-base"),
+            data=Data(
+                train=f"{folder}/librispeech.train.jsonl+{folder}/an4.train.jsonl",
+                dev=f"{folder}/librispeech.dev.jsonl",
+                test=f"{folder}/librispeech.test.jsonl",
+                bucket_seconds=(4.5, 12.0, 17.2),
+                batch_size=8,
+                batch_seconds_alike=True,
+                max_tokens=160,
+                text="plain",
+            ),
+            # Masks fall on Whisper's outputs: 50 frames a second, 512 of its dimensions.
+            augment=Augment(speeds=(1.0,), freq_width=64, time_width=25, token_noise=0.1),
+            tokenizer=Tokenizer(vocab_size=400),
+            whisper=Whisper(cached=True),
+            encoder=Encoder(
+                subsampling=(4,), width=192, layers=2, heads=4, feedforward=2, kernel=9, dropout=0.1
+            ),
+            adaptor=Adaptor(ctc_compression=True),
+            decoder=Decoder(
+                width=192,
+                layers=3,
+                query_heads=6,
+                kv_heads=3,
+                head_size=32,
+                feedforward=512,
+                dropout=0.1,
+            ),
+            heads=Heads(count=4),
+            loss=Loss(ctc=1.5),
+            optim=Optim(
+                algorithm="muon",
+                steps=3000,
+                warmup_steps=100,
+                learning_rate=3e-3,
+                freeze=("whisper/*",),
+            ),
+            train=Train(dev_every=300, checkpoint_every=150),
+            evaluation=Evaluation(
+                batch_sizes=(1, 8, 32), taus=(0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+            ),
+        )
+    )
