@@ -1,11 +1,11 @@
-"""A frozen Whisper encoder, a small Conformer and a LLaMA decoder from scratch, for hours of speech.
+"""Hours of speech: a frozen Whisper encoder, a small Conformer, a LLaMA decoder from scratch.
 
     python -m mtp_jax.train --config=configs/whisper.py --config.data.train=train.jsonl \\
         --config.data.dev=dev.jsonl --config.data.test=test.jsonl
 
 Whisper comes from the Hub, or from a folder (``--config.pretrained.encoder=FOLDER``). Its outputs
-are made once and kept below ``config.data.cache_dir``, 50 kB a second of speech. The data default to
-the English recordings below ``../shared/speech``.
+are made once and kept below ``config.data.cache_dir``, 50 kB a second of speech. The data default
+to English recordings below ``../shared/speech``.
 """
 
 from ml_collections import ConfigDict
