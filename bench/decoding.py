@@ -1,6 +1,6 @@
 """Wall clock of each strategy against greedy, side by side, by batch size.
 
-    python bench/decoding.py --workdir=runs/mtp [--batch_size=1,8,32] [--rounds=5]
+    python -m bench.decoding --workdir=runs/mtp [--batch_size=1,8,32] [--rounds=5]
 
 Prints, for each batch size, decoder calls and seconds of a strategy divided by greedy's: the
 median over rounds, in each of which every strategy decodes the same utterances in turn, so that a

@@ -1,0 +1,117 @@
+"""Several trained models side by side, against the greedy output of one of them.
+
+    python -m bench.models --baseline=runs/m1_seed0,runs/m1_seed1 \\
+        --models="M = 4 latent:runs/m4_seed0,runs/m4_seed1;M = 8 latent:runs/m8" [--batch_size=8]
+
+Reads what evaluation left in each workdir (``results.json`` and ``hypotheses/``), all of the same
+test set. A model is a name and its workdirs, one a seed; seeds are averaged. Each row has WER (and
+the range over seeds), its difference from the baseline's greedy WER with the 95 % interval of a
+paired bootstrap over utterances (errors averaged over seeds), decoder calls, how many times fewer
+than the baseline's greedy, and RTFx at every batch size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from mtp_jax.metrics import ErrorRate, bootstrap_difference, word_errors
+
+_BASELINE = flags.DEFINE_list("baseline", None, "workdirs of the baseline", required=True)
+_MODELS = flags.DEFINE_string("models", "", "NAME:WORKDIR[,WORKDIR];... besides the baseline")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "whose hypotheses are compared")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One strategy of one workdir.
+
+    Attributes:
+        row: of ``results.json``.
+        errors: word errors by utterance.
+        rtfx: by batch size.
+    """
+
+    row: dict[str, Any]
+    errors: ErrorRate
+    rtfx: dict[int, float]
+
+
+def read(workdir: str, batch_size: int) -> dict[str, Run]:
+    """Every strategy of a workdir, by its name."""
+    folder = pathlib.Path(workdir)
+    results = json.loads((folder / "results.json").read_text())
+    found: dict[str, Run] = {}
+    for row in results["rows"]:
+        width = row["options"].get("width", 1)
+        if row["batch_size"] != batch_size or (row["strategy"] == "greedy" and width > 1):
+            continue
+        options = "".join(f"_{key}{value:g}" for key, value in row["options"].items())
+        file = folder / "hypotheses" / f"{row['strategy']}{options}_batch{batch_size}.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        errors = word_errors(
+            [line["reference"] for line in lines],
+            [line["text"] for line in lines],
+            results["normalizer"],
+        )
+        same = [r for r in results["rows"] if _kind(r) == _kind(row)]
+        rtfx = {r["batch_size"]: r["rtfx"] for r in same}
+        found[row["strategy"]] = Run(row, errors, rtfx)
+    return found
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, str]:
+    return row["strategy"], json.dumps(row["options"], sort_keys=True)
+
+
+def pooled(runs: list[Run]) -> ErrorRate:
+    """Errors by utterance, summed over seeds: their rate is the mean of the seeds' rates."""
+    errors = np.sum([run.errors.errors for run in runs], axis=0)
+    units = np.sum([run.errors.units for run in runs], axis=0)
+    return ErrorRate(tuple(errors.tolist()), tuple(units.tolist()))
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    models = {"baseline": _BASELINE.value}
+    for entry in filter(None, _MODELS.value.split(";")):
+        name, _, workdirs = entry.rpartition(":")
+        models[name.strip()] = workdirs.split(",")
+    size = _BATCH_SIZE.value
+    read_runs = {name: [read(w, size) for w in workdirs] for name, workdirs in models.items()}
+    greedy = [run["greedy"] for run in read_runs["baseline"]]
+    reference, calls = pooled(greedy), np.mean([run.row["decoder_calls"] for run in greedy])
+    sizes = sorted(greedy[0].rtfx)
+    head = "| model | strategy | seeds | WER % | over seeds | - baseline's [95 %] | calls/utt |"
+    print(head + " fewer calls |" + "".join(f" RTFx, batch {s} |" for s in sizes))
+    print("|" + "---|" * (8 + len(sizes)))
+    for name, by_seed in read_runs.items():
+        for strategy in by_seed[0]:
+            runs = [seed[strategy] for seed in by_seed]
+            ours = pooled(runs)
+            each = [run.errors.percent for run in runs]
+            # With unlike numbers of seeds the counts are brought to the same references.
+            theirs = pooled(greedy * len(runs))
+            low, high = bootstrap_difference(pooled(runs * len(greedy)), theirs)
+            mean = np.mean([run.row["decoder_calls"] for run in runs])
+            utterances = len(ours.errors)
+            options = ", ".join(f"{k} {v:g}" for k, v in runs[0].row["options"].items())
+            label = f"{strategy} ({options})" if strategy == "threshold" else strategy
+            fewer = f"{calls / mean:.2f}x" if mean else "-"
+            print(
+                f"| {name} | {label} | {len(runs)} | {ours.percent:.2f} |"
+                f" {min(each):.2f} to {max(each):.2f} |"
+                f" {ours.percent - reference.percent:+.2f} [{low:+.2f}, {high:+.2f}] |"
+                f" {mean / utterances:.2f} | {fewer} |"
+                + "".join(f" {np.mean([r.rtfx.get(s, np.nan) for r in runs]):.0f} |" for s in sizes)
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main))
