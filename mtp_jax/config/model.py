@@ -148,9 +148,9 @@ class Adaptor:
     """From the encoder's output to the decoder's audio prompt.
 
     Attributes:
-        ctc_compression: average each run of frames that the CTC head labels alike, so that the
-            prompt is about as long as the text (Gaido et al., 2021); False gives the decoder every
-            frame.
+        ctc_compression: one embedding for each label that the CTC head finds: the average of its
+            frames (Gaido et al., 2021) and the decoder's embedding of the label. The prompt is then
+            about as long as the text, and reads like it. False gives the decoder every frame.
     """
 
     ctc_compression: bool = False

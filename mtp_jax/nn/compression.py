@@ -1,4 +1,4 @@
-"""CTC compression: one embedding for each run of frames that CTC labels alike."""
+"""CTC compression: one audio embedding for each label that the encoder's CTC head finds."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ import jax.numpy as jnp
 from mtp_jax.nn.conformer import frames_mask
 
 
-def compress(x: jax.Array, logits: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Averages every run of frames whose most likely CTC class, blank included, is the same.
+def label_shares(logits: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How much each frame counts in the average that stands for each label.
 
-    (Gaido et al., "CTC-based compression for direct speech translation", EACL 2021.) What is left
-    is about as long as the text, and goes along with it: a decoder learns to read it from little
-    data. Gradients flow through the averages, not through the choice of runs.
+    A label's frames are those where it is CTC's most likely class, and the blank ones behind them;
+    blank frames before the first label count as its own. They count alike. (Averaging the frames
+    that CTC labels alike is due to Gaido et al., "CTC-based compression for direct speech
+    translation", EACL 2021, who keep blank runs apart; without those the averages follow the text
+    one to one.) No gradient flows through the choice.
 
     Args:
-        x: [B, T, D] encoder output.
-        logits: [B, T, V + 1] of CTC.
+        logits: [B, T, V + 1] of CTC, the last class is the blank.
         length: int32[B] real frames.
 
     Returns:
-        [B, T, D], left-aligned and 0 behind the last run, and the int32[B] number of runs.
+        float32[B, T, T], of which row r of an utterance holds the shares of all frames in its
+        r-th average, and the int32[B] number of averages, which come first; a row of audio without
+        any label has one.
     """
-    real = frames_mask(length, x.shape[1])
+    frames, blank = logits.shape[1], logits.shape[2] - 1
+    real = frames_mask(length, frames)
     best = jnp.argmax(logits, axis=-1)
-    first = jnp.pad(best[:, 1:] != best[:, :-1], ((0, 0), (1, 0)), constant_values=True) & real
-    run = jnp.cumsum(first, axis=1) - 1
-    # A product with a matrix of zeros and ones: accelerators are slow at scattering.
-    members = (run[:, None, :] == jnp.arange(x.shape[1])[:, None]) & real[:, None, :]
-    share = members / jnp.maximum(jnp.sum(members, axis=-1, keepdims=True), 1)
-    averages = jnp.einsum("brt,btd->brd", share.astype(x.dtype), jnp.where(real[..., None], x, 0))
-    return averages, jnp.sum(first, axis=1, dtype=jnp.int32)
+    changed = jnp.pad(best[:, 1:] != best[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    labels = jnp.cumsum(changed & (best != blank) & real, axis=1)
+    # A product with this matrix averages: accelerators are slow at scattering.
+    mine = jnp.maximum(labels - 1, 0)[:, None, :] == jnp.arange(frames)[:, None]
+    mine &= real[:, None, :]
+    share = mine / jnp.maximum(jnp.sum(mine, axis=-1, keepdims=True), 1)
+    count = jnp.maximum(labels[:, -1], length > 0)
+    return jax.lax.stop_gradient(share), count.astype(jnp.int32)

@@ -121,6 +121,10 @@ class Llama(nn.Module):
         """Embeddings [..., D] of int32[...] tokens."""
         return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
 
+    def expected(self, probabilities: jax.Array) -> jax.Array:
+        """Embeddings [..., D] of float32[..., V] tokens of which only the odds are known."""
+        return probabilities.astype(self.dtype) @ self.embedding.astype(self.dtype)
+
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., D]."""
         kernel = self.embedding if self.config.tied else self.lm_head

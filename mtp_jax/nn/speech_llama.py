@@ -16,10 +16,10 @@ from flax import struct
 
 from mtp_jax.config import Config
 from mtp_jax.nn.cache import KVCache
-from mtp_jax.nn.compression import compress
+from mtp_jax.nn.compression import label_shares
 from mtp_jax.nn.conformer import Conformer, frames_mask
 from mtp_jax.nn.heads import Heads
-from mtp_jax.nn.layers import Linear
+from mtp_jax.nn.layers import Linear, zero_padding
 from mtp_jax.nn.llama import Llama
 from mtp_jax.nn.whisper import WhisperEncoder
 
@@ -90,9 +90,15 @@ class SpeechLlama(nn.Module):
         """Encodes `features` [B, T, Z] (log-mel, or what `listen` gives) of int32[B] `length`."""
         x, frames = self.encoder(features, length, deterministic)
         logits = self.ctc(x)
-        compressed = self.config.adaptor.ctc_compression
-        audio, length = compress(x, logits, frames) if compressed else (x, frames)
-        return Encoded(self.adaptor(audio), length, logits, frames)
+        if not self.config.adaptor.ctc_compression:
+            return Encoded(self.adaptor(x), frames, logits, frames)
+        share, length = label_shares(logits, frames)
+        real = frames_mask(frames, x.shape[1])
+        audio = self.adaptor(share.astype(x.dtype) @ zero_padding(x, real))
+        # What CTC reads in them, in the decoder's own words: it has only to learn to copy.
+        read = jax.lax.stop_gradient(nn.softmax(logits))[..., :-1]
+        audio += self.decoder.expected(share @ zero_padding(read, real))
+        return Encoded(audio, length, logits, frames)
 
     def __call__(
         self,
