@@ -4,6 +4,7 @@ import io
 import json
 
 import gguf
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -13,9 +14,10 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mtp_jax.config import Config, Pretrained
 from mtp_jax.config import Tokenizer as TokenizerConfig
+from mtp_jax.data import Source
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.tokenizer.gguf import LLAMA_3, LLAMA_3_NAMES, PRE_TOKENIZERS
-from mtp_jax.training import TrainingStopped, open_tokenizer
+from mtp_jax.training import open_tokenizer
 from mtp_jax.workdir import Workdir
 
 TEXTS = [
@@ -361,7 +363,7 @@ def test_gguf_of_a_sentencepiece_llama(tmp_path):
 
 
 def test_a_run_keeps_the_tokenizer_of_its_decoder_unless_another_is_named(tmp_path):
-    model = byte_level()
+    model, nothing = byte_level(), Source("nothing", "", [], [], lambda i: np.zeros(1, np.int16))
     decoder = Pretrained(decoder=str(write_gguf(tmp_path / "a.gguf", model)))
     other = write_json(tmp_path / "other", model, config={"eos_token_id": 0})
     for name, config, eos in (
@@ -369,9 +371,9 @@ def test_a_run_keeps_the_tokenizer_of_its_decoder_unless_another_is_named(tmp_pa
         ("two", Config(pretrained=decoder, tokenizer=TokenizerConfig(model=str(other))), 0),
     ):
         workdir = Workdir(tmp_path / name)
-        with pytest.raises(TrainingStopped, match="has no tokenizer: train first"):
-            open_tokenizer(Config(), workdir)
+        with pytest.raises(TokenizerError, match="there is no text to train a tokenizer on"):
+            open_tokenizer(Config(), workdir, nothing)
         workdir.claim(config)
-        assert open_tokenizer(config, workdir).eos == eos
+        assert open_tokenizer(config, workdir, nothing).eos == eos
         assert workdir.tokenizer == workdir.path / "tokenizer.json"
-        assert open_tokenizer(Config(), workdir).eos == eos
+        assert open_tokenizer(Config(), workdir, nothing).eos == eos
