@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.config import Config, Data, Decoder, Encoder, FrontEnd, Heads
+from mtp_jax.config import Adaptor, Config, Data, Decoder, Encoder, FrontEnd, Heads
 from mtp_jax.data import Batch
 from mtp_jax.decode_step import ctc_greedy, decode, view
 from mtp_jax.decoding import Decoded, Greedy, Strategy, Threshold, Verify
@@ -35,9 +35,11 @@ PLAIN = Vocabulary(size=11, bos=1, eos=2)
 PROMPTED = Vocabulary(size=11, bos=1, eos=2, prompt_before=(5, 6, 7), prompt_after=(8, 9))
 
 
-def build(kind: str, vocabulary: Vocabulary, seed: int = 0) -> tuple[SpeechLlama, Any]:
+def build(
+    kind: str, vocabulary: Vocabulary, seed: int = 0, adaptor: Adaptor = CONFIG.adaptor
+) -> tuple[SpeechLlama, Any]:
     """A model whose every weight is drawn large enough for texts and acceptances to vary."""
-    config = dataclasses.replace(CONFIG, heads=Heads(kind=kind, count=M))
+    config = dataclasses.replace(CONFIG, heads=Heads(kind=kind, count=M), adaptor=adaptor)
     model = SpeechLlama(config, vocabulary)
     one = jnp.ones(1, jnp.int32)
     tokens = jnp.zeros((1, 1), jnp.int32)
@@ -116,10 +118,18 @@ def test_threshold_above_1_is_greedy() -> None:
     np.testing.assert_array_equal(eager.calls, -(-eager.length // M))
 
 
-@VOCABULARIES
-def test_prefill_and_extend_equal_the_full_pass(vocabulary: Vocabulary) -> None:
+@pytest.mark.parametrize(
+    ("vocabulary", "adaptor"),
+    [
+        (PLAIN, Adaptor()),
+        (PROMPTED, Adaptor()),
+        (PROMPTED, Adaptor(ctc_compression=True, aligned_positions=True)),
+    ],
+    ids=["plain", "prompted", "compressed, aligned"],
+)
+def test_prefill_and_extend_equal_the_full_pass(vocabulary: Vocabulary, adaptor: Adaptor) -> None:
     """In chunks of any size, each row its own, with rejected drafts in between."""
-    model, params = build("latent", vocabulary)
+    model, params = build("latent", vocabulary, adaptor=adaptor)
     features, length = drawn()
     rng = np.random.default_rng(1)
     text_length = np.array([LIMIT, 5, 1, 13, 20, 8, 2, 17], np.int32)
@@ -238,3 +248,38 @@ def test_ctc_greedy_merges_repeats_and_drops_blanks(monkeypatch: pytest.MonkeyPa
     assert count.tolist() == [3, 2, 0]
     assert tokens[0, :3].tolist() == [3, 3, 4]
     assert tokens[1, :2].tolist() == [5, 6]
+
+
+def test_aligned_text_stands_where_the_audio_began() -> None:
+    """The keys of its tokens are turned by positions that do not count the audio."""
+    model, params = build("latent", PLAIN, adaptor=Adaptor(aligned_positions=True))
+    plain, _ = build("latent", PLAIN)
+    encoded = encode(model, params, *drawn())
+    tokens = np.full((ROWS, 3), 4, np.int32)
+    count = np.full(ROWS, 3, np.int32)
+    for one, rewind in ((model, encoded.length), (plain, jnp.zeros(ROWS, jnp.int32))):
+        _, cache = call(one, params, "prefill", encoded, LIMIT)
+        np.testing.assert_array_equal(cache.rewind, rewind)
+        _, longer = call(one, params, "extend", tokens, count, cache)
+        np.testing.assert_array_equal(longer.rewind, rewind)
+        keys = np.asarray(longer.keys[0])  # of the first layer: embedding and position, no context
+        for row, frames in enumerate(np.asarray(encoded.length)):
+            first = frames + 1  # slot behind BOS
+            position = first - rewind[row]
+            expected = _turned(params, 4, np.arange(position, position + 3))
+            np.testing.assert_allclose(keys[row, first : first + 3], expected, rtol=1e-4, atol=1e-4)
+
+
+def _turned(params: Any, token: int, positions: np.ndarray) -> np.ndarray:
+    """Keys [S, G, H] of the first layer for one token at some positions, step by step."""
+    decoder, c = jax.device_get(params["decoder"]), CONFIG.decoder
+    x = decoder["embedding"][token]
+    x = x / np.sqrt(np.mean(x * x) + c.norm_epsilon)
+    x = x * decoder["layers"]["attention_norm"]["scale"][0]
+    key = (x @ decoder["layers"]["attention"]["key"]["kernel"][0]).reshape(c.kv_heads, -1)
+    half = c.head_size // 2
+    angles = positions[:, None, None] / c.rope_theta ** (np.arange(half) / half)
+    a, b = key[:, :half], key[:, half:]
+    return np.concatenate(
+        [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], axis=-1
+    )

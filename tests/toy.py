@@ -136,7 +136,8 @@ class Toy:
         terms = keys[0, :, :, 0, 0] % PRIME * (values[0, :, :, 0, 0] % PRIME) % PRIME
         state = jnp.sum(jnp.where(seen, terms[:, None], 0), axis=-1) % PRIME
         hidden = jnp.stack([state, positions + 1], axis=-1)
-        return hidden, KVCache(keys, values, cache.length + jnp.sum(real, axis=1))
+        length = cache.length + jnp.sum(real, axis=1)
+        return hidden, dataclasses.replace(cache, keys=keys, values=values, length=length)
 
     def _next_token(self, hidden: jax.Array) -> jax.Array:
         state = hidden[..., :1]

@@ -151,9 +151,13 @@ class Adaptor:
         ctc_compression: one embedding for each label that the CTC head finds: the average of its
             frames (Gaido et al., 2021) and the decoder's embedding of the label. The prompt is then
             about as long as the text, and reads like it. False gives the decoder every frame.
+        aligned_positions: the text starts at the position of the audio's first embedding, not
+            behind the last. With `ctc_compression` the n-th token then stands about where what was
+            heard of it does, which a decoder finds from little data.
     """
 
     ctc_compression: bool = False
+    aligned_positions: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ written by then.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -19,11 +21,13 @@ class KVCache:
     Attributes:
         keys, values: [layers, B, C, G, H].
         length: int32[B], slots of each row that are in use.
+        rewind: int32[B], by how much the rotary position of what comes next lags behind its slot.
     """
 
     keys: jax.Array
     values: jax.Array
     length: jax.Array
+    rewind: jax.Array
 
     @classmethod
     def empty(
@@ -35,6 +39,7 @@ class KVCache:
             keys=jnp.zeros(shape, dtype),
             values=jnp.zeros(shape, dtype),
             length=jnp.zeros(rows, jnp.int32),
+            rewind=jnp.zeros(rows, jnp.int32),
         )
 
     @property
@@ -57,7 +62,7 @@ class KVCache:
 
     def shortened(self, rejected: jax.Array) -> KVCache:
         """The cache without the last int32[B] `rejected` positions of each row."""
-        return KVCache(keys=self.keys, values=self.values, length=self.length - rejected)
+        return dataclasses.replace(self, length=self.length - rejected)
 
 
 def write(store: jax.Array, layer: jax.Array, slots: jax.Array, x: jax.Array) -> jax.Array:

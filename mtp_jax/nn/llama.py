@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -143,6 +144,7 @@ class Llama(nn.Module):
         real: jax.Array,
         cache: KVCache | None = None,
         deterministic: bool = True,
+        rewind: jax.Array | int = 0,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the decoder over new positions.
 
@@ -151,6 +153,8 @@ class Llama(nn.Module):
             real: bool[B, S]; padding may stand anywhere and takes no position.
             cache: what was seen before; without it the S positions are all there is.
             deterministic: False drops residual branches at ``config.dropout``.
+            rewind: int32[B, S], subtracted from the rotary positions, which count real positions
+                from 0.
 
         Returns:
             Hidden states [B, S, D] after the final norm (of padding: finite, meaningless), and the
@@ -178,9 +182,11 @@ class Llama(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         (x, keys, values), _ = stack(c, self.dtype, deterministic, name="layers")(
-            carry, jnp.arange(c.layers), positions, slots, mask
+            carry, jnp.arange(c.layers), positions - rewind, slots, mask
         )
         if keys is not None and values is not None and cache is not None:
             added = jnp.sum(real, axis=1, dtype=jnp.int32)
-            cache = KVCache(keys=keys, values=values, length=cache.length + added)
+            cache = dataclasses.replace(
+                cache, keys=keys, values=values, length=cache.length + added
+            )
         return self.final_norm(x), cache

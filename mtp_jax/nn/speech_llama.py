@@ -119,13 +119,16 @@ class SpeechLlama(nn.Module):
             head m, and what the encoder made of the audio.
         """
         encoded = self.encode(features, length, deterministic)
-        prefix, prefix_real = self._prefix(encoded)
+        prefix, prefix_real, rewind = self._prefix(encoded)
         text = self.decoder.embed(tokens[:, :-1])
         text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
         hidden, _ = self.decoder(
             jnp.concatenate([prefix, text], axis=1),
             jnp.concatenate([prefix_real, text_real], axis=1),
             deterministic=deterministic,
+            rewind=jnp.concatenate(
+                [rewind, jnp.broadcast_to(rewind[:, -1:], text_real.shape)], axis=1
+            ),
         )
         if self.is_initializing():
             self.all_logits(hidden[:, -1])
@@ -141,9 +144,10 @@ class SpeechLlama(nn.Module):
         Returns:
             Hidden state [B, D] that predicts the first token, and the cache.
         """
-        prefix, real = self._prefix(encoded)
+        prefix, real, rewind = self._prefix(encoded)
         cache = self.decoder.empty_cache(prefix.shape[0], prefix.shape[1] + room)
-        hidden, filled = self.decoder(prefix, real, cache)
+        cache = dataclasses.replace(cache, rewind=rewind[:, -1])
+        hidden, filled = self.decoder(prefix, real, cache, rewind=rewind)
         return hidden[:, -1], cast(KVCache, filled)
 
     def extend(
@@ -151,7 +155,8 @@ class SpeechLlama(nn.Module):
     ) -> tuple[jax.Array, KVCache]:
         """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, D]."""
         real = jnp.arange(tokens.shape[1]) < count[:, None]
-        hidden, longer = self.decoder(self.decoder.embed(tokens), real, cache)
+        rewind = cache.rewind[:, None]
+        hidden, longer = self.decoder(self.decoder.embed(tokens), real, cache, rewind=rewind)
         return hidden, cast(KVCache, longer)
 
     def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
@@ -171,8 +176,13 @@ class SpeechLlama(nn.Module):
         first = self.next_token(hidden)[..., None, :]
         return jnp.concatenate([first, self.draft_logits(hidden)], axis=-2)
 
-    def _prefix(self, encoded: Encoded) -> tuple[jax.Array, jax.Array]:
-        """Embeddings [B, P, D] of everything before the text, BOS last, and their mask."""
+    def _prefix(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Everything before the text, BOS last.
+
+        Returns:
+            Embeddings [B, P, D], bool[B, P] which are real, and int32[B, P], by how much their
+            rotary positions lag.
+        """
         rows, frames, _ = encoded.audio.shape
         before = self.vocabulary.prompt_before
         after = (*self.vocabulary.prompt_after, self.vocabulary.bos)
@@ -187,7 +197,14 @@ class SpeechLlama(nn.Module):
             jnp.ones((rows, len(after)), bool),
         ]
         x = [constant(before), encoded.audio, constant(after)]
-        return jnp.concatenate(x, axis=1), jnp.concatenate(real, axis=1)
+        aligned = self.config.adaptor.aligned_positions
+        back = encoded.length if aligned else jnp.zeros_like(encoded.length)
+        behind = jnp.arange(len(before) + frames + len(after)) >= len(before) + frames
+        return (
+            jnp.concatenate(x, axis=1),
+            jnp.concatenate(real, axis=1),
+            jnp.where(behind, back[:, None], 0),
+        )
 
 
 def call(model: SpeechLlama, params: Any, method: str, *args: Any, **kwargs: Any) -> Any:
