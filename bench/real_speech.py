@@ -1,0 +1,76 @@
+"""The models of docs/results.md on real speech, one after the other.
+
+    python -m bench.real_speech --encoder=FOLDER [--llama=FILE] [--only=m1_seed0,m4_seed0]
+        [--out=runs/real] [--dry_run] [-- --config.optim.steps=3000 ...]
+
+Every run is one ``mtp_jax.train`` command, printed before it starts; what stands behind ``--`` is
+added to each. Stopped at any time, the same command goes on where it stopped: finished runs are
+skipped, the one that was under way resumes. `bench/models.py` makes the table.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import subprocess
+import sys
+
+from absl import app, flags
+
+_ENCODER = flags.DEFINE_string("encoder", "hf://openai/whisper-base", "Whisper's folder or source")
+_LLAMA = flags.DEFINE_string(
+    "llama", "", "a LLaMA; without it no llama_ run"
+)
+_ONLY = flags.DEFINE_list("only", [], "names of runs; default: all")
+_OUT = flags.DEFINE_string("out", "runs/real", "folder of the workdirs")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands only")
+
+# The baseline and the model that carries the claim with three seeds each, the others with one.
+SEEDS = (0, 1, 2)
+
+
+def heads(kind: str, count: int) -> list[str]:
+    return [f"--config.heads.kind={kind}", f"--config.heads.count={count}"]
+
+
+def runs(llama: str) -> dict[str, list[str]]:
+    """Flags of each run, by its name; what matters most comes first."""
+    found: dict[str, list[str]] = {}
+    for seed in SEEDS:
+        found[f"m1_seed{seed}"] = [*heads("latent", 1), f"--config.seed={seed}"]
+        found[f"m4_seed{seed}"] = [*heads("latent", 4), f"--config.seed={seed}"]
+    found["m8"] = heads("latent", 8)
+    found["m4_independent"] = heads("independent", 4)
+    found["m8_independent"] = heads("independent", 8)
+    if llama:
+        found["llama_m4"] = [
+            *heads("latent", 4),
+            f"--config.pretrained.decoder={llama}",
+            "--config.decoder.lora.rank=16",
+            '--config.optim.freeze=("whisper/*", "decoder/*", "!*/lora_?")',
+        ]
+    return found
+
+
+def main(argv: list[str]) -> None:
+    extra = argv[1:]
+    everything = runs(_LLAMA.value)
+    names = _ONLY.value or list(everything)
+    for name in names:
+        if name not in everything:
+            raise app.UsageError(f"--only={name} is not one of {', '.join(everything)}")
+    for name in names:
+        workdir = pathlib.Path(_OUT.value) / name
+        command = [
+            *(sys.executable, "-m", "mtp_jax.train", "--config=configs/whisper.py"),
+            *(f"--workdir={workdir}", f"--config.pretrained.encoder={_ENCODER.value}"),
+            *everything[name],
+            *extra,
+        ]
+        print(shlex.join(command), flush=True)
+        if not _DRY_RUN.value and not (workdir / "results.json").exists():
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
