@@ -18,9 +18,7 @@ import sys
 from absl import app, flags
 
 _ENCODER = flags.DEFINE_string("encoder", "hf://openai/whisper-base", "Whisper's folder or source")
-_LLAMA = flags.DEFINE_string(
-    "llama", "", "a LLaMA; without it no llama_ run"
-)
+_LLAMA = flags.DEFINE_string("llama", "", "a LLaMA; without it no llama_ run")
 _ONLY = flags.DEFINE_list("only", [], "names of runs; default: all")
 _OUT = flags.DEFINE_string("out", "runs/real", "folder of the workdirs")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands only")
