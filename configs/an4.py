@@ -6,7 +6,7 @@
 The paths default to ``../shared/speech``. 661 recordings are too few for a decoder to learn to
 listen: 2,000 sentences of the embedded corpus are trained on beside them, which also read out
 numbers and names. WER is of words as they are (``normalizer="none"``), as is usual for AN4:
-Whisper's normaliser would join spoken digits into numbers. Some 25 minutes on two CPU cores;
+Whisper's normaliser would join spoken digits into numbers. Some half an hour on two CPU cores;
 ``docs/results.md`` says how far it comes.
 """
 

@@ -51,7 +51,7 @@ def get_config(folder: str = "../shared/speech") -> ConfigDict:
             encoder=Encoder(
                 subsampling=(4,), width=192, layers=2, heads=4, feedforward=2, kernel=9, dropout=0.1
             ),
-            adaptor=Adaptor(ctc_compression=True),
+            adaptor=Adaptor(ctc_compression=True, aligned_positions=True),
             decoder=Decoder(
                 width=192,
                 layers=3,

@@ -1,7 +1,7 @@
 """What a frozen Whisper encoder makes of a source, kept on disk for training behind it.
 
 An entry belongs to an audio, a speed, an encoder (by the digest of its weights) and a front end:
-when any changes, another entry is made. Entries are float16, which is as exact as the weights are.
+when any changes, another entry is made. Entries are float16.
 """
 
 from __future__ import annotations

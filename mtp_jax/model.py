@@ -10,7 +10,7 @@ import jax
 
 from mtp_jax import sharding
 from mtp_jax.checkpoint import Checkpoints
-from mtp_jax.config import Config
+from mtp_jax.config import Config, differences
 from mtp_jax.exported import read_exported
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.params import Params, by_path, matches, merge, nested
@@ -41,9 +41,12 @@ def completed(config: Config) -> Config:
     Raises:
         WorkdirError, PretrainedError: a source is missing or cannot be used.
     """
-    if config.init_from:
-        return with_sizes_of(config, Workdir(config.init_from).read_config())
-    return with_sizes(config)
+    if not config.init_from:
+        return with_sizes(config)
+    sized = with_sizes_of(config, Workdir(config.init_from).read_config())
+    if taken := differences(config, sized):
+        log.info("as in %s: %s", config.init_from, "; ".join(taken))
+    return sized
 
 
 def with_sizes_of(config: Config, theirs: Config) -> Config:

@@ -1,5 +1,6 @@
 """Sources of files: what they list, where they look, and what becomes of bad items."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -60,6 +61,31 @@ def test_the_duration_of_a_whole_file_is_not_believed(tmp_path, duration):
     source = open_source(manifest(tmp_path, entry("a.wav", duration=duration)), DATA, RATE)
     assert source.utterances[0].seconds == 0.25
     np.testing.assert_array_equal(source.waveform(0), wave)
+
+
+def test_texts_are_made_plain_when_asked(tmp_path):
+    write(tmp_path / "a.wav", 4000)
+    spec = manifest(tmp_path, entry("a.wav", text="“It’s 5 O'Clock,” -- SAID Zoë"))
+    source = open_source(spec, dataclasses.replace(DATA, text="plain"), RATE)
+    assert source.utterances[0].text == "it's 5 o'clock said zoë"
+    assert open_source(spec, DATA, RATE).utterances[0].text == "“It’s 5 O'Clock,” -- SAID Zoë"
+
+
+def test_the_digest_of_an_audio_is_that_of_what_is_played(tmp_path):
+    write(tmp_path / "a.wav", 16_000)
+    write(tmp_path / "b.wav", 16_000, start=1)
+    spec = manifest(
+        tmp_path,
+        entry("a.wav"),
+        entry("a.wav", text="another text"),
+        entry("a.wav", offset=0.5, duration=0.25),
+        entry("a.wav", offset=0.25, duration=0.25),
+        entry("b.wav"),
+    )
+    source = open_source(spec, DATA, RATE)
+    whole, same, *others = [source.audio_digest(i) for i in range(5)]
+    assert whole == same
+    assert len({whole, *others}) == 4
 
 
 def test_an_offset_makes_a_segment(tmp_path):

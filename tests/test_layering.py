@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "workdir": {"config"},
     "nn": {"config", "sharding", "nn"},
     "decoding": {"nn.cache", "decoding"},
-    "importers": {"config", "nn", "importers", "sharding"},
+    "importers": {"config", "nn", "importers", "params", "sharding"},
     "data": {"config", "tokenizer", "audio", "data"},
     "drafters": {"decoding", "nn"},
 }

@@ -45,9 +45,10 @@ class Lora:
     rank: int = 0
     alpha: float = 16.0
 
-    def __post_init__(self) -> None:
-        check(self.rank >= 0, "lora.rank", "must not be negative")
-        check(self.alpha > 0, "lora.alpha", "must be positive")
+    def check(self, group: str) -> None:
+        """Refuses a field by its full name, as part of the `group` that it belongs to."""
+        check(self.rank >= 0, f"{group}.lora.rank", "must not be negative")
+        check(self.alpha > 0, f"{group}.lora.alpha", "must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Whisper:
         for name in ("width", "layers", "heads"):
             check(getattr(self, name) >= 0, f"whisper.{name}", "must not be negative")
         check(self.positions > 0, "whisper.positions", "must be positive")
+        self.lora.check("whisper")
         check(
             not (self.cached and self.lora.rank),
             "whisper.cached",
@@ -238,6 +240,7 @@ class Decoder:
             f"({self.kv_heads}) must divide config.decoder.query_heads ({self.query_heads})",
         )
         check(self.head_size % 2 == 0, "decoder.head_size", "must be even, for rotary positions")
+        self.lora.check("decoder")
         check(0 <= self.dropout < 1, "decoder.dropout", "must be within [0, 1)")
 
 

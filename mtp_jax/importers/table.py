@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtp_jax.importers.errors import PretrainedError
 from mtp_jax.importers.weights import Index, Weights
+from mtp_jax.params import by_path, nested
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -116,16 +116,15 @@ def import_params(
         PretrainedError: a parameter or tensor is missing, left over, of a wrong shape, or
             quantised in a way that is not undone; all of them are in the one message.
     """
-    wanted = flatten_dict(shapes, sep="/")
+    wanted = by_path(shapes)
     table = {rule.ours: rule for rule in rules if rule.ours in wanted}
     _check(table, weights, wanted, ignored)
-    placed = {} if shardings is None else flatten_dict(shardings, sep="/")
-    return unflatten_dict(
+    placed = {} if shardings is None else by_path(shardings)
+    return nested(
         {
             path: _place(table[path], weights, shape, placed[path] if placed else None)
             for path, shape in wanted.items()
-        },
-        sep="/",
+        }
     )
 
 
@@ -226,7 +225,7 @@ def export_params(rules: Iterable[Rule], params: Any) -> dict[str, np.ndarray]:
     Raises:
         ValueError: a parameter has no rule (merge or drop LoRA's first).
     """
-    flat = flatten_dict(params, sep="/")
+    flat = by_path(params)
     pieces: dict[str, list[np.ndarray | None]] = {}
     for rule in rules:
         if rule.ours in flat:
