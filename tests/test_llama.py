@@ -40,6 +40,10 @@ def params():
     return jax.tree_util.tree_map_with_path(draw, shapes["params"])
 
 
+def drawn(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
 def embeddings() -> np.ndarray:
     return np.random.default_rng(2).normal(size=(B, S, 16)).astype(np.float32)
 
@@ -264,3 +268,45 @@ def test_place_counts_real_positions_only():
     positions, slots = cache.place(real)
     np.testing.assert_array_equal(positions, [[3, 3, 4], [-1, 0, 0]])
     np.testing.assert_array_equal(slots, [[3, 6, 4], [6, 0, 6]])
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_rows_that_share_a_prompt_are_as_rows_with_a_prompt_each(each):
+    """Padding in the prompt included, and gradients through the shared prompt."""
+    x, real = embeddings(), np.arange(S) < np.array([[S], [5], [2]])
+    rows = np.repeat(np.arange(B), each)
+    texts = drawn(2, B * each, WIDTH, CONFIG.width)
+    counts = np.random.default_rng(2).integers(0, WIDTH + 1, (2, B * each))
+
+    def run(x: jax.Array, shared: bool) -> jax.Array:
+        _, cache = extend(x, real, empty(S + 2 * WIDTH))
+        if shared:
+            cache = cache.branched(each, 2 * WIDTH)
+        else:
+            arrays = {"keys": cache.keys[:, rows], "values": cache.values[:, rows]}
+            cache = cache.replace(**arrays, length=cache.length[rows], rewind=cache.rewind[rows])
+        out = []
+        for text, count in zip(texts, counts, strict=True):
+            text_real = np.arange(WIDTH) < count[:, None]
+            hidden, cache = extend(text, text_real, cache)
+            out.append(jnp.where(text_real[..., None], hidden, 0))
+        return jnp.stack(out)
+
+    shared, gradient = jax.value_and_grad(lambda x: jnp.sum(run(x, True) ** 3))(x)
+    alone, expected = jax.value_and_grad(lambda x: jnp.sum(run(x, False) ** 3))(x)
+    np.testing.assert_allclose(run(x, True), run(x, False), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(shared, alone, rtol=1e-4)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_moved_rows_take_what_they_added_with_them():
+    x, real = embeddings(), np.ones((B, S), bool)
+    _, prompt = extend(x, real, empty(S))
+    texts = drawn(2, 2 * B, WIDTH, CONFIG.width)
+    whole = np.ones((2 * B, WIDTH), bool)
+    _, cache = extend(texts[0], whole, prompt.branched(2, 2 * WIDTH))
+    rows = np.array([1, 0, 2, 2, 5, 4])
+    hidden, _ = extend(texts[1], whole, cache.moved(rows))
+    _, other = extend(texts[0][rows], whole, prompt.branched(2, 2 * WIDTH))
+    expected, _ = extend(texts[1], whole, other)
+    np.testing.assert_array_equal(hidden, expected)

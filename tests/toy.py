@@ -132,12 +132,20 @@ class Toy:
         positions, slots = cache.place(real)
         keys = write(cache.keys, 0, slots, (tokens + 1)[..., None, None])
         values = write(cache.values, 0, slots, weight(positions)[..., None, None])
-        seen = jnp.arange(cache.slots) <= positions[..., None]
-        terms = keys[0, :, :, 0, 0] % PRIME * (values[0, :, :, 0, 0] % PRIME) % PRIME
+        seen = cache.visible(positions)
+        terms = self._terms(keys, values)
+        if cache.prompt is not None:
+            before = self._terms(cache.prompt.keys, cache.prompt.values)
+            before = jnp.repeat(before, len(terms) // len(before), axis=0)
+            terms = jnp.concatenate([before, terms], axis=1)
         state = jnp.sum(jnp.where(seen, terms[:, None], 0), axis=-1) % PRIME
         hidden = jnp.stack([state, positions + 1], axis=-1)
         length = cache.length + jnp.sum(real, axis=1)
         return hidden, dataclasses.replace(cache, keys=keys, values=values, length=length)
+
+    def _terms(self, keys: jax.Array, values: jax.Array) -> jax.Array:
+        """int32[B, C]: what each slot adds to the hash."""
+        return keys[0, :, :, 0, 0] % PRIME * (values[0, :, :, 0, 0] % PRIME) % PRIME
 
     def _next_token(self, hidden: jax.Array) -> jax.Array:
         state = hidden[..., :1]

@@ -3,6 +3,9 @@
 Rejecting drafts is lowering `length`; nothing is copied. Slots at or beyond `length` may hold
 anything finite: a query attends to the slots at or before its own position, all of which have been
 written by then.
+
+Several rows may go on from one prompt (the hypotheses of an utterance from its audio): the prompt
+is then kept, and attended to, once, and only what each row added is moved when rows are.
 """
 
 from __future__ import annotations
@@ -21,13 +24,16 @@ class KVCache:
     Attributes:
         keys, values: [layers, B, C, G, H].
         length: int32[B], slots of each row that are in use.
-        rewind: int32[B], by how much the rotary position of what comes next lags behind its slot.
+        rewind: int32[B], by how much the rotary position of what comes next lags behind its
+            place in the row.
+        prompt: what comes before, for B / K of `B` rows: row r goes on from its row r // K.
     """
 
     keys: jax.Array
     values: jax.Array
     length: jax.Array
     rewind: jax.Array
+    prompt: KVCache | None = None
 
     @classmethod
     def empty(
@@ -47,6 +53,14 @@ class KVCache:
         """C."""
         return self.keys.shape[2]
 
+    @property
+    def start(self) -> jax.Array:
+        """int32[B], positions of each row that its prompt holds."""
+        if self.prompt is None:
+            return jnp.zeros_like(self.length)
+        each = len(self.length) // len(self.prompt.length)
+        return jnp.repeat(self.prompt.length, each)
+
     def place(self, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Where the next positions go.
 
@@ -57,8 +71,38 @@ class KVCache:
             int32[B, S] positions (of padding: the position before it), and int32[B, S] slots to
             write (of padding: C, which a write with ``mode="drop"`` ignores).
         """
-        positions = self.length[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-        return positions, jnp.where(real, positions, self.slots)
+        slots = self.length[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+        return self.start[:, None] + slots, jnp.where(real, slots, self.slots)
+
+    def visible(self, positions: jax.Array) -> jax.Array:
+        """bool[B, S, P + C]: what int32[B, S] positions attend to: P slots of the prompt, C own."""
+        start = self.start[:, None, None]
+        own = jnp.arange(self.slots) <= positions[..., None] - start
+        if self.prompt is None:
+            return own
+        given = jnp.arange(self.prompt.slots) < start
+        given = jnp.broadcast_to(given, (*positions.shape, self.prompt.slots))
+        return jnp.concatenate([given, own], axis=-1)
+
+    def branched(self, each: int, slots: int) -> KVCache:
+        """`each` rows of `slots` free slots in place of every row, going on from it."""
+        if self.prompt is not None:
+            raise ValueError("a cache that has a prompt cannot branch again")
+        layers, rows, _, kv_heads, head_size = self.keys.shape
+        return dataclasses.replace(
+            self.empty(layers, rows * each, slots, kv_heads, head_size, self.keys.dtype),
+            rewind=jnp.repeat(self.rewind, each),
+            prompt=self,
+        )
+
+    def moved(self, rows: jax.Array) -> KVCache:
+        """Row r as row ``rows[r]`` was: int32[B], of the same prompt as r; no prompt is copied."""
+        return dataclasses.replace(
+            self,
+            keys=self.keys[:, rows],
+            values=self.values[:, rows],
+            length=self.length[rows],
+        )
 
     def shortened(self, rejected: jax.Array) -> KVCache:
         """The cache without the last int32[B] `rejected` positions of each row."""

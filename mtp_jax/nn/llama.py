@@ -21,6 +21,42 @@ from mtp_jax.nn.layers import (
 )
 
 Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
+Prompt = tuple[jax.Array, jax.Array] | None  # a layer's keys and values that rows share
+
+
+def attend_with_prompt(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    prompt_keys: jax.Array,
+    prompt_values: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """Attention of rows over a prompt that K of them share, and over what is their own.
+
+    Args:
+        q: [B K, S, N, H].
+        keys, values: [B K, C, G, H]; `prompt_keys`, `prompt_values`: [B, P, G, H].
+        mask: bool[B K, S, P + C].
+
+    Returns:
+        [B K, S, N, H].
+    """
+    (rows, width, heads, size), (prompts, shared, groups, _) = q.shape, prompt_keys.shape
+    q = q.reshape(prompts, rows // prompts, width, groups, heads // groups, size) * size**-0.5
+    own = (prompts, rows // prompts, *keys.shape[1:])
+    scores = jnp.concatenate(
+        [
+            jnp.einsum("bksgnh,bpgh->bksgnp", q, prompt_keys),
+            jnp.einsum("bksgnh,bkcgh->bksgnc", q, keys.reshape(own)),
+        ],
+        axis=-1,
+    ).astype(jnp.float32)
+    mask = mask.reshape(prompts, rows // prompts, width, 1, 1, mask.shape[-1])
+    shares = nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(q.dtype)
+    y = jnp.einsum("bksgnp,bpgh->bksgnh", shares[..., :shared], prompt_values)
+    y += jnp.einsum("bksgnc,bkcgh->bksgnh", shares[..., shared:], values.reshape(own))
+    return y.reshape(rows, width, heads, size)
 
 
 class Attention(nn.Module):
@@ -39,6 +75,7 @@ class Attention(nn.Module):
         positions: jax.Array,
         slots: jax.Array,
         mask: jax.Array,
+        prompt: Prompt,
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         c, (rows, width) = self.config, x.shape[:2]
         linear = functools.partial(Linear, dtype=self.dtype, lora=c.lora)
@@ -54,7 +91,10 @@ class Attention(nn.Module):
         if keys is not None and values is not None:
             keys, values = write(keys, layer, slots, k), write(values, layer, slots, v)
             k, v = keys[layer], values[layer]
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        if prompt is None:
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        else:
+            y = attend_with_prompt(q, k, v, *prompt, mask)
         y = y.reshape(rows, width, c.query_heads * c.head_size)
         out = linear(c.width, ("heads", "embed"), name="output")(y)
         return out, keys, values
@@ -75,6 +115,7 @@ class Layer(nn.Module):
         positions: jax.Array,
         slots: jax.Array,
         mask: jax.Array,
+        prompt: Prompt,
     ) -> tuple[Carry, None]:
         c, (x, keys, values) = self.config, carry
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
@@ -86,7 +127,7 @@ class Layer(nn.Module):
             return Linear(features, axes, dtype=self.dtype, lora=c.lora, name=name)
 
         y, keys, values = Attention(c, self.dtype, name="attention")(
-            norm("attention_norm")(x), keys, values, layer, positions, slots, mask
+            norm("attention_norm")(x), keys, values, layer, positions, slots, mask, prompt
         )
         x = x + drop(y)
         y = norm("feedforward_norm")(x)
@@ -161,6 +202,7 @@ class Llama(nn.Module):
             cache with the real positions added.
         """
         c = self.config
+        prompt: Prompt = None
         x = zero_padding(x.astype(self.dtype), real)
         if cache is None:
             positions = slots = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
@@ -169,20 +211,22 @@ class Llama(nn.Module):
             carry: Carry = (x, None, None)
         else:
             positions, slots = cache.place(real)
-            mask = jnp.arange(cache.slots) <= positions[:, :, None]
+            mask = cache.visible(positions)
             carry = (x, cache.keys, cache.values)
+            if cache.prompt is not None:
+                prompt = (cache.prompt.keys, cache.prompt.values)
         block = nn.remat(Layer, prevent_cse=not c.scan_layers) if c.remat else Layer
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=c.layers,
             unroll=1 if c.scan_layers else c.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         (x, keys, values), _ = stack(c, self.dtype, deterministic, name="layers")(
-            carry, jnp.arange(c.layers), positions - rewind, slots, mask
+            carry, jnp.arange(c.layers), positions - rewind, slots, mask, prompt
         )
         if keys is not None and values is not None and cache is not None:
             added = jnp.sum(real, axis=1, dtype=jnp.int32)
