@@ -92,3 +92,26 @@ def ctc(
         jnp.sum(jnp.where(fits, length, 0), dtype=jnp.float32),
         jnp.sum(~fits & (length > 0), dtype=jnp.float32),
     )
+
+
+def mwer(log_probs: jax.Array, errors: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Minimum word error rate: expected errors of an n-best list (Prabhavalkar et al., 2018).
+
+    Each row's probabilities are made to add up to one over its list, and the list's mean error is
+    subtracted, which changes no gradient of the expectation but its noise. Where all hypotheses of
+    a row have equally many errors, loss and gradient are exactly zero.
+
+    Args:
+        log_probs: float32[B, K] of whole hypotheses.
+        errors: [B, K] word errors of each.
+        real: bool[B, K], which are hypotheses; rows with none count nowhere.
+
+    Returns:
+        Two float32 scalars: expected errors beyond the mean, summed over rows; the number of rows.
+    """
+    count = jnp.sum(real, axis=1)
+    mean = jnp.sum(jnp.where(real, errors, 0), axis=1) / jnp.maximum(count, 1)
+    # As in `cross_entropy`: what is not real may be anything, NaN included, and adds no gradient.
+    shares = jax.nn.softmax(jnp.where(real, log_probs, jnp.finfo(jnp.float32).min), axis=1)
+    above = jnp.where(real, errors - mean[:, None], 0.0)
+    return jnp.sum(shares * above), jnp.sum(count > 0, dtype=jnp.float32)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.losses import cross_entropy, ctc, head_weights, shifted_targets
+from mtp_jax.losses import cross_entropy, ctc, head_weights, mwer, shifted_targets
 
 EOS = 2
 TOKENS = np.array([[5, 6, 7, EOS, 0], [5, EOS, 0, 0, 0], [5, 6, 7, 8, EOS], [0, 0, 0, 0, 0]])
@@ -207,3 +207,56 @@ def test_ctc_of_long_utterances_keeps_its_precision():
     paths = math.lgamma(t + n + 1) - math.lgamma(2 * n + 1) - math.lgamma(t - n + 1)
     assert float(nats) == pytest.approx(t * math.log(v + 1) - paths, rel=1e-4)
     assert (count, short) == (n, 0)
+
+
+def mwer_lists():
+    """Log-probabilities, errors, and which hypotheses are real, of lists of 4, 3, 1 and 0."""
+    rng = np.random.default_rng(5)
+    real = np.arange(4) < np.array([[4], [3], [1], [0]])
+    log_probs = (-5 + 3 * rng.normal(size=(4, 4))).astype(np.float32)
+    errors = np.array([[0, 2, 5, 1], [3, 1, 2, 9], [4, 9, 9, 9], [9, 9, 9, 9]])
+    return log_probs, errors, real
+
+
+def test_mwer_is_the_expected_number_of_errors_beyond_the_mean():
+    log_probs, errors, real = mwer_lists()
+
+    def plain(log_probs: np.ndarray) -> float:
+        total = 0.0
+        for x, e, n in zip(log_probs.astype(float), errors, real.sum(1), strict=True):
+            shares = np.exp(x[:n]) / np.exp(x[:n]).sum()
+            total += float(shares @ e[:n]) - float(np.mean(e[:n])) if n else 0.0
+        return total
+
+    loss, rows = mwer(log_probs, errors, real)
+    assert float(loss) == pytest.approx(plain(log_probs), rel=1e-5)
+    assert rows == 3
+    gradient = jax.grad(lambda x: mwer(x, errors, real)[0])(log_probs)
+    np.testing.assert_allclose(gradient, finite_differences(plain, log_probs, 1e-3), atol=1e-4)
+    assert not np.any(gradient[~real])
+    assert not np.any(gradient[2])  # a list of one
+
+
+def test_mwer_is_exactly_zero_where_all_hypotheses_have_equal_errors():
+    log_probs, _, real = mwer_lists()
+    for errors in range(30):
+        same = np.full(log_probs.shape, errors)
+        loss, gradient = jax.value_and_grad(lambda x, e=same: mwer(x, e, real)[0])(log_probs)
+        assert loss == 0
+        assert not np.any(gradient)
+
+
+def test_mwer_does_not_see_what_is_not_real():
+    log_probs, errors, real = mwer_lists()
+    dirty = np.where(real, log_probs, np.nan)
+    expected = jax.value_and_grad(lambda x: mwer(x, errors, real)[0])(log_probs)
+    got = jax.value_and_grad(lambda x: mwer(x, np.where(real, errors, 77), real)[0])(dirty)
+    np.testing.assert_array_equal(got[0], expected[0])
+    np.testing.assert_array_equal(got[1], expected[1])
+
+
+def test_mwer_moves_probability_to_fewer_errors():
+    gradient = jax.grad(lambda x: mwer(x, np.array([[0, 1, 5]]), np.ones((1, 3), bool))[0])
+    down = gradient(np.zeros((1, 3), np.float32))[0]
+    assert down[0] < down[1] < 0 < down[2]
+    assert float(np.sum(down)) == pytest.approx(0, abs=1e-6)
