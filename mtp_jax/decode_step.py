@@ -33,6 +33,7 @@ def view(model: SpeechLlama, params: Any, encoded: Encoded, room: int) -> Model:
         prefill=lambda: call(model, params, "prefill", encoded, room),
         extend=lambda *args: call(model, params, "extend", *args),
         next_token=lambda hidden: call(model, params, "next_token", hidden),
+        later_tokens=lambda hidden: call(model, params, "draft_logits", hidden),
         draft=drafters.from_heads(model, params),
         heads=model.config.heads.count,
         eos=model.vocabulary.eos,

@@ -49,6 +49,7 @@ class Model(NamedTuple):
         extend: (tokens int32[B, S], count int32[B], cache) -> (hidden [B, S, D], cache); feeds the
             first `count` tokens of each row.
         next_token: hidden [..., D] -> logits [..., V] of head 1.
+        later_tokens: hidden [..., D] -> logits [..., M - 1, V] of heads 2..M.
         draft: a `Drafter`.
         heads: M.
         eos: the token that ends a text.
@@ -57,6 +58,7 @@ class Model(NamedTuple):
     prefill: Callable[[], tuple[jax.Array, KVCache]]
     extend: Callable[[jax.Array, jax.Array, KVCache], tuple[jax.Array, KVCache]]
     next_token: Callable[[jax.Array], jax.Array]
+    later_tokens: Callable[[jax.Array], jax.Array]
     draft: Drafter
     heads: int
     eos: int
