@@ -47,10 +47,10 @@ class Spelling:
                 power = power * _BASE % 2**32
             hashes[i], powers[i] = value, power
         return cls(
-            hash=hashes,
-            power=powers,
-            characters=np.array([len(text) for text in texts], np.int32),
-            starts=np.array([piece.startswith(_SPACES) for piece in pieces]),
+            hash=jnp.asarray(hashes),
+            power=jnp.asarray(powers),
+            characters=jnp.array([len(text) for text in texts], jnp.int32),
+            starts=jnp.array([piece.startswith(_SPACES) for piece in pieces]),
         )
 
 
@@ -68,10 +68,10 @@ def words(spelling: Spelling, tokens: jax.Array, length: jax.Array) -> tuple[jax
         int32[B] count.
     """
     real = jnp.arange(tokens.shape[1]) < length[:, None]
-    starts = jnp.where(real, jnp.asarray(spelling.starts)[tokens], False).at[:, :1].set(True)
+    starts = jnp.where(real, spelling.starts[tokens], False).at[:, :1].set(True)
 
     def spelled(table: jax.Array, empty: int) -> jax.Array:
-        return jnp.where(real, jnp.asarray(table)[tokens], jnp.asarray(empty, table.dtype))
+        return jnp.where(real, table[tokens], jnp.asarray(empty, table.dtype))
 
     def join(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         """Text a and then b; all before the last start of a word is forgotten."""

@@ -108,6 +108,7 @@ class Toy:
             prefill=lambda: self._prefill(room),
             extend=self._extend,
             next_token=self._next_token,
+            later_tokens=self._later_tokens,
             draft=self._draft,
             heads=self.heads,
             eos=EOS,
@@ -153,6 +154,11 @@ class Toy:
         ordinary = score(self.seed, state, token)
         over = jnp.where(ends(self.seed, state, self.eos_every), 9, -1)
         return jnp.where(token == EOS, over, ordinary).astype(jnp.float32)
+
+    def _later_tokens(self, hidden: jax.Array) -> jax.Array:
+        state = hidden[..., :1, None]
+        head, token = jnp.arange(2, self.heads + 1)[:, None], jnp.arange(VOCABULARY)
+        return score(self.seed + 3, state + head, token).astype(jnp.float32)
 
     def _draft(self, hidden: jax.Array, first: jax.Array, emitted: Emitted) -> Drafts:
         """Knows the text that head 1 would go on with, and strays from it as `drafts` says."""

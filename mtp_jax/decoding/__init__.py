@@ -1,7 +1,8 @@
 """Decoding strategies as ``lax.while_loop`` programs over callables; they import no model."""
 
 from mtp_jax.decoding.greedy import Greedy
-from mtp_jax.decoding.interface import Decoded, Drafter, Drafts, Emitted, Model, Strategy
+from mtp_jax.decoding.interface import Decoded, Drafter, Drafts, Emitted, Model, NBest, Strategy
+from mtp_jax.decoding.prefix_beam import PrefixBeam
 from mtp_jax.decoding.threshold import Threshold
 from mtp_jax.decoding.verify import Verify
 
@@ -12,6 +13,8 @@ __all__ = [
     "Emitted",
     "Greedy",
     "Model",
+    "NBest",
+    "PrefixBeam",
     "Strategy",
     "Threshold",
     "Verify",

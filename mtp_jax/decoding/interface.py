@@ -118,6 +118,23 @@ class Emitted:
 
 
 @struct.dataclass
+class NBest:
+    """A list of hypotheses for each utterance, the best first.
+
+    Attributes:
+        tokens: int32[B, K, L], EOS included where it was reached, 0 beyond `length`.
+        length: int32[B, K].
+        log_probs: float32[B, K, L] of each token, 0 beyond `length`.
+        real: bool[B, K]; lists may be shorter than K.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    log_probs: jax.Array
+    real: jax.Array
+
+
+@struct.dataclass
 class Decoded:
     """What a strategy returns.
 
@@ -129,6 +146,7 @@ class Decoded:
         proposed, accepted: int32[B, M - 1], drafts of heads 2..M that were put to the test, the
             heads before them having been accepted, and those that passed.
         loop_steps: int32, forward passes of the batch.
+        nbest: of strategies that make one.
     """
 
     tokens: jax.Array
@@ -137,6 +155,7 @@ class Decoded:
     proposed: jax.Array
     accepted: jax.Array
     loop_steps: jax.Array
+    nbest: NBest | None = None
 
 
 class Strategy(Protocol):

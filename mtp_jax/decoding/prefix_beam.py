@@ -1,4 +1,4 @@
-"""Prefix beam search over the heads: an n-best list in fewer calls. EXPERIMENT: several readings."""
+"""Prefix beam search over the heads: an n-best list in several times fewer decoder calls."""
 
 from __future__ import annotations
 
@@ -8,276 +8,257 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.interface import Decoded, Model
+from mtp_jax.decoding.interface import Decoded, Model, NBest
 from mtp_jax.nn.cache import KVCache
 
-NEVER = -1e9
-
-
-@struct.dataclass
-class NBest:
-    tokens: jax.Array  # [B, K, L]
-    length: jax.Array  # [B, K]
-    token_scores: jax.Array  # [B, K, L]
-    score: jax.Array
+_NEVER = -1e30  # log-probability of what is not there; finite, as sums and differences of it are
 
 
 @struct.dataclass
 class PrefixBeam:
+    """K hypotheses an utterance, of which one call extends every one by up to M tokens.
+
+    Within a call the search goes token by token: token m behind each prefix is scored by head m
+    there, and of all continuations of all K prefixes the best K stay. It goes on to the next token
+    while the heads are sure: until the probability of a head's best token, averaged over the
+    prefixes by their share of the beam, is below tau. So all hypotheses that go on are equally
+    long, and as the K prefixes of a call differ, no two routes lead to the same one: nothing is to
+    be merged. The next call, which has to be fed the new tokens in any case, puts head 1's score
+    of each in the place of the later head's: scores of all hypotheses returned are head 1's.
+
+    With M = 1, or tau above 1, this is the ordinary beam search; with K = 1 also, greedy decoding.
+    (arXiv 2409.08148 has a prefix-based beam search and leaves open how prefixes compete;
+    docs/mwer.md compares readings.)
+
+    Attributes:
+        beams: K.
+        tau: least probability at which a call's block goes on.
+        length_power: hypotheses are compared by log-probability over length to this power; 0
+            compares probabilities, 1 means a token.
+    """
+
     beams: int = struct.field(pytree_node=False, default=4)
-    reading: str = struct.field(pytree_node=False, default="level")
-    rescore: bool = struct.field(pytree_node=False, default=True)
-    merge: str = struct.field(pytree_node=False, default="none")
-    confidence: str = struct.field(pytree_node=False, default="mean")
-    tau: float = 0.9
-    bonus: float = 0.0
-    margin: float = 1e6
+    tau: float | jax.Array = 0.9
+    length_power: float | jax.Array = 0.0
 
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
-        nbest, calls, steps = self.search(model, active, max_tokens)
-        none = jnp.zeros((active.shape[0], model.heads - 1), jnp.int32)
-        return Decoded(nbest.tokens[:, 0], nbest.length[:, 0], calls, none, none, steps)
+        """As every `Strategy` does; the best hypothesis, and the list as ``nbest``."""
 
-    def search(self, model: Model, active: jax.Array, max_tokens: int):
-        B, K, M, L = active.shape[0], self.beams, model.heads, max_tokens
+        def unfinished(state: _State) -> jax.Array:
+            return jnp.any(state.open)
 
-        def log_probs(hidden):  # [.., D] -> [.., M, V]
-            first = jax.nn.log_softmax(model.next_token(hidden))[..., None, :]
-            return jnp.concatenate([first, jax.nn.log_softmax(model.later_tokens(hidden))], axis=-2)
+        def step(state: _State) -> _State:
+            going = jnp.any(state.open, axis=1)
+            hidden, state = self._feed(model, state)
+            state = self._extend(state, _all_log_probs(model, hidden), model.eos)
+            return dataclasses.replace(state, calls=state.calls + going, steps=state.steps + 1)
 
         hidden, cache = model.prefill()
-        V = model.next_token(hidden).shape[-1]
-        state = _State(
-            tokens=jnp.zeros((B, K, L), jnp.int32),
-            length=jnp.zeros((B, K), jnp.int32),
-            token_scores=jnp.zeros((B, K, L)),
-            ended=jnp.zeros((B, K), bool),
-            alive=jnp.broadcast_to((jnp.arange(K) == 0) & active[:, None], (B, K)),
-            cache=cache.branched(K, L),
+        rows, shape = active.shape[0], (active.shape[0], self.beams)
+        nothing = jnp.zeros((*shape, max_tokens))
+        start = _State(
+            beam=_Beam(
+                tokens=nothing.astype(jnp.int32),
+                log_probs=nothing,
+                length=jnp.zeros(shape, jnp.int32),
+                ended=jnp.zeros(shape, bool),
+                real=active[:, None] & (jnp.arange(self.beams) == 0),
+            ),
+            cache=cache.branched(self.beams, max_tokens),
             calls=active.astype(jnp.int32),
             steps=jnp.int32(1),
         )
-        lp = log_probs(jnp.repeat(hidden[:, None], K, axis=1))
-        state = self.expand(state, lp, model.eos)
-
-        def fed(s):
-            return s.cache.length.reshape(B, K)
-
-        def settled(s):
-            done = s.ended & ((fed(s) >= s.length - 1) | (not self.rescore))
-            return done | ~s.alive
-
-        def unfinished(s):
-            return jnp.any(~settled(s))
-
-        def step(s: _State) -> _State:
-            going = jnp.any(~settled(s), axis=1)  # [B]
-            start = fed(s)
-            count = jnp.where(going[:, None] & s.alive, jnp.minimum(s.length - start, M), 0)
-            slots = start[..., None] + jnp.arange(M)
-            block = jnp.take_along_axis(s.tokens, jnp.minimum(slots, L - 1), axis=2)
-            hidden, cache = model.extend(block.reshape(B * K, M), count.reshape(-1), s.cache)
-            hidden = hidden.reshape(B, K, M, -1)
-            new = dataclasses.replace(s, cache=cache, calls=s.calls + going, steps=s.steps + 1)
-            if self.rescore and M > 1:
-                first = jax.nn.log_softmax(model.next_token(hidden[:, :, :-1]))  # [B,K,M-1,V]
-                nxt = block[:, :, 1:]
-                exact = jnp.take_along_axis(first, nxt[..., None], axis=-1)[..., 0]
-                ok = jnp.arange(1, M) < count[..., None]
-                where = jnp.where(ok, slots[..., 1:], L)
-                b, k = jnp.arange(B)[:, None, None], jnp.arange(K)[:, None]
-                new = dataclasses.replace(
-                    new, token_scores=new.token_scores.at[b, k, where].set(exact, mode="drop")
-                )
-            last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[..., None, None], axis=2)[
-                :, :, 0
-            ]
-            expanded = self.expand(new, log_probs(last), model.eos)
-            return expanded
-
-        end = jax.lax.while_loop(unfinished, step, state)
-        score = jnp.where(end.alive, end.token_scores.sum(-1), NEVER)
-        order = jnp.argsort(-score, axis=1, stable=True)
-        pick = lambda x: jnp.take_along_axis(
-            x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1
-        )
-        return (
-            NBest(pick(end.tokens), pick(end.length), pick(end.token_scores), pick(score)),
-            end.calls,
-            end.steps,
+        heads = _all_log_probs(model, hidden)
+        heads = jnp.broadcast_to(heads[:, None], (rows, self.beams, *heads.shape[1:]))
+        start = self._extend(start, heads, model.eos)
+        end = jax.lax.while_loop(unfinished, step, start)
+        order = jnp.argsort(-end.beam.rank(self.length_power), axis=1, stable=True)
+        best = end.beam.taken(order)
+        none = jnp.zeros((rows, model.heads - 1), jnp.int32)
+        return Decoded(
+            tokens=best.tokens[:, 0],
+            length=best.length[:, 0],
+            calls=end.calls,
+            proposed=none,
+            accepted=none,
+            loop_steps=end.steps,
+            nbest=NBest(
+                tokens=best.tokens,
+                length=best.length,
+                log_probs=best.log_probs,
+                real=best.real,
+            ),
         )
 
-    def expand(self, s, lp, eos):
-        return getattr(self, self.reading)(s, lp, eos)
+    def _feed(self, model: Model, state: _State) -> tuple[jax.Array, _State]:
+        """Feeds each hypothesis its new tokens, and scores them by head 1.
 
-    def level(self, s, lp, eos):
-        """All hypotheses that go on gain as many tokens: 1, and more while heads are sure."""
-        B, K, M, V = lp.shape
-        L = s.tokens.shape[2]
-        C = min(K, V)
-        best_lp, best_tok = jax.lax.top_k(lp, C)  # [B,K,M,C]
-        row = jnp.arange(B)[:, None]
-        root = jnp.broadcast_to(jnp.arange(K), (B, K))
-        tokens, scores, length, ended, alive = (
-            s.tokens,
-            s.token_scores,
-            s.length,
-            s.ended,
-            s.alive,
+        Returns:
+            Hidden states [B, K, D] at each one's last token, and the state.
+        """
+        beam, shape, width = state.beam, state.beam.length.shape, model.heads
+        slots = state.fed[..., None] + jnp.arange(width)
+        count = jnp.where(state.open, beam.length - beam.ended - state.fed, 0)
+        block = jnp.take_along_axis(
+            beam.tokens, jnp.minimum(slots, beam.tokens.shape[2] - 1), axis=2
         )
-        go = jnp.any(alive & ~ended, axis=1)
-        for j in range(M):
-            total = jnp.where(alive, scores.sum(-1), NEVER)
-            if j:
-                live = alive & ~ended
-                sure = jnp.exp(best_lp[row, root, j, 0])  # [B,K]
-                weight = jax.nn.softmax(jnp.where(live, total, NEVER), axis=1) * live
-                if self.confidence == "mean":
-                    conf = jnp.sum(weight * sure, axis=1)
-                elif self.confidence == "best":
-                    conf = jnp.take_along_axis(sure, jnp.argmax(weight, 1)[:, None], 1)[:, 0]
-                else:
-                    conf = jnp.min(jnp.where(live, sure, 1), axis=1)
-                go = go & (conf >= self.tau) & jnp.any(live, axis=1)
-            cand_lp, cand_tok = best_lp[row, root, j], best_tok[row, root, j]  # [B,K,C]
-            stay = jnp.arange(C) == 0
-            cand = jnp.where(
-                ended[..., None],
-                jnp.where(stay, total[..., None], NEVER),
-                total[..., None] + cand_lp,
+        hidden, cache = model.extend(block.reshape(-1, width), count.reshape(-1), state.cache)
+        hidden = hidden.reshape(*shape, width, -1)
+        last = jnp.maximum(count - 1, 0)[..., None, None]
+        if width > 1:  # else head 1 alone has scored
+            scored = (jnp.arange(width) < count[..., None]) & (slots + 1 < beam.length[..., None])
+            after = jnp.minimum(slots + 1, beam.tokens.shape[2] - 1)
+            token = jnp.take_along_axis(beam.tokens, after, axis=2)
+            log_probs = jax.nn.log_softmax(model.next_token(hidden))
+            log_probs = jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
+            beam = dataclasses.replace(
+                beam, log_probs=_put(beam.log_probs, slots + 1, log_probs, scored)
             )
-            cand = jnp.where(alive[..., None], cand, NEVER).reshape(B, K * C)
-            top, index = jax.lax.top_k(cand, K)
-            parent, c = index // C, index % C
-            index = jnp.where(go[:, None], index, 0)
-            parent = jnp.where(go[:, None], parent, jnp.arange(K))
-            take = lambda x: x[row, parent]
-            was_ended = take(ended)
-            adds = go[:, None] & ~was_ended
-            slot = jnp.where(adds, take(length), L)
-            k = jnp.arange(K)
-            tokens = take(tokens).at[row, k, slot].set(cand_tok[row, parent, c], mode="drop")
-            scores = take(scores).at[row, k, slot].set(cand_lp[row, parent, c], mode="drop")
-            alive = jnp.where(go[:, None], top > NEVER / 2, alive)
-            length = take(length) + adds
-            ended = was_ended | (adds & ((cand_tok[row, parent, c] == eos) | (length >= L)))
-            root = take(root)
-        total = jnp.where(alive, scores.sum(-1), NEVER)
-        alive &= total >= total.max(1, keepdims=True) - self.margin
-        rows = (row * K + root).reshape(-1)
-        return dataclasses.replace(
-            s,
-            tokens=tokens,
-            token_scores=scores,
-            length=length,
-            ended=ended,
-            alive=alive,
-            cache=s.cache.moved(rows),
-        )
+        state = dataclasses.replace(state, beam=beam, cache=cache)
+        return jnp.take_along_axis(hidden, last, axis=2)[:, :, 0], state
 
-    def branch(self, s, lp, eos):
-        """A hypothesis follows its heads while they are sure; alternatives end its block."""
-        B, K, M, V = lp.shape
-        L = s.tokens.shape[2]
-        C = min(K, V)
-        best_lp, best_tok = jax.lax.top_k(lp, C)
-        row = jnp.arange(B)[:, None]
-        live = s.alive & ~s.ended
-        total = jnp.where(s.alive, s.token_scores.sum(-1), NEVER)
-        sure = jnp.exp(best_lp[..., 0]) >= self.tau  # [B,K,M]
-        stop = (best_tok[..., 0] == eos) | (s.length[..., None] + jnp.arange(1, M + 1) >= L)
-        goes = sure[..., 1:] & ~stop[..., :-1]  # may go from depth j to j+1
-        reach = jnp.concatenate(
-            [jnp.ones((B, K, 1), bool), jnp.cumprod(goes, axis=-1).astype(bool)], axis=-1
-        )  # depth j+1 is reached
-        further = jnp.concatenate([reach[..., 1:], jnp.zeros((B, K, 1), bool)], axis=-1)
-        main = jnp.cumsum(best_lp[..., 0], axis=-1)
-        before = main - best_lp[..., 0]
-        cand = total[..., None, None] + before[..., None] + best_lp  # [B,K,M,C]
-        ok = reach[..., None] & live[..., None, None]
-        if self.merge == "none":
-            ok &= ~(further[..., None] & (jnp.arange(C) == 0))
-        length = s.length[..., None, None] + jnp.arange(1, M + 1)[:, None]
-        length = jnp.broadcast_to(length, cand.shape)
-        cand = jnp.where(ok, cand, NEVER).reshape(B, -1)
-        length = length.reshape(B, -1)
-        stay = jnp.where(s.alive & s.ended, total, NEVER)
-        cand = jnp.concatenate([cand, stay], axis=1)
-        length = jnp.concatenate([length, s.length], axis=1)
-        rank = jnp.where(cand > NEVER / 2, cand + self.bonus * length, NEVER)
-        pool = K if self.merge == "none" else min(4 * K, rank.shape[1])
-        top, index = jax.lax.top_k(rank, pool)
-        moves = K * M * C
-        stays = index >= moves
-        parent = jnp.where(stays, index - moves, index // (M * C))
-        j = jnp.where(stays, 0, index // C % M)
-        c = jnp.where(stays, 0, index % C)
-        k = jnp.arange(pool)
-        gained = jnp.where(stays, 0, j + 1)
-        tokens, scores = s.tokens[row, parent], s.token_scores[row, parent]
-        n = s.length[row, parent]
-        for i in range(M):
-            final = i == j
-            slot = jnp.where(i < gained, n + i, L)
-            tok = jnp.where(final, best_tok[row, parent, i, c], best_tok[row, parent, i, 0])
-            tlp = jnp.where(final, best_lp[row, parent, i, c], best_lp[row, parent, i, 0])
-            tokens = tokens.at[row, k, slot].set(tok, mode="drop")
-            scores = scores.at[row, k, slot].set(tlp, mode="drop")
-        length = n + gained
-        alive = top > NEVER / 2
-        ended = jnp.where(
-            stays,
-            True,
-            (jnp.take_along_axis(tokens, jnp.maximum(length - 1, 0)[..., None], 2)[..., 0] == eos)
-            | (length >= L),
-        )
-        if self.merge != "none":
-            same = jnp.all(tokens[:, :, None] == tokens[:, None], axis=-1)
-            same &= (length[:, :, None] == length[:, None]) & alive[:, :, None] & alive[:, None]
-            earlier = jnp.tril(jnp.ones((pool, pool), bool), -1)
-            if self.merge == "short":  # the route with fewest tokens of later heads counts
-                g = jnp.where(same, gained[:, None, :], 99)
-                first = jnp.argmin(g, axis=-1)
-                keep = first == jnp.arange(pool)
-                total = jnp.where(alive, scores.sum(-1), NEVER)
-            else:
-                dup = jnp.any(same & earlier, axis=-1)
-                keep = ~dup
-                total = jnp.where(alive, scores.sum(-1), NEVER)
-                if self.merge == "sum":
-                    merged = jax.nn.logsumexp(jnp.where(same, total[:, None, :], -jnp.inf), axis=-1)
-                    gain = jnp.where(alive, merged - total, 0)
-                    slot = jnp.maximum(length - 1, 0)
-                    scores = scores.at[row, k, slot].add(gain)
-                    total = jnp.where(alive, merged, NEVER)
-            rank = jnp.where(alive & keep, total + self.bonus * length, NEVER)
-            top, index = jax.lax.top_k(rank, K)
-            take = lambda x: x[row, index]
-            tokens, scores, length, ended, parent = map(
-                take, (tokens, scores, length, ended, parent)
-            )
-            alive = top > NEVER / 2
-        total = jnp.where(alive, scores.sum(-1) + self.bonus * length, NEVER)
-        alive &= total >= total.max(1, keepdims=True) - self.margin
-        rows = (row * K + parent).reshape(-1)
+    def _extend(self, state: _State, heads: jax.Array, eos: int) -> _State:
+        """Extends the hypotheses token by token, by heads [B, K, M, V] at the end of each."""
+        rows, beams, count, vocabulary = heads.shape
+        row = jnp.arange(rows)[:, None]
+        # K continuations of one prefix suffice: they are all that could fill the beam.
+        best, token = jax.lax.top_k(heads, min(beams, vocabulary))
+        beam, root = state.beam, jnp.broadcast_to(jnp.arange(beams), (rows, beams))
+        going = jnp.any(beam.live, axis=1)
+        for m in range(count):
+            here, what = best[row, root, m], token[row, root, m]  # [B, K, C]
+            if m > 0:
+                going &= self._confidence(beam, here[..., 0]) >= self.tau
+            total = beam.score[..., None] + here
+            length = beam.length[..., None] + jnp.ones_like(what)
+            # One that ended stands for itself, as the first of its continuations.
+            itself = jnp.where(jnp.arange(here.shape[2]) == 0, beam.score[..., None], _NEVER)
+            total = jnp.where(beam.ended[..., None], itself, total)
+            length = length - beam.ended[..., None]
+            total = jnp.where(beam.real[..., None], total, _NEVER)
+            rank = _normalized(total, length, self.length_power)
+            top, chosen = jax.lax.top_k(rank.reshape(rows, -1), beams)
+            parent, c = chosen // here.shape[2], chosen % here.shape[2]
+            longer = beam.taken(parent)
+            adds = longer.live
+            longer = longer.appended(what[row, parent, c], here[row, parent, c], adds, eos)
+            longer = dataclasses.replace(longer, real=longer.real & (top > _NEVER / 2))
+            beam = _chosen(going, longer, beam)
+            root = jnp.where(going[:, None], root[row, parent], root)
+            going &= jnp.any(beam.live, axis=1)
+        rows_of = (row * beams + root).reshape(-1)
+        return dataclasses.replace(state, beam=beam, cache=state.cache.moved(rows_of))
+
+    def _confidence(self, beam: _Beam, best: jax.Array) -> jax.Array:
+        """float32[B]: mean probability of heads' best tokens, given their logarithms [B, K]."""
+        shares = jax.nn.softmax(jnp.where(beam.live, beam.score, _NEVER), axis=1)
+        return jnp.sum(shares * jnp.exp(best), axis=1)
+
+
+@struct.dataclass
+class _Beam:
+    """K hypotheses an utterance.
+
+    Attributes:
+        tokens: int32[B, K, L]; `log_probs`: float32[B, K, L] of each; `length`: int32[B, K].
+        ended: bool[B, K], by EOS or by the limit.
+        real: bool[B, K]; the others are places not taken.
+    """
+
+    tokens: jax.Array
+    log_probs: jax.Array
+    length: jax.Array
+    ended: jax.Array
+    real: jax.Array
+
+    @property
+    def live(self) -> jax.Array:
+        """bool[B, K]: goes on."""
+        return self.real & ~self.ended
+
+    @property
+    def score(self) -> jax.Array:
+        """float32[B, K] log-probabilities."""
+        return jnp.where(self.real, jnp.sum(self.log_probs, axis=2), _NEVER)
+
+    def rank(self, length_power: float | jax.Array) -> jax.Array:
+        """float32[B, K], by which hypotheses are compared."""
+        return _normalized(self.score, self.length, length_power)
+
+    def taken(self, parent: jax.Array) -> _Beam:
+        """Place k as int32[B, K] ``parent[:, k]`` was."""
+        row = jnp.arange(parent.shape[0])[:, None]
+        taken: _Beam = jax.tree.map(lambda x: x[row, parent], self)
+        return taken
+
+    def appended(self, token: jax.Array, log_prob: jax.Array, where: jax.Array, eos: int) -> _Beam:
+        """With a token more, in the places bool[B, K] `where`."""
+        slots, where_1 = self.length[..., None], where[..., None]
+        length = self.length + where
+        over = (token == eos) | (length >= self.tokens.shape[2])
         return dataclasses.replace(
-            s,
-            tokens=tokens,
-            token_scores=scores,
+            self,
+            tokens=_put(self.tokens, slots, token[..., None], where_1),
+            log_probs=_put(self.log_probs, slots, log_prob[..., None], where_1),
             length=length,
-            ended=ended,
-            alive=alive,
-            cache=s.cache.moved(rows),
+            ended=self.ended | (where & over),
         )
 
 
 @struct.dataclass
 class _State:
-    tokens: jax.Array
-    length: jax.Array
-    token_scores: jax.Array
-    ended: jax.Array
-    alive: jax.Array
+    """Loop state.
+
+    Attributes:
+        beam: the hypotheses.
+        cache: of what they were fed, a row each.
+        calls: int32[B]; steps: int32.
+    """
+
+    beam: _Beam
     cache: KVCache
     calls: jax.Array
     steps: jax.Array
+
+    @property
+    def fed(self) -> jax.Array:
+        """int32[B, K] tokens of each hypothesis that the cache holds."""
+        return self.cache.length.reshape(self.beam.length.shape)
+
+    @property
+    def open(self) -> jax.Array:
+        """bool[B, K]: goes on, or ended with tokens that head 1 has not scored yet.
+
+        Head 1 scores token i + 1 when token i is fed, and the first one of every call itself.
+        """
+        unscored = self.fed < self.beam.length - 1
+        return self.beam.real & (~self.beam.ended | unscored)
+
+
+def _all_log_probs(model: Model, hidden: jax.Array) -> jax.Array:
+    """float32[..., M, V] of all heads at hidden states [..., D]."""
+    first = model.next_token(hidden)[..., None, :]
+    logits = jnp.concatenate([first, model.later_tokens(hidden)], axis=-2)
+    return jax.nn.log_softmax(logits)
+
+
+def _normalized(score: jax.Array, length: jax.Array, power: float | jax.Array) -> jax.Array:
+    there = score > _NEVER / 2
+    return jnp.where(there, score / jnp.maximum(length, 1) ** power, _NEVER)
+
+
+def _put(store: jax.Array, slots: jax.Array, x: jax.Array, where: jax.Array) -> jax.Array:
+    """`store` [B, K, L] with `x` [B, K, S] at `slots` [B, K, S], in the places `where`."""
+    row, place = jnp.arange(store.shape[0])[:, None, None], jnp.arange(store.shape[1])[:, None]
+    slots = jnp.where(where, slots, store.shape[2])
+    return store.at[row, place, slots].set(x, mode="drop")
+
+
+def _chosen(rows: jax.Array, new: _Beam, old: _Beam) -> _Beam:
+    """`new` in the rows bool[B], `old` in the others."""
+
+    def pick(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(rows.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+
+    picked: _Beam = jax.tree.map(pick, new, old)
+    return picked
