@@ -21,16 +21,15 @@ def encode(model: SpeechLlama, params: Any, batch: Batch) -> Encoded:
     return encoded
 
 
-def view(model: SpeechLlama, params: Any, encoded: Encoded, room: int) -> Model:
+def view(model: SpeechLlama, params: Any, encoded: Encoded) -> Model:
     """`model` as the strategies see it, for audio already encoded.
 
     Args:
         model, params: the recogniser.
         encoded: its encoder's output.
-        room: cache slots behind the prompt.
     """
     return Model(
-        prefill=lambda: call(model, params, "prefill", encoded, room),
+        prefill=lambda room: call(model, params, "prefill", encoded, room),
         extend=lambda *args: call(model, params, "extend", *args),
         next_token=lambda hidden: call(model, params, "next_token", hidden),
         later_tokens=lambda hidden: call(model, params, "draft_logits", hidden),
@@ -45,11 +44,7 @@ def decode(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) ->
     """Decodes a batch of waveforms; rows with ``index`` -1 are filler."""
     limit = model.config.data.max_tokens
     encoded = encode(model, params, batch)
-    # One cache size for all: attention over more slots may differ in the last bits. Drafts that
-    # run past the limit find no slot, and are never needed.
-    return strategy.decode(
-        view(model, params, encoded, limit), jnp.asarray(batch.index) >= 0, limit
-    )
+    return strategy.decode(view(model, params, encoded), jnp.asarray(batch.index) >= 0, limit)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -16,10 +16,12 @@ from mtp_jax import losses, sharding
 from mtp_jax.config import ConfigError
 from mtp_jax.data import Batch
 from mtp_jax.features import spec_augment
+from mtp_jax.mwer import mwer_loss
 from mtp_jax.nn.heads import start_as_lm_head
 from mtp_jax.nn.speech_llama import SpeechLlama, call
 from mtp_jax.params import Params, by_path, matches, merge, nested
 from mtp_jax.speech_features import speech_features
+from mtp_jax.words import Spelling
 
 Metrics = dict[str, jax.Array]
 
@@ -153,7 +155,11 @@ def noisy_tokens(key: jax.Array, tokens: jax.Array, share: float, vocab_size: in
 
 
 def loss_fn(
-    model: SpeechLlama, params: Any, batch: Batch, key: jax.Array | None
+    model: SpeechLlama,
+    params: Any,
+    batch: Batch,
+    key: jax.Array | None,
+    spelling: Spelling | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Loss of a batch a token, and what it is made of.
 
@@ -162,10 +168,11 @@ def loss_fn(
         params: its parameters.
         batch: waveforms and tokens; rows of length 0 count nowhere.
         key: for SpecAugment, noise in the text and dropout; None turns all off.
+        spelling: of the tokenizer; with ``config.mwer.weight`` it is needed.
 
     Returns:
         The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token), ``ctc`` (nats a
-        label), ``too_short_for_ctc``, ``utterances``, ``audio_seconds``.
+        label), ``too_short_for_ctc``, ``utterances``, ``audio_seconds``, and those of `mwer_loss`.
     """
     c = model.config
     features, frames = speech_features(model, params, batch)
@@ -203,6 +210,10 @@ def loss_fn(
     ctc = nats / jnp.maximum(count, 1)
     loss += c.loss.ctc * ctc
     metrics = {f"head_{m + 1}": by_head[m] for m in range(c.heads.count)}
+    if c.mwer.weight and spelling is not None:
+        expected, seen = mwer_loss(model, params, encoded, batch, spelling)
+        loss = c.mwer.cross_entropy * loss + c.mwer.weight * expected
+        metrics |= seen
     return loss, metrics | {
         "loss": loss,
         "ctc": ctc,
@@ -213,13 +224,17 @@ def loss_fn(
 
 
 def make_train_step(
-    model: SpeechLlama, optimizer: optax.GradientTransformation, shardings: Any
+    model: SpeechLlama,
+    optimizer: optax.GradientTransformation,
+    shardings: Any,
+    spelling: Spelling | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; randomness is a pure function of the config's seed and the step.
 
     Args:
         model, optimizer: what is trained, and how.
         shardings: of the state, from `init_state`; the state is donated.
+        spelling: as in `loss_fn`.
     """
     seed = model.config.seed
 
@@ -227,9 +242,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss(params: Any) -> tuple[jax.Array, Metrics]:
-            return loss_fn(
-                model, dataclasses.replace(state, params=params).model_params, batch, key
-            )
+            whole = dataclasses.replace(state, params=params).model_params
+            return loss_fn(model, whole, batch, key, spelling)
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -29,6 +29,7 @@ from mtp_jax.params import count, merge
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.train_step import TrainState, init_state, make_train_step
+from mtp_jax.words import Spelling
 from mtp_jax.workdir import Workdir, write_json
 
 log = logging.getLogger("mtp_jax")
@@ -73,7 +74,8 @@ class Watch:
     """Scalars of the steps since the last look: kept on the device, checked and logged together.
 
     Attributes:
-        explosion: the mean loss between two looks may not exceed this multiple of what it was.
+        explosion: head 1's mean loss between two looks may not exceed this multiple of what it
+            was (the whole loss may be near 0 or below it, with MWER).
     """
 
     explosion: float
@@ -101,10 +103,10 @@ class Watch:
                 )
         means = {k: float(np.mean([s[k] for s in scalars])) for k in scalars[0]}
         # Means are compared, as one hard batch late in training is no explosion.
-        loss = means["loss"]
+        loss = means["head_1"]
         if loss > self.explosion * self.mean_loss:
             raise TrainingStopped(
-                f"the loss rose to {loss:.4g} by step {steps[-1]} from a mean of"
+                f"head 1's loss rose to {loss:.4g} by step {steps[-1]} from a mean of"
                 f" {self.mean_loss:.4g}: the last good checkpoint is intact; lower"
                 " config.optim.learning_rate, or raise config.train.explosion"
             )
@@ -207,7 +209,8 @@ def _loop(
     """Steps up to the last; the state behind it."""
     c, last = config.train, config.optim.steps * config.optim.accumulate
     start = int(state.step)
-    step_fn = make_train_step(recognizer.model, optimizer, shardings)
+    spelling = Spelling.of(recognizer.tokenizer) if config.mwer.weight else None
+    step_fn = make_train_step(recognizer.model, optimizer, shardings, spelling)
     watch, rate = Watch(c.explosion), learning_rate(config.optim)
     dev_task = Task.of(dev, recognizer)
     with (

@@ -130,6 +130,8 @@ REFUSED = [
     ("heads.count", 0, "must be 1 or more"),
     ("loss.head_weight", -0.1, "must not be negative"),
     ("loss.label_smoothing", 1.0, "must be within [0, 1)"),
+    ("mwer.weight", -1.0, "must not be negative"),
+    ("mwer.beams", 1, "must be 2 or more"),
     ("optim.algorithm", "sgd", "choose one of adamw, muon"),
     ("optim.steps", 0, "must be 1 or more"),
     ("optim.warmup_steps", 10**6, "config.optim.steps"),

@@ -15,7 +15,7 @@ import pytest
 from mtp_jax.config import Adaptor, Config, Data, Decoder, Encoder, FrontEnd, Heads
 from mtp_jax.data import Batch
 from mtp_jax.decode_step import ctc_greedy, decode, view
-from mtp_jax.decoding import Decoded, Greedy, Strategy, Threshold, Verify
+from mtp_jax.decoding import Decoded, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.nn.cache import KVCache
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, Vocabulary, call
 
@@ -69,7 +69,7 @@ def encode(model: SpeechLlama, params: Any, features: jax.Array, length: jax.Arr
 @functools.partial(jax.jit, static_argnums=0)
 def run(model: SpeechLlama, params: Any, encoded: Encoded, strategy: Strategy) -> Decoded:
     active = jnp.ones(encoded.length.shape, bool)
-    return strategy.decode(view(model, params, encoded, LIMIT), active, LIMIT)
+    return strategy.decode(view(model, params, encoded), active, LIMIT)
 
 
 def drawn(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -202,16 +202,44 @@ def test_free_slots_of_the_cache_may_hold_anything_finite(strategy: Strategy) ->
 
     @jax.jit
     def decoded(junk: jax.Array) -> Decoded:
-        seen = view(model, params, encoded, LIMIT)
+        seen = view(model, params, encoded)
 
-        def prefill() -> tuple[jax.Array, KVCache]:
-            hidden, cache = seen.prefill()
+        def prefill(room: int) -> tuple[jax.Array, KVCache]:
+            hidden, cache = seen.prefill(room)
             return hidden, littered(cache, junk)
 
         return strategy.decode(seen._replace(prefill=prefill), jnp.ones(ROWS, bool), LIMIT)
 
     clean, dirty = decoded(jnp.float32(0)), decoded(jnp.float32(1e30))
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+@pytest.mark.parametrize("kind", ["latent", "independent"])
+def test_a_beam_of_one_is_greedy(kind: str) -> None:
+    for seed in range(3):
+        model, params = build(kind, PROMPTED, seed)
+        encoded = encode(model, params, *drawn(seed))
+        greedy = jax.device_get(run(model, params, encoded, Greedy(M)))
+        beam = jax.device_get(run(model, params, encoded, PrefixBeam(1, jnp.float32(2))))
+        np.testing.assert_array_equal(beam.tokens, greedy.tokens)
+        np.testing.assert_array_equal(beam.calls, greedy.calls)
+
+
+def test_a_beam_does_not_see_padding_or_the_batch() -> None:
+    model, params = build("latent", PLAIN)
+    features, length = drawn()
+    strategy = PrefixBeam(3, jnp.float32(0.2))
+    whole = jax.device_get(run(model, params, encode(model, params, features, length), strategy))
+    assert whole.nbest is not None
+    for row in (0, 2, 6):
+        cut = features[row : row + 1, : max(2, -(-length[row] // 2) * 2)]
+        encoded = encode(model, params, cut, length[row : row + 1])
+        alone = jax.device_get(run(model, params, encoded, strategy))
+        np.testing.assert_array_equal(alone.nbest.tokens[0], whole.nbest.tokens[row])
+        np.testing.assert_allclose(
+            alone.nbest.log_probs[0], whole.nbest.log_probs[row], rtol=1e-3, atol=1e-4
+        )
+        assert alone.calls[0] == whole.calls[row]
 
 
 def test_waveforms_to_tokens_with_filler_and_empty_audio() -> None:

@@ -31,7 +31,7 @@ unoptimized = {"xla_backend_optimization_level": 0}
 @functools.partial(jax.jit, static_argnames="limit", compiler_options=unoptimized)
 def decode(strategy: Strategy, toys: Toy, active: jax.Array, limit: int = LIMIT) -> Decoded:
     traces[type(strategy).__name__] += 1
-    return strategy.decode(toys.model(limit), active, limit)
+    return strategy.decode(toys.model(), active, limit)
 
 
 def run(strategy: Strategy, toys: Toy, active: object = None, limit: int = LIMIT) -> Decoded:

@@ -30,7 +30,7 @@ class Fine:
     spread: jax.Array
     agree: jax.Array
 
-    def model(self, room: int):
+    def model(self):
         def next_token(hidden):
             return self.logits(hidden[..., 0, None], jnp.arange(VOCABULARY))
 
@@ -48,7 +48,7 @@ class Fine:
                 return jnp.zeros((*hidden.shape[:-1], 0, VOCABULARY))
             return jnp.stack(out, axis=-2)
 
-        model = self.toy.model(room)
+        model = self.toy.model()
         return model._replace(next_token=next_token, later_tokens=later_tokens)
 
     def logits(self, state, token):
@@ -65,7 +65,7 @@ def fine(rows=4, heads=3, seed=0, spread=6.0, agree=0.8, **more) -> Fine:
 def decode(model, strategy, limit=LIMIT, active=None) -> Decoded:
     shape = getattr(model, "toy", model).prompt.shape
     active = jnp.ones(shape[0], bool) if active is None else active
-    return strategy.decode(model.model(limit), active, limit)
+    return strategy.decode(model.model(), active, limit)
 
 
 class Plain:
@@ -77,7 +77,7 @@ class Plain:
         self._known: dict[tuple[int, ...], np.ndarray] = {}
 
     def _log_probs(self, state, position):
-        model, hidden = self.model.model(0), jnp.stack([state, position])
+        model, hidden = self.model.model(), jnp.stack([state, position])
         logits = [model.next_token(hidden)[None], model.later_tokens(hidden)]
         return jax.nn.log_softmax(jnp.concatenate(logits))
 

@@ -162,9 +162,10 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(
 def test_a_loss_that_explodes_stops(config):
     watch = training.Watch(explosion=10.0)
     scalars = {"gradient_norm": np.float32(1), "audio_seconds": np.float32(1)}
-    watch.pending = [(step, scalars | {"loss": np.float32(2)}) for step in range(3)]
-    assert watch.look()["loss"] == 2
-    watch.pending = [(3, scalars | {"loss": np.float32(21)})]
+    losses = {"loss": np.float32(0.1), "head_1": np.float32(2)}
+    watch.pending = [(step, scalars | losses) for step in range(3)]
+    assert watch.look()["head_1"] == 2
+    watch.pending = [(3, scalars | losses | {"head_1": np.float32(21)})]
     with pytest.raises(training.TrainingStopped, match="rose to 21 by step 3"):
         watch.look()
 

@@ -102,10 +102,10 @@ class Toy:
             prompt_length=self.prompt_length[rows],
         )
 
-    def model(self, room: int) -> Model:
-        """What a strategy sees; `room` cache slots are kept behind the prompt."""
+    def model(self) -> Model:
+        """What a strategy sees."""
         return Model(
-            prefill=lambda: self._prefill(room),
+            prefill=self._prefill,
             extend=self._extend,
             next_token=self._next_token,
             later_tokens=self._later_tokens,

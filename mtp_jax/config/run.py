@@ -153,6 +153,32 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mwer:
+    """Minimum word error rate training (Prabhavalkar et al., 2018), for a model that is trained.
+
+    Attributes:
+        weight: of the expected word errors an utterance; 0 turns it off.
+        cross_entropy: weight of the loss that `Loss` describes beside it.
+        beams: hypotheses in an n-best list.
+        tau: of the prefix beam search that makes it; above 1 the search takes one token a call.
+        all_heads: False scores hypotheses by head 1, True by all heads.
+        reference: True adds the reference to each list.
+    """
+
+    weight: float = 0.0
+    cross_entropy: float = 1.0
+    beams: int = 4
+    tau: float = 0.9
+    all_heads: bool = False
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "cross_entropy"):
+            check(getattr(self, name) >= 0, f"mwer.{name}", "must not be negative")
+        check(self.beams >= 2, "mwer.beams", "must be 2 or more: errors are compared")
+
+
+@dataclasses.dataclass(frozen=True)
 class Optim:
     """The optimizer, under a linear warm-up and a cosine decay to zero.
 

@@ -19,6 +19,7 @@ from mtp_jax.config.run import (
     Evaluation,
     Loss,
     Mesh,
+    Mwer,
     Optim,
     Pretrained,
     Tokenizer,
@@ -49,6 +50,7 @@ class Config:
     decoder: Decoder = Decoder()
     heads: Heads = Heads()
     loss: Loss = Loss()
+    mwer: Mwer = Mwer()
     optim: Optim = Optim()
     train: Train = Train()
     mesh: Mesh = Mesh()

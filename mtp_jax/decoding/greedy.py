@@ -42,7 +42,7 @@ class Greedy:
                 steps=state.steps + 1,
             )
 
-        hidden, cache = model.prefill()
+        hidden, cache = model.prefill(max_tokens)
         token = most_likely(model.next_token(hidden))
         text = Emitted.nothing(active, max_tokens)
         text, _ = text.emit(token[:, None], jnp.ones_like(token), model.eos)

@@ -45,7 +45,8 @@ class Model(NamedTuple):
     """A recogniser with its audio already encoded.
 
     Attributes:
-        prefill: () -> (hidden [B, D] that predicts the first token, cache).
+        prefill: room -> (hidden [B, D] that predicts the first token, cache with as many slots
+            free behind the prompt).
         extend: (tokens int32[B, S], count int32[B], cache) -> (hidden [B, S, D], cache); feeds the
             first `count` tokens of each row.
         next_token: hidden [..., D] -> logits [..., V] of head 1.
@@ -55,7 +56,7 @@ class Model(NamedTuple):
         eos: the token that ends a text.
     """
 
-    prefill: Callable[[], tuple[jax.Array, KVCache]]
+    prefill: Callable[[int], tuple[jax.Array, KVCache]]
     extend: Callable[[jax.Array, jax.Array, KVCache], tuple[jax.Array, KVCache]]
     next_token: Callable[[jax.Array], jax.Array]
     later_tokens: Callable[[jax.Array], jax.Array]
@@ -159,7 +160,12 @@ class Decoded:
 
 
 class Strategy(Protocol):
-    """A frozen pytree dataclass: what shapes the program is static, what a sweep varies a leaf."""
+    """A frozen pytree dataclass: what shapes the program is static, what a sweep varies a leaf.
+
+    Strategies that are compared to the last bit keep room for `max_tokens` behind the prompt, all
+    alike: attention over more slots may differ in the last bits. Drafts that run past the limit
+    find no slot, and are never needed.
+    """
 
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
         """Decodes every row where bool[B] `active` is True, to at most `max_tokens` tokens."""

@@ -53,7 +53,7 @@ class PrefixBeam:
             state = self._extend(state, _all_log_probs(model, hidden), model.eos)
             return dataclasses.replace(state, calls=state.calls + going, steps=state.steps + 1)
 
-        hidden, cache = model.prefill()
+        hidden, cache = model.prefill(0)
         rows, shape = active.shape[0], (active.shape[0], self.beams)
         nothing = jnp.zeros((*shape, max_tokens))
         start = _State(

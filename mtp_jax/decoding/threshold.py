@@ -60,7 +60,7 @@ class Threshold:
             )
 
         rows, none = active.shape[0], jnp.zeros((active.shape[0], model.heads - 1), jnp.int32)
-        hidden, cache = model.prefill()
+        hidden, cache = model.prefill(max_tokens)
         start = choose(
             hidden,
             _State(

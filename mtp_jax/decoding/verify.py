@@ -51,7 +51,7 @@ class Verify:
             drafts = model.draft(hidden, first, text)
             return jnp.concatenate([first[:, None], drafts.tokens], axis=1)
 
-        hidden, cache = model.prefill()
+        hidden, cache = model.prefill(max_tokens)
         first = most_likely(model.next_token(hidden))
         text, _ = Emitted.nothing(active, max_tokens).emit(
             first[:, None], jnp.ones_like(first), model.eos

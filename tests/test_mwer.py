@@ -1,0 +1,168 @@
+"""MWER on tiny real models: lists, scores, errors and gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtp_jax.config import Mwer
+from mtp_jax.data import Batch
+from mtp_jax.decode_step import view
+from mtp_jax.decoding import NBest, PrefixBeam
+from mtp_jax.mwer import mwer_loss, sequence_log_probs, with_reference, word_errors
+from mtp_jax.nn.speech_llama import Encoded, SpeechLlama
+from mtp_jax.params import by_path
+from mtp_jax.train_step import loss_fn
+from mtp_jax.words import Spelling
+from tests.test_decode_step import LIMIT, PLAIN, build, drawn, encode
+
+# Pieces: specials, word starts, continuations.
+SPELLING = Spelling(
+    hash=jnp.array([0, 0, 0, 0, *range(11, 18)], jnp.uint32),
+    power=jnp.array([1, 1, 1, 1, *[101] * 7], jnp.uint32),
+    characters=jnp.array([0, 0, 0, 0, *[1] * 7], jnp.int32),
+    starts=jnp.array([False] * 4 + [True, False, True, False, True, False, True]),
+)
+
+
+def with_options(model: SpeechLlama, **options: Any) -> SpeechLlama:
+    mwer = dataclasses.replace(Mwer(weight=1.0, beams=3, tau=0.3), **options)
+    return SpeechLlama(dataclasses.replace(model.config, mwer=mwer), model.vocabulary)
+
+
+def case(**options: Any) -> tuple[SpeechLlama, Any, Encoded, Batch]:
+    """A model, its parameters, encoded audio, and references that are not what it says."""
+    model, params = build("latent", PLAIN)
+    features, frames = drawn()
+    rng = np.random.default_rng(0)
+    length = np.array([7, 3, 0, 12, 1, 9, 5, 8], np.int32)
+    tokens = rng.integers(4, 11, (8, 14)).astype(np.int32)
+    for row, n in enumerate(length):
+        tokens[row, max(n - 1, 0) :] = 2
+    batch = Batch(features, frames, tokens, length, np.arange(8, dtype=np.int32))
+    encoded = encode(model, params, features, frames)
+    return with_options(model, **options), params, encoded, batch
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_of(model: SpeechLlama, params: Any, encoded: Encoded, batch: Batch) -> Any:
+    return mwer_loss(model, params, encoded, batch, SPELLING)
+
+
+def search(model: SpeechLlama, params: Any, encoded: Encoded, tau: float = 0.3) -> NBest:
+    strategy = PrefixBeam(3, jnp.float32(tau))
+    active = jnp.ones(len(encoded.length), bool)
+    nbest = jax.jit(lambda: strategy.decode(view(model, params, encoded), active, LIMIT).nbest)()
+    assert nbest is not None
+    return nbest
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 2.0])
+def test_hypotheses_are_scored_as_the_search_scored_them(tau: float) -> None:
+    model, params, encoded, _ = case()
+    nbest = search(model, params, encoded, tau)
+    got = sequence_log_probs(model, params, encoded, nbest)
+    expected = jnp.sum(nbest.log_probs, axis=2)
+    assert nbest.real.all()
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_all_heads_score_what_they_see_ahead_to() -> None:
+    """Against one teacher-forced pass a hypothesis, head by head."""
+    model, params, encoded, _ = case(all_heads=True)
+    nbest = search(model, params, encoded)
+    got = sequence_log_probs(model, params, encoded, nbest)
+    seen = view(model, params, encoded)
+    weights = np.array([1, 0.5, 0.5, 0.5])
+    for row, place in ((0, 0), (3, 2), (5, 1)):
+        n = int(nbest.length[row, place])
+        text = nbest.tokens[row, place]
+        first, cache = seen.prefill(LIMIT)
+        fed = jnp.broadcast_to(text, (len(encoded.length), LIMIT))
+        hidden, _ = seen.extend(fed, jnp.full(len(fed), n - 1), cache)
+        hidden = jnp.concatenate([first[row][None], hidden[row, : n - 1]])
+        logits = [seen.next_token(hidden)[:, None], seen.later_tokens(hidden)]
+        log_probs = np.asarray(jax.nn.log_softmax(jnp.concatenate(logits, axis=1)))
+        total = 0.0
+        for m in range(4):
+            total += weights[m] * sum(log_probs[i, m, text[i + m]] for i in range(n - m))
+        assert float(got[row, place]) == pytest.approx(total / weights.sum(), rel=1e-3)
+
+
+def test_errors_are_those_of_words() -> None:
+    """Pieces 4, 6, 8 and 10 begin a word; 5, 7 and 9 go on with one."""
+    nbest = NBest(
+        tokens=jnp.array([[[4, 5, 6, 2], [5, 6, 2, 0], [2, 0, 0, 0]]]),
+        length=jnp.array([[4, 3, 1]]),
+        log_probs=jnp.zeros((1, 3, 4)),
+        real=jnp.ones((1, 3), bool),
+    )
+    errors = word_errors(SPELLING, nbest, jnp.array([[4, 5, 8, 6, 2, 0]]), jnp.array([5]))
+    # "45 6", "5 6" and nothing, against "45 8 6".
+    np.testing.assert_array_equal(errors, [[1, 2, 3]])
+
+
+def test_the_reference_joins_a_list_that_lacks_it() -> None:
+    model, params, encoded, batch = case()
+    nbest = search(model, params, encoded)
+    tokens, length = np.asarray(batch.tokens), np.asarray(batch.token_length)
+    tokens = np.pad(tokens, ((0, 0), (0, LIMIT - tokens.shape[1])))
+    joined = with_reference(nbest, jnp.asarray(tokens), jnp.asarray(length))
+    # Row 2 has no reference, and EOS alone, that of row 4, is in its list.
+    np.testing.assert_array_equal(joined.real[:, 3], [1, 1, 0, 1, 0, 1, 1, 1])
+    np.testing.assert_array_equal(joined.length[:, 3], length)
+    same = with_reference(nbest, nbest.tokens[:, 1], nbest.length[:, 1])
+    assert not same.real[:, 3].any()
+
+
+@pytest.mark.parametrize("options", [{}, {"all_heads": True}, {"reference": True}])
+def test_the_gradient_is_that_of_the_expected_errors(options: dict[str, bool]) -> None:
+    """Along random directions, by finite differences; the search itself adds none."""
+    model, params, encoded, batch = case(**options)
+    (loss, metrics), gradient = jax.value_and_grad(
+        lambda p: loss_of(model, p, encoded, batch), has_aux=True
+    )(params)
+    assert np.isfinite(loss)
+    assert metrics["oracle_errors"] <= metrics["nbest_errors"]
+    assert metrics["oracle_errors"] <= metrics["best_errors"]
+    rng, step = np.random.default_rng(1), 2e-3
+    for _ in range(3):
+        way = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+        size = float(optax.tree.norm(way))
+        way = jax.tree.map(functools.partial(jnp.multiply, 1 / size), way)
+        up, down = (
+            loss_of(model, optax.tree.add_scale(params, by, way), encoded, batch)[0]
+            for by in (step, -step)
+        )
+        slope = float(up - down) / (2 * step)
+        parts = jax.tree.map(lambda g, w: float(jnp.sum(g * w)), gradient, way)
+        assert slope == pytest.approx(sum(jax.tree.leaves(parts)), rel=0.05, abs=5e-3)
+    moved_paths = {path for path, g in by_path(gradient).items() if np.any(g)}
+    assert "decoder/embedding" in moved_paths
+    assert ("heads/kernel" in moved_paths) == options.get("all_heads", False)
+
+
+def test_a_step_without_errors_to_tell_apart_changes_nothing() -> None:
+    model, params, encoded, batch = case()
+    empty = batch._replace(token_length=np.zeros(8, np.int32))
+    loss, metrics = loss_of(model, params, encoded, empty)
+    assert loss == 0
+    assert all(np.isfinite(x) for x in metrics.values())
+
+
+def test_the_loss_of_a_step_weighs_both() -> None:
+    model, params, _, batch = case(weight=2.0, cross_entropy=0.25)
+    plain = SpeechLlama(dataclasses.replace(model.config, mwer=Mwer()), PLAIN)
+    audio = np.random.default_rng(0).normal(size=(8, 3000)) * 3000
+    batch = batch._replace(audio=audio.astype(np.int16), audio_length=np.full(8, 3000, np.int32))
+    both, metrics = loss_fn(model, params, batch, None, SPELLING)
+    alone, _ = loss_fn(plain, params, batch, None)
+    assert float(both) == pytest.approx(0.25 * float(alone) + 2 * float(metrics["mwer"]), rel=1e-4)
+    assert metrics["loss"] == both
