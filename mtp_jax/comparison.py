@@ -7,10 +7,12 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from mtp_jax.config import Evaluation
 from mtp_jax.data import Batch, Source, eval_batches
-from mtp_jax.decoding import Greedy, Strategy, Threshold, Verify
+from mtp_jax.decoding import Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.metrics import character_errors, word_errors
 from mtp_jax.recognizer import Outcome, Recognizer
 
@@ -82,24 +84,34 @@ def choose_tau(
 
 
 def strategies(
-    names: Sequence[str], heads: int, tau: float
+    options: Evaluation, heads: int, tau: float
 ) -> list[tuple[str, dict[str, Any], Strategy | None]]:
     """Name, options and strategy of each row of the table; None stands for CTC.
 
     Greedy comes twice: as everyone runs it, and M tokens wide, which is what verification must
-    equal to the last bit.
+    equal to the last bit. So does prefix beam search: with one token a call it is the ordinary
+    beam search.
     """
+    beam: dict[str, Any] = {"beams": options.beams}
+
+    def search(tau: float) -> Strategy | None:
+        return PrefixBeam(options.beams, jnp.float32(tau), jnp.float32(options.length_power))
+
     table: dict[str, list[tuple[dict[str, Any], Strategy | None]]] = {
         "ctc": [({}, None)],
         "greedy": [({"width": w}, Greedy(w)) for w in sorted({1, heads})],
         "threshold": [({"tau": tau}, Threshold(tau))],
         "verify": [({}, Verify())],
+        "prefix_beam": [
+            (beam, search(float("inf"))),
+            (beam | {"tau": options.beam_tau}, search(options.beam_tau)),
+        ][: 1 if heads == 1 else 2],
     }
     return [
-        (name, options, strategy)
+        (name, its_options, strategy)
         for name in table
-        if name in names
-        for options, strategy in table[name]
+        if name in options.strategies
+        for its_options, strategy in table[name]
     ]
 
 
@@ -107,18 +119,16 @@ def compare(
     recognizer: Recognizer,
     test: Task,
     tau: float,
-    batch_sizes: Sequence[int],
-    names: Sequence[str],
+    options: Evaluation,
 ) -> tuple[list[Row], dict[str, Outcome]]:
-    """Runs every strategy of `names` at every batch size.
+    """Runs every strategy of `options` at every batch size.
 
     Returns:
         The rows of the table, and the outcomes, named for files.
     """
-    normalize = recognizer.model.config.evaluation.normalizer
-    heads = recognizer.model.config.heads.count
+    normalize, heads = options.normalizer, recognizer.model.config.heads.count
     rows, outcomes = [], {}
-    for size in batch_sizes:
+    for size in options.batch_sizes:
         greedy: dict[int, Outcome] = {}
 
         def at_width(width: int, size: int = size, greedy: dict[int, Outcome] = greedy) -> Outcome:
@@ -127,20 +137,20 @@ def compare(
                 greedy[width] = recognizer.run(test.source, batches, Greedy(width))
             return greedy[width]
 
-        for name, options, strategy in strategies(names, heads, tau):
+        for name, its_options, strategy in strategies(options, heads, tau):
             if isinstance(strategy, Greedy):
                 outcome, like = at_width(strategy.width), at_width(1)
             else:
                 outcome = recognizer.run(test.source, test.batches(size), strategy)
                 like = at_width(heads)
-            made = row(name, options, outcome, at_width(1), normalize)
+            made = row(name, its_options, outcome, at_width(1), normalize)
             made["identical_to_greedy"] = None if strategy is None else identical(outcome, like)
             if isinstance(strategy, (Greedy, Verify)):
                 made["differs_from_1_wide_greedy"] = differences(
                     recognizer, test, outcome, at_width(1)
                 )
             rows.append(made)
-            label = "_".join([name, *(f"{k}{v}" for k, v in options.items()), f"batch{size}"])
+            label = "_".join([name, *(f"{k}{v}" for k, v in its_options.items()), f"batch{size}"])
             outcomes[label] = outcome
     return rows, outcomes
 
@@ -173,6 +183,7 @@ def row(
         if speculative
         else None,
         "identical_to_greedy": None if name == "ctc" else identical(outcome, greedy),
+        "oracle_wer": oracle_word_error_rates(outcome, normalize),
         "at_length_limit": outcome.at_length_limit,
         "rtfx": outcome.audio_seconds / max(outcome.wall_seconds, 1e-9),
         "compile_seconds": outcome.compile_seconds,
@@ -208,3 +219,21 @@ def word_error_rate(outcome: Outcome, normalize: str) -> float:
     references = [h.reference for h in outcome.hypotheses]
     texts = [h.text for h in outcome.hypotheses]
     return word_errors(references, texts, normalize).percent
+
+
+def oracle_word_error_rates(outcome: Outcome, normalize: str) -> dict[str, float] | None:
+    """WER, per cent, of the best of the first 1, 2, 4, 8, ... hypotheses of each utterance."""
+    beams = max((len(h.nbest) for h in outcome.hypotheses), default=0)
+    if not beams:
+        return None
+    sizes = [2**i for i in range(beams.bit_length()) if 2**i < beams] + [beams]
+    lists = [[a.text for a in h.nbest] for h in outcome.hypotheses]
+    references = [h.reference for h in outcome.hypotheses]
+    # Of a shorter list the last hypothesis stands in for those that lack: it changes no minimum.
+    by_place = [
+        word_errors(references, [texts[min(i, len(texts) - 1)] for texts in lists], normalize)
+        for i in range(beams)
+    ]
+    errors = np.minimum.accumulate([place.errors for place in by_place], axis=0)
+    words = max(sum(by_place[0].units), 1)
+    return {str(n): 100 * float(errors[n - 1].sum()) / words for n in sizes}

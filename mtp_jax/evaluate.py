@@ -2,17 +2,22 @@
 
     python -m mtp_jax.evaluate --workdir=DIR [--data=SOURCE] [--strategy=verify,greedy]
         [--tau=0.9 | --max_wer_increase=0.5] [--batch_size=1,16] [--output=DIR]
+    python -m mtp_jax.evaluate --workdir=DIR --strategy=prefix_beam [--beams=16] [--beam_tau=0.8]
+        [--length_power=0]
 
 SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``; several are
 joined by ``+``. Threshold decoding uses the tau chosen on dev, unless --tau gives one or
 --max_wer_increase has it chosen anew: the one with the fewest calls whose WER on dev is at most
-that much (per cent, absolute) above greedy's.
+that much (per cent, absolute) above greedy's. Prefix beam search comes with n-best lists, below
+``nbest/`` of the output, and the WER of the best of 1, 2, 4, ... hypotheses.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -22,12 +27,17 @@ from mtp_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _DATA = flags.DEFINE_string("data", None, "source to decode; default: the config's test")
-_STRATEGY = flags.DEFINE_list("strategy", None, "ctc, greedy, threshold, verify; default: all")
+_STRATEGY = flags.DEFINE_list(
+    "strategy", None, f"of {', '.join(STRATEGIES)}; default: the config's"
+)
 _TAU = flags.DEFINE_float("tau", None, "of threshold decoding; default: the one chosen on dev")
 _INCREASE = flags.DEFINE_float(
     "max_wer_increase", None, "choose tau on dev: per cent of WER that may be lost"
 )
 _BATCH_SIZE = flags.DEFINE_list("batch_size", None, "one or several; default: the config's")
+_BEAMS = flags.DEFINE_integer("beams", None, "hypotheses of prefix_beam; default: the config's")
+_BEAM_TAU = flags.DEFINE_float("beam_tau", None, "of prefix_beam; default: the config's")
+_LENGTH_POWER = flags.DEFINE_float("length_power", None, "of prefix_beam; default: the config's")
 _OUTPUT = flags.DEFINE_string("output", None, "folder for the results; default: the workdir")
 
 
@@ -36,6 +46,10 @@ def main(argv: list[str]) -> None:
     for size in _BATCH_SIZE.value or ():
         if not (size.isdigit() and int(size) > 0):
             raise flags.Error(f"--batch_size={size} must be a positive number")
+    if _BEAMS.value is not None and _BEAMS.value < 1:
+        raise flags.Error(f"--beams={_BEAMS.value} must be a positive number")
+    if _LENGTH_POWER.value is not None and _LENGTH_POWER.value < 0:
+        raise flags.Error(f"--length_power={_LENGTH_POWER.value} must not be negative")
     for name in _STRATEGY.value or ():
         if name not in STRATEGIES:
             raise flags.Error(f"--strategy={name} is not one of {', '.join(STRATEGIES)}")
@@ -43,6 +57,15 @@ def main(argv: list[str]) -> None:
         raise flags.Error("--tau and --max_wer_increase exclude each other: give one")
     workdir = Workdir(_WORKDIR.value)
     config = workdir.read_config()
+    given: dict[str, Any] = {
+        "batch_sizes": tuple(int(size) for size in _BATCH_SIZE.value or ()),
+        "strategies": tuple(_STRATEGY.value or ()),
+        "beams": _BEAMS.value,
+        "beam_tau": _BEAM_TAU.value,
+        "length_power": _LENGTH_POWER.value,
+    }
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    options = dataclasses.replace(config.evaluation, **given)
     cli.start_jax(config)
     from mtp_jax import evaluation  # imported late: errors in flags come at once
     from mtp_jax.model import load
@@ -62,8 +85,7 @@ def main(argv: list[str]) -> None:
         _DATA.value or config.data.test,
         tau,
         pathlib.Path(_OUTPUT.value).expanduser() if _OUTPUT.value else workdir.path,
-        [int(size) for size in _BATCH_SIZE.value or ()],
-        _STRATEGY.value or (),
+        options,
     )
 
 

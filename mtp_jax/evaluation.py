@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from mtp_jax.comparison import Task, choose_tau, compare
-from mtp_jax.config import Config
+from mtp_jax.config import Config, Evaluation
 from mtp_jax.data import open_source
 from mtp_jax.encoder_cache import with_encoder_cache
 from mtp_jax.metrics import word_errors
 from mtp_jax.params import count
 from mtp_jax.recognizer import Recognizer
-from mtp_jax.report import draw, table, write_hypotheses
+from mtp_jax.report import beam_table, draw, table, write_hypotheses, write_nbest
 from mtp_jax.workdir import Workdir, commit, write_json
 
 log = logging.getLogger("mtp_jax")
@@ -62,31 +61,25 @@ def evaluate(
     data: str,
     tau: float,
     output: pathlib.Path,
-    batch_sizes: Sequence[int] = (),
-    strategies: Sequence[str] = (),
+    options: Evaluation | None = None,
 ) -> dict[str, Any]:
-    """Compares all strategies of the config on `data`, prints the table and writes the rest.
+    """Compares strategies on `data`, prints the table and writes the rest.
 
     Args:
         recognizer: the model.
         workdir: whose sweep of tau goes into the picture.
         data: a source, as in `config.Data`.
         tau: of threshold decoding.
-        output: folder of ``results.json``, pictures and hypotheses.
-        batch_sizes, strategies: what is compared; the config's by default.
+        output: folder of ``results.json``, pictures, hypotheses and n-best lists.
+        options: what is compared; the config's by default.
 
     Returns:
         What ``results.json`` holds.
     """
     config = recognizer.model.config
     source = open_source(data, config.data, config.front_end.sample_rate)
-    rows, outcomes = compare(
-        recognizer,
-        Task.of(source, recognizer),
-        tau,
-        batch_sizes or config.evaluation.batch_sizes,
-        strategies or config.evaluation.strategies,
-    )
+    options = options or config.evaluation
+    rows, outcomes = compare(recognizer, Task.of(source, recognizer), tau, options)
     decoded = {h.id for outcome in outcomes.values() for h in outcome.hypotheses}
     utterances = [u for u in source.utterances if u.id in decoded]
     unreadable = [u.id for u in source.utterances if u.id not in decoded]
@@ -117,6 +110,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
     write_hypotheses(output / "hypotheses", outcomes)
+    write_nbest(output / "nbest", outcomes, recognizer.tokenizer.pieces)
     pictures = draw(results, output)
     _print(results, config, [output / "results.json", *pictures])
     return results
@@ -135,6 +129,8 @@ def _print(results: dict[str, Any], config: Config, files: list[pathlib.Path]) -
         f" M = {config.heads.count} {config.heads.kind} heads; {results['device']}\n"
     )
     print(table(results["rows"], d["utterances"]))
+    if beams := beam_table(results["rows"], d["utterances"]):
+        print(f"\n{beams}")
     print(
         "\nFewer calls is against greedy, one token wide; RTFx is audio seconds a second of wall"
         " clock,\ncompilation apart. On a CPU a call that is M tokens wide costs more than one that"

@@ -14,9 +14,26 @@ import numpy as np
 from mtp_jax import sharding
 from mtp_jax.data import Batch, Source
 from mtp_jax.decode_step import ctc_greedy, decode, encode
-from mtp_jax.decoding import Decoded, Strategy
+from mtp_jax.decoding import Decoded, NBest, Strategy
 from mtp_jax.nn.speech_llama import SpeechLlama, call
 from mtp_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternative:
+    """One text of an n-best list.
+
+    Attributes:
+        text: what was recognised.
+        score: its log-probability, in nats.
+        tokens: EOS included where it was reached.
+        confidences: the probability of each token, given those before it.
+    """
+
+    text: str
+    score: float
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +45,7 @@ class Hypothesis:
         reference, text: what was said, and what was recognised.
         tokens: recognised tokens, EOS included where it was reached.
         calls: decoder calls.
+        nbest: of strategies that make a list, the best first.
     """
 
     id: str
@@ -35,6 +53,7 @@ class Hypothesis:
     text: str
     tokens: tuple[int, ...]
     calls: int
+    nbest: tuple[Alternative, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +142,15 @@ class Recognizer:
                 if index < 0:
                     continue
                 tokens = tuple(decoded.tokens[row, : decoded.length[row]].tolist())
-                ended = bool(tokens) and tokens[-1] == self.model.vocabulary.eos
-                limit += strategy is not None and not ended
+                limit += strategy is not None and not self._ended(tokens)
                 utterance = source.utterances[index]
                 hypotheses[int(index)] = Hypothesis(
                     id=utterance.id,
                     reference=utterance.text,
-                    text=self.tokenizer.decode(tokens[:-1] if ended else tokens),
+                    text=self._text(tokens),
                     tokens=tokens,
                     calls=int(decoded.calls[row]),
+                    nbest=self._alternatives(decoded.nbest, row),
                 )
         return Outcome(
             hypotheses=tuple(hypotheses[i] for i in sorted(hypotheses)),
@@ -144,6 +163,25 @@ class Recognizer:
             compile_seconds=compiling,
             batch_size=rows,
         )
+
+    def _ended(self, tokens: tuple[int, ...]) -> bool:
+        return bool(tokens) and tokens[-1] == self.model.vocabulary.eos
+
+    def _text(self, tokens: tuple[int, ...]) -> str:
+        return self.tokenizer.decode(tokens[:-1] if self._ended(tokens) else tokens)
+
+    def _alternatives(self, nbest: NBest | None, row: int) -> tuple[Alternative, ...]:
+        if nbest is None:
+            return ()
+        found = []
+        for place in np.flatnonzero(nbest.real[row]):
+            length = int(nbest.length[row, place])
+            tokens = tuple(nbest.tokens[row, place, :length].tolist())
+            log_probs = np.asarray(nbest.log_probs[row, place, :length])
+            confidences = tuple(np.exp(log_probs).tolist())
+            score = float(log_probs.sum())
+            found.append(Alternative(self._text(tokens), score, tokens, confidences))
+        return tuple(found)
 
     def _key(self, batch: Batch, strategy: Strategy | None) -> Any:
         return batch.audio.shape, jax.tree.structure(strategy)

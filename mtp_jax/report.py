@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtp_jax.comparison import Row
@@ -47,7 +47,11 @@ def table(rows: list[Row], utterances: int) -> str:
 
     lines = [[title for title, _ in _COLUMNS]]
     lines += [[cell(row, key) for _, key in _COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
@@ -68,6 +72,58 @@ def write_hypotheses(folder: pathlib.Path, outcomes: Mapping[str, Outcome]) -> N
                     "tokens": len(h.tokens),
                     "decoder_calls": h.calls,
                 }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def beam_table(rows: list[Row], utterances: int) -> str:
+    """The rows of prefix beam search as a Markdown table: calls, and WER of the best of n."""
+    beams = [r for r in rows if r["oracle_wer"]]
+    if not beams:
+        return ""
+    sizes = list(beams[0]["oracle_wer"])
+    titles = ["search", "batch", "calls/utt", "fewer calls than one token a call"]
+    lines = [[*titles, *(f"best of {n}, WER %" for n in sizes)]]
+    ordinary = {r["batch_size"]: r["decoder_calls"] for r in beams if "tau" not in r["options"]}
+    for r in beams:
+        size, calls, tau = r["batch_size"], r["decoder_calls"], r["options"].get("tau")
+        lines.append(
+            [
+                "one token a call" if tau is None else f"tau {tau:g}",
+                str(size),
+                f"{calls / max(utterances, 1):.2f}",
+                f"{ordinary[size] / max(calls, 1):.2f}x",
+                *(f"{r['oracle_wer'][n]:.2f}" for n in sizes),
+            ]
+        )
+    return _markdown(lines)
+
+
+def write_nbest(
+    folder: pathlib.Path, outcomes: Mapping[str, Outcome], pieces: Sequence[str]
+) -> None:
+    """One JSON-lines file an outcome with n-best lists.
+
+    A line has id, reference, and hypotheses: text, score (nats), and each token's piece and
+    confidence (its probability, given those before it).
+    """
+    for label, outcome in outcomes.items():
+        if not any(h.nbest for h in outcome.hypotheses):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{label}.jsonl").open("w", encoding="utf-8") as file:
+            for h in outcome.hypotheses:
+                hypotheses = [
+                    {
+                        "text": a.text,
+                        "score": round(a.score, 4),
+                        "tokens": [
+                            [pieces[token], round(confidence, 4)]
+                            for token, confidence in zip(a.tokens, a.confidences, strict=True)
+                        ],
+                    }
+                    for a in h.nbest
+                ]
+                line = {"id": h.id, "reference": h.reference, "hypotheses": hypotheses}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -112,6 +168,7 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
         "greedy": ("s", "black"),
         "threshold": ("o", "tab:blue"),
         "verify": ("D", "tab:green"),
+        "prefix_beam": ("*", "tab:purple"),
     }
     for r in decoded:
         if r["strategy"] == "greedy" and r["options"].get("width", 1) != 1:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,11 +24,11 @@ from mtp_jax.comparison import (
     strategies,
     word_error_rate,
 )
-from mtp_jax.config import Config, Heads
+from mtp_jax.config import Config, Evaluation, Heads
 from mtp_jax.data import Batch, Source, Utterance
-from mtp_jax.decoding import Greedy, Strategy, Threshold, Verify
-from mtp_jax.recognizer import Hypothesis, Outcome, Recognizer
-from mtp_jax.report import draw, table, write_hypotheses
+from mtp_jax.decoding import Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.recognizer import Alternative, Hypothesis, Outcome, Recognizer
+from mtp_jax.report import beam_table, draw, table, write_hypotheses, write_nbest
 
 REFERENCES = ("turn it on", "call ann twice", "stop")
 M = 3
@@ -121,6 +123,7 @@ def test_a_row_of_verification() -> None:
         "calls_per_word": pytest.approx(5 / 7),
         "acceptance_by_head": [0.75, 0.0],
         "identical_to_greedy": 1.0,
+        "oracle_wer": None,
         "at_length_limit": 0,
         "rtfx": 12.0,
         "compile_seconds": 2.5,
@@ -196,14 +199,20 @@ def test_tau_is_1_if_none_is_good_enough() -> None:
 
 
 def test_the_rows_of_the_table() -> None:
-    assert strategies(("verify", "ctc", "greedy", "threshold"), 8, 0.9) == [
+    options = Evaluation(strategies=("verify", "ctc", "greedy", "threshold"))
+    assert strategies(options, 8, 0.9) == [
         ("ctc", {}, None),
         ("greedy", {"width": 1}, Greedy(1)),
         ("greedy", {"width": 8}, Greedy(8)),
         ("threshold", {"tau": 0.9}, Threshold(0.9)),
         ("verify", {}, Verify()),
     ]
-    assert [name for name, *_ in strategies(("greedy",), 1, 0.9)] == ["greedy"]
+    options = Evaluation(strategies=("greedy", "prefix_beam"), beams=6, beam_tau=0.7)
+    rows = [(name, options) for name, options, _ in strategies(options, 1, 0.9)]
+    assert rows == [("greedy", {"width": 1}), ("prefix_beam", {"beams": 6})]
+    *_, ordinary, ours = strategies(options, 4, 0.9)
+    assert ordinary[1:] == ({"beams": 6}, PrefixBeam(6, jnp.inf, 0))
+    assert ours[1:] == ({"beams": 6, "tau": 0.7}, PrefixBeam(6, jnp.float32(0.7), 0))
 
 
 def test_compare_runs_each_strategy_once_a_batch_size() -> None:
@@ -219,8 +228,7 @@ def test_compare_runs_each_strategy_once_a_batch_size() -> None:
         return outcome(calls=(1, 2, 2))
 
     model = recognizer(answer)
-    names = ("ctc", "greedy", "threshold", "verify")
-    rows, outcomes = compare(model, task(), 0.9, (1, 4), names)
+    rows, outcomes = compare(model, task(), 0.9, Evaluation(batch_sizes=(1, 4)))
     assert len(cast(Fake, model).ran) == 2 * 5
     assert [r["strategy"] for r in rows] == 2 * ["ctc", "greedy", "greedy", "threshold", "verify"]
     ctc, narrow, wide_row, threshold, verify = rows[:5]
@@ -304,6 +312,61 @@ def test_hypotheses_are_written_line_by_line(tmp_path: pathlib.Path) -> None:
         "decoder_calls": 4,
     }
     assert len(lines) == 3
+
+
+def listed(*lists: tuple[str, ...], calls: int) -> Outcome:
+    """An outcome with these texts, the best first, for each reference."""
+    hypotheses = [
+        dataclasses.replace(
+            h,
+            text=texts[0],
+            calls=calls,
+            nbest=tuple(
+                Alternative(text, -1.0 - i, (5, 2), (0.5, 0.25)) for i, text in enumerate(texts)
+            ),
+        )
+        for h, texts in zip(GREEDY.hypotheses, lists, strict=True)
+    ]
+    return dataclasses.replace(GREEDY, hypotheses=tuple(hypotheses))
+
+
+LISTED = (("turn on", "turn it on", "on"), ("call", "call an twice", "call ann twice"), ("stop",))
+
+
+def test_the_oracle_takes_the_best_of_the_first() -> None:
+    made = row("prefix_beam", {"beams": 3}, listed(*LISTED, calls=4), GREEDY, "none")
+    errors = {"1": 1 + 2 + 0, "2": 0 + 1 + 0, "3": 0}
+    assert made["oracle_wer"] == {n: pytest.approx(100 * e / 7) for n, e in errors.items()}
+    assert row("greedy", {}, GREEDY, GREEDY, "none")["oracle_wer"] is None
+
+
+def test_the_table_of_beams_compares_with_one_token_a_call() -> None:
+    rows = [
+        row("prefix_beam", {"beams": 3}, listed(*LISTED, calls=6), GREEDY, "none"),
+        row("prefix_beam", {"beams": 3, "tau": 0.8}, listed(*LISTED, calls=2), GREEDY, "none"),
+        *rows_to_show(),
+    ]
+    lines = beam_table(rows, utterances=3).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [line[:4] for line in cells[2:]] == [
+        ["one token a call", "4", "6.00", "1.00x"],
+        ["tau 0.8", "4", "2.00", "3.00x"],
+    ]
+    assert cells[0][-1] == "best of 3, WER %"
+    assert cells[3][-1] == "0.00"
+    assert not beam_table(rows_to_show(), utterances=3)
+
+
+def test_lists_are_written_with_the_confidence_of_each_token(tmp_path: pathlib.Path) -> None:
+    outcomes = {"prefix_beam_beams3": listed(*LISTED, calls=4), "greedy": GREEDY}
+    write_nbest(tmp_path / "nbest", outcomes, ["", "", "</s>", "", "", "▁turn"])
+    assert [file.name for file in (tmp_path / "nbest").iterdir()] == ["prefix_beam_beams3.jsonl"]
+    lines = (tmp_path / "nbest" / "prefix_beam_beams3.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert (first["id"], first["reference"]) == ("u0", "turn it on")
+    assert [h["text"] for h in first["hypotheses"]] == list(LISTED[0])
+    assert first["hypotheses"][1]["score"] == -2.0
+    assert first["hypotheses"][0]["tokens"] == [["▁turn", 0.5], ["</s>", 0.25]]
 
 
 @pytest.mark.parametrize("swept", [True, False])

@@ -148,6 +148,7 @@ REFUSED = [
     ("evaluation.normalizer", "german", "choose one of english, basic, none"),
     ("evaluation.strategies", [], "must name at least one"),
     ("evaluation.strategies", ["greedy", "beam"], "choose one of ctc, greedy, threshold, verify"),
+    ("evaluation.beams", 0, "must be positive"),
 ]
 
 

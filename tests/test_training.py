@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from mtp_jax import training
 from mtp_jax.checkpoint import Checkpoints
@@ -22,6 +23,7 @@ from mtp_jax.config import (
     Encoder,
     Evaluation,
     Heads,
+    Mwer,
     Optim,
     Tokenizer,
     Train,
@@ -107,6 +109,20 @@ def uninterrupted(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     train(config, path)
     return path
+
+
+def logged(path: pathlib.Path) -> dict[str, list[float]]:
+    """TensorBoard scalars of a workdir, by name."""
+    found: dict[str, list[float]] = {}
+    for file in sorted(Workdir(path).tensorboard.glob("events*")):
+        content, at = file.read_bytes(), 0
+        while at < len(content):  # length, its checksum (4 bytes), the event, its checksum
+            size = int.from_bytes(content[at : at + 8], "little")
+            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + size])
+            at += 16 + size
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(value.simple_value)
+    return found
 
 
 def kill():
@@ -241,14 +257,46 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
     done = command(
         "evaluate",
         f"--workdir={uninterrupted}",
-        "--strategy=greedy,verify",
+        "--strategy=greedy,prefix_beam",
         "--batch_size=4",
+        "--beams=3",
+        "--beam_tau=0.2",
         f"--output={output}",
     )
     assert done.returncode == 0, done.stderr
     again = json.loads((output / "results.json").read_text())
-    assert {row["strategy"] for row in again["rows"]} == {"greedy", "verify"}
+    options = [(row["strategy"], row["options"]) for row in again["rows"]]
+    assert options[2:] == [
+        ("prefix_beam", {"beams": 3}),
+        ("prefix_beam", {"beams": 3, "tau": 0.2}),
+    ]
     assert {row["batch_size"] for row in again["rows"]} == {4}
+    for row in again["rows"][2:]:
+        assert row["oracle_wer"]["1"] == row["wer"] >= row["oracle_wer"]["3"]
+    assert "best of 3, WER %" in done.stdout
+    lists = (output / "nbest" / "prefix_beam_beams3_tau0.2_batch4.jsonl").read_text().splitlines()
+    assert len(lists) == 8
+    first = json.loads(lists[0])["hypotheses"]
+    assert len(first) == 3
+    for hypothesis in first:
+        confidences = [confidence for _, confidence in hypothesis["tokens"]]
+        assert hypothesis["score"] == pytest.approx(sum(np.log(confidences)), abs=0.05)
+
+
+def test_mwer_goes_on_from_a_finished_model(config, uninterrupted, tmp_path):
+    """With data parallelism where there are devices; the cross-entropy run is its first half."""
+    tuned = dataclasses.replace(
+        config,
+        init_from=str(uninterrupted),
+        mwer=Mwer(weight=1.0, cross_entropy=0.1, beams=3, reference=True),
+        optim=dataclasses.replace(config.optim, steps=2, warmup_steps=0, learning_rate=1e-4),
+    )
+    train(tuned, tmp_path)
+    scalars = logged(tmp_path)
+    assert scalars["train/nbest_size"] == [3.0]
+    assert 0 < scalars["train/oracle_errors"][0] <= scalars["train/nbest_errors"][0]
+    assert scalars["train/nbest_calls"][0] > 1
+    assert np.isfinite(scalars["train/mwer"]).all()
 
 
 @pytest.mark.parametrize(
@@ -261,6 +309,8 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
         ("evaluate", ("--workdir=nowhere",), 1, "nowhere is no workdir"),
         ("evaluate", ("--workdir=nowhere", "--strategy=gredy"), 2, "gredy is not one of"),
         ("evaluate", ("--workdir=nowhere", "--batch_size=0"), 2, "positive"),
+        ("evaluate", ("--workdir=nowhere", "--beams=0"), 2, "positive"),
+        ("evaluate", ("--workdir=nowhere", "--length_power=-1"), 2, "negative"),
     ],
 )
 def test_a_wrong_command_gets_one_sentence(module, flags, status, said):

@@ -7,7 +7,7 @@ import re
 
 from mtp_jax.config.checks import check, one_of
 
-STRATEGIES = ("ctc", "greedy", "threshold", "verify")
+STRATEGIES = ("ctc", "greedy", "threshold", "verify", "prefix_beam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +298,10 @@ class Evaluation:
         taus: thresholds swept on dev to choose the one reported on test.
         max_wer_increase: absolute WER (per cent) on dev that threshold decoding may lose.
         normalizer: "english" (Whisper's), "basic" (Whisper's for other languages) or "none".
-        strategies: rows of the table.
+        strategies: rows of the table: "ctc", "greedy", "threshold", "verify" or "prefix_beam".
+        beams: hypotheses of prefix beam search.
+        beam_tau: its least probability at which a call goes on to the next token.
+        length_power: its hypotheses are compared by log-probability over length to this power.
         bucket_seconds: length buckets, as in `Data`, which it falls back on if empty. Every
             bucket costs one compilation a strategy and batch size.
     """
@@ -307,7 +310,10 @@ class Evaluation:
     taus: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
     max_wer_increase: float = 0.0
     normalizer: str = "english"
-    strategies: tuple[str, ...] = STRATEGIES
+    strategies: tuple[str, ...] = ("ctc", "greedy", "threshold", "verify")
+    beams: int = 8
+    beam_tau: float = 0.8
+    length_power: float = 0.0
     bucket_seconds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -317,6 +323,8 @@ class Evaluation:
             "evaluation.batch_sizes",
             "must hold positive sizes",
         )
+        check(self.beams > 0, "evaluation.beams", "must be positive")
+        check(self.length_power >= 0, "evaluation.length_power", "must not be negative")
         check(len(self.strategies) > 0, "evaluation.strategies", "must name at least one")
         for strategy in self.strategies:
             one_of(strategy, STRATEGIES, "evaluation.strategies")
