@@ -126,6 +126,28 @@ def test_utterances_are_flac_at_16_khz_with_word_times():
         assert np.abs(before).max() <= 10  # silence until the first word
 
 
+def test_noise_and_rooms_change_nothing_but_the_sound():
+    clean, noisy = (list(corpus.spoken(0, "dev", 12, 2, flag)) for flag in (False, True))
+    ratios = []
+    for a, b in zip(clean, noisy, strict=True):
+        assert str(a._replace(flac=b"")) == str(b._replace(flac=b""))
+        (x, _), (y, rate) = (soundfile.read(io.BytesIO(item.flac)) for item in (a, b))
+        assert (rate, len(y)) == (16_000, len(x))
+        assert 0.5 < np.std(y) / np.std(x) < 1.5
+        assert np.abs(y).max() < 0.95
+        share = (x @ y) ** 2 / ((x @ x) * (y @ y))  # of the power that is the direct sound
+        ratios.append(10 * np.log10(share / (1 - share)))
+    assert -8 < min(ratios) < 0 < max(ratios) < 12
+
+
+def test_the_noise_is_as_weak_as_it_says():
+    wave = np.sin(np.arange(32_000) / 5).astype(np.float32) * 0.1
+    heard = [corpus.degraded(wave, np.random.default_rng(i)) for i in range(20)]
+    assert all(np.std(x) == pytest.approx(np.std(wave), rel=1e-3) for x in heard)
+    again = corpus.degraded(wave, np.random.default_rng(3))
+    np.testing.assert_array_equal(again, heard[3])
+
+
 def test_workers_import_no_jax():
     code = "import sys, mtp_jax.data.corpus; print('jax' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

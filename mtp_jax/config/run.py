@@ -52,8 +52,9 @@ class Data:
 
     Attributes:
         train, dev, test: a source each: ``embedded:SPLIT`` (the corpus that the project makes
-            for itself), ``tfds:NAME[/CONFIG]:SPLIT``, the path of a JSON-lines manifest, or a
-            LibriSpeech directory. Several, joined by ``+``, are read as one.
+            for itself; ``embedded/noisy:SPLIT`` is the same in rooms and noise),
+            ``tfds:NAME[/CONFIG]:SPLIT``, the path of a JSON-lines manifest, or a LibriSpeech
+            directory. Several, joined by ``+``, are read as one.
         cache_dir: where the embedded corpus and the indices of sources are kept.
         bucket_seconds: upper bounds of the length buckets; the last is the longest utterance
             accepted. Every bucket costs one compilation of the training step.

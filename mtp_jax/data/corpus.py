@@ -4,8 +4,8 @@ Every utterance is a pure function of (seed, split, index), so the corpus is bit
 same however many processes speak it. Voices are an accent and a variant (a speaker, more or
 less); the variants of dev and test are heard nowhere else.
 
-``python -m mtp_jax.data.corpus SEED SPLIT COUNT WORKER WORKERS`` is what `spoken` runs: worker
-processes that import neither JAX nor, as multiprocessing's would, the caller's main module.
+``python -m mtp_jax.data.corpus SEED SPLIT COUNT NOISY WORKER WORKERS`` is what `spoken` runs:
+worker processes that import neither JAX nor, as multiprocessing's would, the caller's main module.
 """
 
 from __future__ import annotations
@@ -69,8 +69,14 @@ class Spoken(NamedTuple):
     flac: bytes
 
 
-def utterance(text: str, seed: int, split: str, index: int) -> Spoken:
-    """Speaks `text` in a voice, at a speed, a pitch and a level that (seed, split, index) draw."""
+def utterance(text: str, seed: int, split: str, index: int, noisy: bool = False) -> Spoken:
+    """Speaks `text` in a voice, at a speed, a pitch and a level that (seed, split, index) draw.
+
+    Args:
+        text: one sentence.
+        seed, split, index: which utterance it is.
+        noisy: in a room, with noise, see `degraded`; otherwise the same utterance.
+    """
     draw = np.random.default_rng([seed, grammar.SPLITS.index(split), index])
     voice = f"{draw.choice(ACCENTS)}+{draw.choice(VARIANTS[split])}"
     rate, pitch, pitch_range = (int(draw.integers(*r)) for r in ((135, 166), (40, 61), (40, 71)))
@@ -87,7 +93,11 @@ def utterance(text: str, seed: int, split: str, index: int) -> Spoken:
     gain = 10 ** (level / 20) / np.sqrt(np.mean(wave**2))
     wave *= min(gain, 0.9 / np.max(np.abs(wave)))
     margins = [round(s * SAMPLE_RATE) for s in (before, after)]
-    wave = np.pad(np.round(wave * 2**15), margins).astype(np.int16)
+    wave = np.pad(wave, margins)
+    if noisy:
+        place = [seed, grammar.SPLITS.index(split), index]
+        wave = degraded(wave, np.random.default_rng([*place, 1]))
+    wave = np.round(wave * 2**15).astype(np.int16)
     wave += draw.integers(-2, 3, size=len(wave), dtype=np.int16)  # a recording is never all zeros
 
     heard = {first: sample / espeak.SAMPLE_RATE + before for first, sample in speech.words}
@@ -99,14 +109,50 @@ def utterance(text: str, seed: int, split: str, index: int) -> Spoken:
     return Spoken(text, voice, len(wave) / SAMPLE_RATE, starts, file.getvalue())
 
 
-def spoken(seed: int, split: str, count: int, workers: int = 2) -> Generator[Spoken, None, None]:
+def degraded(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """`wave` as a microphone across a room hears it, with noise of some colour.
+
+    The room is a direct sound and noise behind it that decays by 60 dB within 0.15 to 0.5 s, 0 to
+    10 dB weaker in all; the noise is 0 to 12 dB weaker than the speech, its power falls with
+    frequency to the power of 0 to 2, and it swells and ebbs.
+
+    Args:
+        wave: float32[T] at `SAMPLE_RATE`, within [-1, 1].
+        draw: what is left open.
+
+    Returns:
+        float32[T], as loud as `wave`.
+    """
+    size = len(wave)
+    decay = round(draw.uniform(0.15, 0.5) * SAMPLE_RATE)
+    room = draw.standard_normal(decay) * 10 ** (-3 * np.arange(decay) / decay)
+    room *= 10 ** (draw.uniform(-10, 0) / 20) / np.linalg.norm(room)
+    room[0] = 1
+    padded = size + decay
+    heard = np.fft.irfft(np.fft.rfft(wave, padded) * np.fft.rfft(room, padded), padded)[:size]
+
+    frequency = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50)
+    coloured = np.fft.rfft(draw.standard_normal(size)) * frequency ** (-draw.uniform(0, 2) / 2)
+    swell = 1 + 0.7 * np.sin(2 * np.pi * (draw.uniform(0.3, 2) * np.arange(size) / SAMPLE_RATE))
+    noise = np.fft.irfft(coloured, size) * swell
+    power = np.mean(heard**2) * 10 ** (-draw.uniform(0, 12) / 10)
+    heard += noise * np.sqrt(power / np.mean(noise**2))
+    heard *= np.sqrt(np.mean(wave**2) / np.mean(heard**2))
+    heard *= min(1, 0.9 / np.max(np.abs(heard)))
+    return heard.astype(np.float32)
+
+
+def spoken(
+    seed: int, split: str, count: int, workers: int = 2, noisy: bool = False
+) -> Generator[Spoken, None, None]:
     """The first `count` utterances of a split, in order, made by `workers` processes.
 
     Raises:
         espeak.EspeakError: a worker failed; the message is the last that it said.
     """
     # -P: modules come from where this one came from, never from the current directory.
-    command = [sys.executable, "-P", "-m", "mtp_jax.data.corpus", str(seed), split, str(count)]
+    command = [sys.executable, "-P", "-m", "mtp_jax.data.corpus"]
+    command += [str(seed), split, str(count), str(int(noisy))]
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     processes = [
@@ -147,11 +193,11 @@ def _write(file: IO[bytes], item: Spoken) -> None:
     file.write(json.dumps(header | {"bytes": len(flac)}).encode() + b"\n" + flac)
 
 
-def _work(seed: int, split: str, count: int, worker: int, workers: int) -> None:
+def _work(seed: int, split: str, count: int, noisy: int, worker: int, workers: int) -> None:
     texts = itertools.islice(grammar.sentences(split, seed), count)
     for index, text in enumerate(texts):
         if index % workers == worker:
-            _write(sys.stdout.buffer, utterance(text, seed, split, index))
+            _write(sys.stdout.buffer, utterance(text, seed, split, index, bool(noisy)))
 
 
 if __name__ == "__main__":

@@ -22,17 +22,20 @@ import tqdm
 from mtp_jax.data import corpus, grammar
 from mtp_jax.data.source import DataError
 
-# Utterances a split. "tiny" is for tests of what stands on the corpus.
+# Utterances a split. "tiny" is for tests of what stands on the corpus; "noisy" is "default" in
+# rooms and noise, see `corpus.degraded`.
 SIZES: dict[str, dict[str, int]] = {
     "default": {"train": 12_000, "dev": 300, "test": 400},
+    "noisy": {"train": 12_000, "dev": 300, "test": 400},
     "tiny": {"train": 64, "dev": 8, "test": 8},
 }
+NOISY = ("noisy",)
 SEED = 0
 WORKERS = 2  # processes; the corpus does not depend on it
 
 
 class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Spoken commands, see `grammar` and `corpus`; configurations differ in size only."""
+    """Spoken commands, see `grammar` and `corpus`."""
 
     name = "embedded"
     code_path = None  # TFDS would look beside it for checksums, by a package it does not require
@@ -68,7 +71,8 @@ class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         return {split: self._generate_examples(split, sizes[split]) for split in grammar.SPLITS}
 
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        speech = corpus.spoken(SEED, split, count, WORKERS)
+        noisy = self.builder_config.name in NOISY
+        speech = corpus.spoken(SEED, split, count, WORKERS, noisy)
         with contextlib.closing(speech), tqdm.tqdm(total=count, desc=f"speaking {split}") as bar:
             for index, item in enumerate(speech):
                 yield (

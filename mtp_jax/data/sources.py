@@ -28,7 +28,8 @@ def open_source(spec: str, data: Data, sample_rate: int) -> Source:
     """Opens what `spec` names, less the utterances that cannot be used.
 
     Args:
-        spec: as in `Data.train`: ``embedded:SPLIT`` (also ``embedded/tiny:SPLIT``, for tests),
+        spec: as in `Data.train`: ``embedded:SPLIT`` (also ``embedded/noisy:SPLIT``, and
+            ``embedded/tiny:SPLIT`` for tests),
             ``tfds:NAME[/CONFIG]:SPLIT``, a manifest, a LibriSpeech directory, or several of
             these joined by ``+``.
         data: says where things are cached, how many threads may read, and how long an utterance

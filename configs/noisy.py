@@ -1,0 +1,18 @@
+"""The default in rooms and noise: hard enough for a recogniser to make errors.
+
+    python -m mtp_jax.train --config=configs/noisy.py
+
+A quarter of an hour on two CPU cores. ``configs/mwer.py`` goes on from it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import mtp
+
+
+def get_config() -> ConfigDict:
+    """`configs/mtp.py` on the noisy corpus."""
+    config = mtp.get_config()
+    for split in ("train", "dev", "test"):
+        config.data[split] = f"embedded/noisy:{split}"
+    return config
