@@ -94,8 +94,10 @@ def strategies(
     """
     beam: dict[str, Any] = {"beams": options.beams}
 
-    def search(tau: float) -> Strategy | None:
-        return PrefixBeam(options.beams, jnp.float32(tau), jnp.float32(options.length_power))
+    def search(heads: int) -> Strategy | None:
+        return PrefixBeam(
+            options.beams, jnp.float32(options.beam_tau), jnp.float32(options.length_power), heads
+        )
 
     table: dict[str, list[tuple[dict[str, Any], Strategy | None]]] = {
         "ctc": [({}, None)],
@@ -103,8 +105,8 @@ def strategies(
         "threshold": [({"tau": tau}, Threshold(tau))],
         "verify": [({}, Verify())],
         "prefix_beam": [
-            (beam, search(float("inf"))),
-            (beam | {"tau": options.beam_tau}, search(options.beam_tau)),
+            (beam, search(1)),
+            (beam | {"tau": options.beam_tau}, search(0)),
         ][: 1 if heads == 1 else 2],
     }
     return [

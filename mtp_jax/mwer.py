@@ -42,7 +42,7 @@ def mwer_loss(
     tokens, length = jnp.asarray(batch.tokens), jnp.asarray(batch.token_length)
     active = length > 0
     fixed_params, fixed = jax.lax.stop_gradient((params, encoded))
-    decoded = PrefixBeam(c.beams, c.tau).decode(
+    decoded = PrefixBeam(c.beams, c.tau, heads=c.search_heads).decode(
         view(model, fixed_params, fixed), active, tokens.shape[1]
     )
     nbest = decoded.nbest

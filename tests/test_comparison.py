@@ -211,7 +211,7 @@ def test_the_rows_of_the_table() -> None:
     rows = [(name, options) for name, options, _ in strategies(options, 1, 0.9)]
     assert rows == [("greedy", {"width": 1}), ("prefix_beam", {"beams": 6})]
     *_, ordinary, ours = strategies(options, 4, 0.9)
-    assert ordinary[1:] == ({"beams": 6}, PrefixBeam(6, jnp.inf, 0))
+    assert ordinary[1:] == ({"beams": 6}, PrefixBeam(6, jnp.float32(0.7), 0, 1))
     assert ours[1:] == ({"beams": 6, "tau": 0.7}, PrefixBeam(6, jnp.float32(0.7), 0))
 
 

@@ -161,7 +161,8 @@ class Mwer:
         weight: of the expected word errors an utterance; 0 turns it off.
         cross_entropy: weight of the loss that `Loss` describes beside it.
         beams: hypotheses in an n-best list.
-        tau: of the prefix beam search that makes it; above 1 the search takes one token a call.
+        tau: of the prefix beam search that makes it.
+        search_heads: how many heads that search uses; 0 uses all, 1 takes one token a call.
         all_heads: False scores hypotheses by head 1, True by all heads.
         reference: True adds the reference to each list.
     """
@@ -169,13 +170,15 @@ class Mwer:
     weight: float = 0.0
     cross_entropy: float = 1.0
     beams: int = 4
-    tau: float = 0.9
+    tau: float = 0.7
+    search_heads: int = 0
     all_heads: bool = False
     reference: bool = False
 
     def __post_init__(self) -> None:
         for name in ("weight", "cross_entropy"):
             check(getattr(self, name) >= 0, f"mwer.{name}", "must not be negative")
+        check(self.search_heads >= 0, "mwer.search_heads", "must not be negative")
         check(self.beams >= 2, "mwer.beams", "must be 2 or more: errors are compared")
 
 
@@ -301,7 +304,7 @@ class Evaluation:
         normalizer: "english" (Whisper's), "basic" (Whisper's for other languages) or "none".
         strategies: rows of the table: "ctc", "greedy", "threshold", "verify" or "prefix_beam".
         beams: hypotheses of prefix beam search.
-        beam_tau: its least probability at which a call goes on to the next token.
+        beam_tau: least share of head 1's own beam that what a call gives it must hold.
         length_power: its hypotheses are compared by log-probability over length to this power.
         bucket_seconds: length buckets, as in `Data`, which it falls back on if empty. Every
             bucket costs one compilation a strategy and batch size.
