@@ -39,6 +39,8 @@ class PrefixBeam:
 
     beams: int = struct.field(pytree_node=False, default=4)
     tau: float | jax.Array = 0.9
+    kept: float | jax.Array = 0.0
+    chain: bool = struct.field(pytree_node=False, default=False)
     length_power: float | jax.Array = 0.0
 
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
@@ -67,6 +69,7 @@ class PrefixBeam:
             cache=cache.branched(self.beams, max_tokens),
             calls=active.astype(jnp.int32),
             steps=jnp.int32(1),
+            base=jnp.zeros(rows, jnp.int32),
         )
         heads = _all_log_probs(model, hidden)
         heads = jnp.broadcast_to(heads[:, None], (rows, self.beams, *heads.shape[1:]))
@@ -104,18 +107,82 @@ class PrefixBeam:
         )
         hidden, cache = model.extend(block.reshape(-1, width), count.reshape(-1), state.cache)
         hidden = hidden.reshape(*shape, width, -1)
-        last = jnp.maximum(count - 1, 0)[..., None, None]
-        if width > 1:  # else head 1 alone has scored
-            scored = (jnp.arange(width) < count[..., None]) & (slots + 1 < beam.length[..., None])
-            after = jnp.minimum(slots + 1, beam.tokens.shape[2] - 1)
-            token = jnp.take_along_axis(beam.tokens, after, axis=2)
-            log_probs = jax.nn.log_softmax(model.next_token(hidden))
-            log_probs = jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
-            beam = dataclasses.replace(
-                beam, log_probs=_put(beam.log_probs, slots + 1, log_probs, scored)
-            )
+        if width == 1:
+            state = dataclasses.replace(state, cache=cache)
+            return hidden[:, :, 0], state
+        scored = (jnp.arange(width) < count[..., None]) & (slots + 1 < beam.length[..., None])
+        after = jnp.minimum(slots + 1, beam.tokens.shape[2] - 1)
+        token = jnp.take_along_axis(beam.tokens, after, axis=2)
+        exact = jax.nn.log_softmax(model.next_token(hidden))  # [B, K, M, V]
+        log_probs = jnp.take_along_axis(exact, token[..., None], axis=-1)[..., 0]
+        beam = dataclasses.replace(
+            beam, log_probs=_put(beam.log_probs, slots + 1, log_probs, scored)
+        )
+        base = state.base[:, None]  # [B, 1]
+        rows, beams = shape
+        V = exact.shape[-1]
+        C = min(beams, V)
+        L = beam.tokens.shape[2]
+        depth = jnp.max(jnp.where(beam.real, beam.length, 0), axis=1) - state.base  # [B]
+        place = jnp.arange(L)
+
+        def upto(i):  # score of prefixes of base + i tokens, and who is the first with each
+            there = place < (base + i)[..., None]
+            score = jnp.sum(jnp.where(there, beam.log_probs, 0), axis=2)
+            t = jnp.where(there, beam.tokens, -1)
+            same = jnp.all(t[:, :, None] == t[:, None], axis=-1) & beam.real[:, None]
+            first = jnp.argmax(same, axis=2)  # lowest index
+            return score, first
+
+        level = jnp.ones(rows, jnp.int32)
+        going = jnp.ones(rows, bool)
+        for i in range(1, width):
+            score, first = upto(i)
+            rep = (first == jnp.arange(beams)) & beam.real
+            over = beam.ended & (beam.length - base <= i)
+            here, what = jax.lax.top_k(exact[:, :, i - 1], C)
+            total = jnp.where(over[..., None], jnp.where(jnp.arange(C) == 0, score[..., None], _NEVER), score[..., None] + here)
+            total = jnp.where(rep[..., None], total, _NEVER)
+            length = jnp.where(over, beam.length, base + i + 1)[..., None]
+            rank = _normalized(total, length, self.length_power)
+            top, chosen = jax.lax.top_k(rank.reshape(rows, -1), beams)
+            mass = jnp.take_along_axis(total.reshape(rows, -1), chosen, axis=1)
+            parent, c = chosen // C, chosen % C
+            row = jnp.arange(rows)[:, None]
+            ctoken = what[row, parent, c]  # [B, K]
+            cover = over[row, parent]
+            _, first1 = upto(i + 1)
+            rep1 = (first1 == jnp.arange(beams)) & beam.real
+            mine = jnp.take_along_axis(beam.tokens, jnp.minimum(base + i, L - 1)[..., None] + jnp.zeros((rows, beams, 1), jnp.int32), axis=2)[..., 0]
+            # candidate n is in the block if some hypothesis has its parent's prefix and its token
+            match = (first[:, None, :] == parent[:, :, None]) & rep1[:, None, :]
+            match &= cover[:, :, None] | (mine[:, None, :] == ctoken[:, :, None])
+            held = jnp.any(match, axis=2)
+            shares = jax.nn.softmax(mass, axis=1)
+            kept = jnp.sum(jnp.where(held, shares, 0), axis=1)
+            going &= (kept >= self.kept) & (i + 1 <= depth)
+            level += going
+        end = state.base + level  # [B]
+        end = jnp.where(jnp.any(state.open, axis=1), end, L)
+        cut = beam.length > end[:, None]
+        length = jnp.minimum(beam.length, end[:, None])
+        there = place < length[..., None]
+        t = jnp.where(there, beam.tokens, 0)
+        same = jnp.all(t[:, :, None] == t[:, None], axis=-1) & (length[:, :, None] == length[:, None]) & beam.real[:, None]
+        first = jnp.argmax(same, axis=2) == jnp.arange(beams)
+        beam = dataclasses.replace(
+            beam,
+            tokens=t,
+            log_probs=jnp.where(there, beam.log_probs, 0),
+            length=length,
+            ended=beam.ended & ~cut,
+            real=beam.real & first,
+        )
+        cached = jnp.minimum(cache.length.reshape(shape), length)
+        cache = dataclasses.replace(cache, length=cached.reshape(-1))
         state = dataclasses.replace(state, beam=beam, cache=cache)
-        return jnp.take_along_axis(hidden, last, axis=2)[:, :, 0], state
+        at = jnp.broadcast_to((level - 1)[:, None, None, None], (rows, beams, 1, 1))
+        return jnp.take_along_axis(hidden, at, axis=2)[:, :, 0], state
 
     def _extend(self, state: _State, heads: jax.Array, eos: int) -> _State:
         """Extends the hypotheses token by token, by heads [B, K, M, V] at the end of each."""
@@ -123,6 +190,7 @@ class PrefixBeam:
         row = jnp.arange(rows)[:, None]
         # K continuations of one prefix suffice: they are all that could fill the beam.
         best, token = jax.lax.top_k(heads, min(beams, vocabulary))
+        start_beam = state.beam
         beam, root = state.beam, jnp.broadcast_to(jnp.arange(beams), (rows, beams))
         going = jnp.any(beam.live, axis=1)
         for m in range(count):
@@ -130,6 +198,8 @@ class PrefixBeam:
             if m > 0:
                 going &= self._confidence(beam, here[..., 0]) >= self.tau
             total = beam.score[..., None] + here
+            if self.chain and m > 0:
+                total = jnp.where(jnp.arange(here.shape[2]) == 0, total, _NEVER)
             length = beam.length[..., None] + jnp.ones_like(what)
             # One that ended stands for itself, as the first of its continuations.
             itself = jnp.where(jnp.arange(here.shape[2]) == 0, beam.score[..., None], _NEVER)
@@ -147,7 +217,8 @@ class PrefixBeam:
             root = jnp.where(going[:, None], root[row, parent], root)
             going &= jnp.any(beam.live, axis=1)
         rows_of = (row * beams + root).reshape(-1)
-        return dataclasses.replace(state, beam=beam, cache=state.cache.moved(rows_of))
+        base = jnp.max(jnp.where(start_beam.live, start_beam.length, 0), axis=1)
+        return dataclasses.replace(state, beam=beam, cache=state.cache.moved(rows_of), base=base)
 
     def _confidence(self, beam: _Beam, best: jax.Array) -> jax.Array:
         """float32[B]: mean probability of heads' best tokens, given their logarithms [B, K]."""
@@ -219,6 +290,7 @@ class _State:
     cache: KVCache
     calls: jax.Array
     steps: jax.Array
+    base: jax.Array
 
     @property
     def fed(self) -> jax.Array:
