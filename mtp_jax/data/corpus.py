@@ -123,18 +123,19 @@ def degraded(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     Returns:
         float32[T], as loud as `wave`.
     """
-    size = len(wave)
+    size, fast = len(wave), 1 << len(wave).bit_length()  # a power of 2 is transformed soonest
     decay = round(draw.uniform(0.15, 0.5) * SAMPLE_RATE)
     room = draw.standard_normal(decay) * 10 ** (-3 * np.arange(decay) / decay)
     room *= 10 ** (draw.uniform(-10, 0) / 20) / np.linalg.norm(room)
     room[0] = 1
-    padded = size + decay
+    # What rings on beyond the end, and would come in again at the beginning, fits in the padding.
+    padded = 1 << (size + decay).bit_length()
     heard = np.fft.irfft(np.fft.rfft(wave, padded) * np.fft.rfft(room, padded), padded)[:size]
 
-    frequency = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50)
-    coloured = np.fft.rfft(draw.standard_normal(size)) * frequency ** (-draw.uniform(0, 2) / 2)
+    frequency = np.maximum(np.fft.rfftfreq(fast, 1 / SAMPLE_RATE), 50)
+    coloured = np.fft.rfft(draw.standard_normal(fast)) * frequency ** (-draw.uniform(0, 2) / 2)
     swell = 1 + 0.7 * np.sin(2 * np.pi * (draw.uniform(0.3, 2) * np.arange(size) / SAMPLE_RATE))
-    noise = np.fft.irfft(coloured, size) * swell
+    noise = np.fft.irfft(coloured, fast)[:size] * swell
     power = np.mean(heard**2) * 10 ** (-draw.uniform(0, 12) / 10)
     heard += noise * np.sqrt(power / np.mean(noise**2))
     heard *= np.sqrt(np.mean(wave**2) / np.mean(heard**2))
