@@ -62,7 +62,9 @@ def read(workdir: str, batch_size: int) -> dict[str, Run]:
         )
         same = [r for r in results["rows"] if _kind(r) == _kind(row)]
         rtfx = {r["batch_size"]: r["rtfx"] for r in same}
-        found[row["strategy"]] = Run(row, errors, rtfx)
+        # The ordinary beam search, one token a call, has no tau.
+        ordinary = row["strategy"] == "prefix_beam" and "tau" not in row["options"]
+        found["beam" if ordinary else row["strategy"]] = Run(row, errors, rtfx)
     return found
 
 

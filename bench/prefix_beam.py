@@ -1,0 +1,95 @@
+"""What prefix beam search costs, by K, side by side in one run.
+
+    python -m bench.prefix_beam --workdir=runs/mtp [--beams=1,2,4,8,16] [--batch_size=8]
+        [--rounds=5]
+
+For each K: decoder calls and seconds of the whole search, of the ordinary one (one token a call)
+and of ours, front end and encoder included; seconds of a loop step of ours; and the share of such a
+step that moving the cache's rows takes. Medians over rounds; compilation is apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from mtp_jax import cli
+from mtp_jax.workdir import Workdir
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
+_BEAMS = flags.DEFINE_list("beams", ["1", "2", "4", "8", "16"], "K")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "utterances a batch")
+_UTTERANCES = flags.DEFINE_integer("utterances", 64, "of the test split, a round")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "times that each search is made")
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Median over rounds; the first, which compiles, does not count."""
+    taken = []
+    for _ in range(_ROUNDS.value + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse_arguments(argv)
+    config = Workdir(_WORKDIR.value).read_config()
+    cli.start_jax(config)
+    from mtp_jax.comparison import Task
+    from mtp_jax.data import open_source
+    from mtp_jax.decode_step import encode, view
+    from mtp_jax.decoding import PrefixBeam
+    from mtp_jax.model import load
+
+    recognizer = load(Workdir(_WORKDIR.value))
+    source = open_source(config.data.test, config.data, config.front_end.sample_rate)
+    batches = Task.of(source, recognizer).batches(_BATCH_SIZE.value)
+    batches = list(itertools.islice(batches, max(1, _UTTERANCES.value // _BATCH_SIZE.value)))
+    model, params = recognizer.model, recognizer.params
+    one = recognizer.place(batches[-1]._replace(tokens=batches[-1].tokens[:, :0]))
+    _, prompt = view(model, params, jax.jit(encode, static_argnums=0)(model, params, one)).prefill(
+        0
+    )
+    move = jax.jit(lambda cache, rows: cache.moved(rows), donate_argnums=0)
+
+    print(" K   calls: ordinary, ours   seconds: ordinary, ours   ms a step   of it moving rows")
+    for beams in map(int, _BEAMS.value):
+        tau = jnp.float32(config.evaluation.beam_tau)
+        searches = {"ordinary": PrefixBeam(beams, tau, heads=1), "ours": PrefixBeam(beams, tau)}
+        for search in searches.values():
+            recognizer.run(source, batches, search)  # compiles
+        runs: dict[str, list[Any]] = {name: [] for name in searches}
+        for _ in range(_ROUNDS.value):
+            for name, search in searches.items():
+                runs[name].append(recognizer.run(source, batches, search))
+        wall = {n: statistics.median(o.wall_seconds for o in runs[n]) for n in runs}
+        calls = {n: runs[n][0].calls / len(runs[n][0].hypotheses) for n in runs}
+        step = wall["ours"] / runs["ours"][0].loop_steps
+        cache = [prompt.branched(beams, config.data.max_tokens)]
+        rows = jnp.arange(len(cache[0].length))
+
+        def moving(cache: list[Any] = cache, rows: jax.Array = rows) -> Any:
+            # The prompt stays: only what hypotheses added is given away and comes back.
+            cache[0] = move(cache[0].replace(prompt=None), rows)
+            return cache[0]
+
+        print(
+            f"{beams:2d}   {calls['ordinary']:14.2f} {calls['ours']:6.2f}"
+            f"   {wall['ordinary']:16.2f} {wall['ours']:6.2f}   {1000 * step:9.1f}"
+            f"   {100 * seconds(moving) / step:14.1f} %",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
