@@ -44,6 +44,7 @@ def runs(llama: str) -> dict[str, list[str]]:
         found["llama_m4"] = [
             *heads("latent", 4),
             f"--config.pretrained.decoder={llama}",
+            f"--config.pretrained.ctc={_OUT.value}/m4_seed0",
             "--config.decoder.lora.rank=16",
             '--config.optim.freeze=("whisper/*", "decoder/*", "!*/lora_?")',
         ]

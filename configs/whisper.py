@@ -71,8 +71,6 @@ def get_config(folder: str = "../shared/speech") -> ConfigDict:
                 freeze=("whisper/*",),
             ),
             train=Train(dev_every=300, checkpoint_every=150),
-            evaluation=Evaluation(
-                batch_sizes=(1, 8, 32), taus=(0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
-            ),
+            evaluation=Evaluation(batch_sizes=(8,), taus=(0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)),
         )
     )

@@ -47,7 +47,7 @@ def export(recognizer: Recognizer, workdir: Workdir, folder: Path, dtype: str = 
     left_out = [path for path in parts["left_out"] if not path.startswith("decoder/")]
     # What is exported whole is no longer taken from where it came from.
     encoder = config.pretrained.encoder if left_out else ""
-    pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="")
+    pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="", ctc="")
     config = dataclasses.replace(config, pretrained=pretrained, init_from="")
     rest, decoder = split(params, lambda path: not path.startswith("decoder/"))
     speech = {path: x for path, x in by_path(rest).items() if path not in left_out}

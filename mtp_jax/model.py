@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import jax
+import numpy as np
 
 from mtp_jax import sharding
 from mtp_jax.checkpoint import Checkpoints
@@ -31,6 +32,7 @@ def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
         eos=tokenizer.eos,
         prompt_before=tuple(tokenizer.encode(config.decoder.prompt_before)),
         prompt_after=tuple(tokenizer.encode(config.decoder.prompt_after)),
+        labels=0 if tokenizer.ctc is tokenizer else tokenizer.ctc.vocab_size,
     )
     return SpeechLlama(config, vocabulary)
 
@@ -42,11 +44,32 @@ def completed(config: Config) -> Config:
         WorkdirError, PretrainedError: a source is missing or cannot be used.
     """
     if not config.init_from:
-        return with_sizes(config)
+        return _with_ctc_of(with_sizes(config))
     sized = with_sizes_of(config, Workdir(config.init_from).read_config())
     if taken := differences(config, sized):
         log.info("as in %s: %s", config.init_from, "; ".join(taken))
     return sized
+
+
+def _with_ctc_of(config: Config) -> Config:
+    """`config` with the Conformer of ``config.pretrained.ctc``."""
+    if not config.pretrained.ctc:
+        return config
+    theirs = Workdir(config.pretrained.ctc).read_config()
+    same = dataclasses.replace(
+        theirs.whisper,
+        padded=config.whisper.padded,
+        cached=config.whisper.cached,
+        lora=config.whisper.lora,
+    )
+    if same != config.whisper or theirs.front_end != config.front_end:
+        raise WorkdirError(
+            f"config.pretrained.ctc={config.pretrained.ctc} listens to another speech encoder or"
+            " front end than this run: give both the same config.pretrained.encoder"
+        )
+    kept = ("dropout", "remat", "scan_layers")
+    own = {name: getattr(config.encoder, name) for name in kept}
+    return dataclasses.replace(config, encoder=dataclasses.replace(theirs.encoder, **own))
 
 
 def with_sizes_of(config: Config, theirs: Config) -> Config:
@@ -62,6 +85,9 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
     return dataclasses.replace(
         config,
         pretrained=theirs.pretrained,
+        tokenizer=dataclasses.replace(
+            config.tokenizer, ctc_vocab_size=theirs.tokenizer.ctc_vocab_size
+        ),
         front_end=theirs.front_end,
         whisper=group("whisper", "cached", "lora"),
         adaptor=theirs.adaptor,
@@ -96,12 +122,32 @@ def starting_point(
         initial = _that_fit(Workdir(config.init_from), by_path(shapes), mesh)
         new = sorted(set(by_path(shapes)) - set(initial) - set(parts))
         log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
+    elif config.pretrained.ctc:
+        saved = _that_fit(Workdir(config.pretrained.ctc), by_path(shapes), mesh)
+        initial = {path: x for path, x in saved.items() if path.startswith(("encoder/", "ctc/"))}
+    label = "label_embedding"
+    if label in by_path(shapes) and label not in initial and "decoder/embedding" in parts:
+        spelled = labels_as_text(tokenizer, parts["decoder/embedding"])
+        initial[label] = jax.device_put(spelled, by_path(shardings)[label])
     is_frozen = matches(config.optim.freeze)
     left_out = sorted(path for path in parts if is_frozen(path) and path not in initial)
     if parts:
         workdir.claim_parts(digests(config.pretrained), left_out)
     begun = {path: x for path, x in parts.items() if path not in left_out} | initial
     return nested(begun), nested({path: parts[path] for path in left_out})
+
+
+def labels_as_text(tokenizer: Tokenizer, embedding: jax.Array) -> np.ndarray:
+    """float32[labels, D]: each CTC label as the mean embedding of the tokens that spell it.
+
+    A pretrained decoder so begins with a notion of what CTC reads.
+    """
+    rows = np.zeros((tokenizer.ctc.vocab_size, embedding.shape[1]), np.float32)
+    table = np.asarray(jax.device_get(embedding), np.float32)
+    for label, piece in enumerate(tokenizer.ctc.pieces):
+        if tokens := tokenizer.encode(piece.replace("▁", " ")):
+            rows[label] = table[tokens].mean(axis=0)
+    return rows
 
 
 def _that_fit(source: Workdir, shapes: dict[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:

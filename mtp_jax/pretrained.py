@@ -47,7 +47,7 @@ def digests(pretrained: Pretrained) -> dict[str, str]:
     """SHA-256 of each source's weights, by the name of its field."""
     return {
         name: importers.fingerprint(importers.resolve(source))
-        for name, source in dataclasses.asdict(pretrained).items()
+        for name, source in (("encoder", pretrained.encoder), ("decoder", pretrained.decoder))
         if source
     }
 

@@ -147,7 +147,7 @@ class Recognizer:
                 hypotheses[int(index)] = Hypothesis(
                     id=utterance.id,
                     reference=utterance.text,
-                    text=self._text(tokens),
+                    text=self._text(tokens) if strategy else self.tokenizer.ctc.decode(tokens),
                     tokens=tokens,
                     calls=int(decoded.calls[row]),
                     nbest=self._alternatives(decoded.nbest, row),
@@ -218,7 +218,7 @@ class Recognizer:
         Where two computations of one output part, a gap of the size of rounding errors explains
         it; a larger one is a bug.
         """
-        one = Batch(*(np.asarray(x)[row : row + 1] for x in batch))
+        one = jax.tree.map(lambda x: np.asarray(x)[row : row + 1], batch)
         encoded = encode(self.model, self.params, one)
         text = jnp.array([(*tokens, 0)], jnp.int32)
         hidden, cache = call(self.model, self.params, "prefill", encoded, text.shape[1])

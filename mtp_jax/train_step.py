@@ -205,8 +205,12 @@ def loss_fn(
     weights = losses.head_weights(c.heads.count, c.loss.head_weight, c.loss.head_decay)
     loss = jnp.sum(weights * by_head)
 
-    labels = jnp.maximum(length - 1, 0)  # CTC has no EOS
-    nats, count, too_short = losses.ctc(encoded.ctc_logits, encoded.ctc_length, tokens, labels)
+    labels, label_length = tokens, jnp.maximum(length - 1, 0)  # CTC has no EOS
+    if batch.labels is not None:
+        labels, label_length = jnp.asarray(batch.labels), jnp.asarray(batch.label_length)
+    nats, count, too_short = losses.ctc(
+        encoded.ctc_logits, encoded.ctc_length, labels, label_length
+    )
     ctc = nats / jnp.maximum(count, 1)
     loss += c.loss.ctc * ctc
     metrics = {f"head_{m + 1}": by_head[m] for m in range(c.heads.count)}

@@ -27,7 +27,7 @@ from mtp_jax.model import make_model, starting_point
 from mtp_jax.optim import learning_rate, make_optimizer
 from mtp_jax.params import count, merge
 from mtp_jax.recognizer import Recognizer
-from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.tokenizer import CTC_NAME, Tokenizer
 from mtp_jax.train_step import TrainState, init_state, make_train_step
 from mtp_jax.words import Spelling
 from mtp_jax.workdir import Workdir, write_json
@@ -52,7 +52,8 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer
     """The workdir's tokenizer: loaded, copied, or trained.
 
     It is copied from ``config.init_from``, else from ``config.tokenizer.model``, else from
-    ``config.pretrained.decoder``.
+    ``config.pretrained.decoder``; that of CTC, if it has its own, from ``config.init_from`` or
+    ``config.pretrained.ctc``, or it is trained.
 
     Args:
         config: of the run.
@@ -61,10 +62,15 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer
     """
     if workdir.tokenizer is None:
         c = config.tokenizer
+        texts = [utterance.text for utterance in train.utterances]
+        ctc = workdir.path / CTC_NAME
+        if config.pretrained.ctc and not config.init_from:
+            Tokenizer.load(config.pretrained.ctc).ctc.save(ctc)
+        elif c.ctc_vocab_size and not config.init_from:
+            Tokenizer.train(texts, ctc, c.ctc_vocab_size, c.algorithm)
         if given := config.init_from or c.model or config.pretrained.decoder:
             Tokenizer.load(resolve(given)).save(workdir.path)
         else:
-            texts = [utterance.text for utterance in train.utterances]
             Tokenizer.train(texts, workdir.path, c.vocab_size, c.algorithm)
     return Tokenizer.load(workdir.path)
 

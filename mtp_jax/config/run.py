@@ -102,10 +102,13 @@ class Pretrained:
             `config.whisper` and `config.front_end`.
         decoder: a LLaMA model, as Hugging Face keeps it or in GGUF; fills in `config.decoder`, and
             brings its tokenizer.
+        ctc: workdir or exported folder of a finished model behind the same `encoder`: its Conformer
+            and its CTC head are begun with, and its tokenizer becomes that of CTC.
     """
 
     encoder: str = ""
     decoder: str = ""
+    ctc: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,15 +123,24 @@ class Tokenizer:
             of these, or empty.
         vocab_size: pieces, the four special ones included, of a tokenizer that is trained.
         algorithm: "unigram" or "bpe".
+        ctc_vocab_size: pieces of a tokenizer that is trained for the encoder's CTC labels alone; 0
+            takes the same as for the text. With a pretrained LLaMA's tens of thousands of tokens,
+            a few hundred of their own are learnt from far less speech.
     """
 
     model: str = ""
     vocab_size: int = 96
     algorithm: str = "unigram"
+    ctc_vocab_size: int = 0
 
     def __post_init__(self) -> None:
         one_of(self.algorithm, ("unigram", "bpe"), "tokenizer.algorithm")
         check(self.vocab_size > 4, "tokenizer.vocab_size", "must exceed the 4 special pieces")
+        check(
+            self.ctc_vocab_size == 0 or self.ctc_vocab_size > 4,
+            "tokenizer.ctc_vocab_size",
+            "must be 0 or exceed the 4 special pieces",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,9 @@ class Batch(NamedTuple):
         token_length: int32[B], EOS included.
         index: int32[B] place of the utterance in its source; -1 where a row is only filler
             (both its lengths are 0).
+        labels: int32[B, N] text as CTC's own tokenizer has it, padded; None where CTC's labels are
+            `tokens`, EOS apart, and in evaluation.
+        label_length: int32[B], or None.
     """
 
     audio: np.ndarray
@@ -38,6 +41,8 @@ class Batch(NamedTuple):
     tokens: np.ndarray
     token_length: np.ndarray
     index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    labels: np.ndarray | None = None
+    label_length: np.ndarray | None = None
 
     @property
     def has_features(self) -> bool:
@@ -87,6 +92,10 @@ def train_batches(
     if not kept:
         raise DataError(f"{source.title} has nothing to train on; skipped: {report.skipped()}")
     bounds = _bounds(data.bucket_seconds, rate)
+    labels = None
+    if tokenizer.ctc is not tokenizer:
+        encode = tokenizer.ctc.encode
+        labels = [np.array(encode(utterance.text), np.int32) for utterance in source.utterances]
     plan = TrainPlan(
         samples=[_samples(source, i, rate) for i in kept],
         tokens=[len(texts[i]) for i in kept],
@@ -94,8 +103,9 @@ def train_batches(
         rows=_rows_per_bucket(data, shares),
         speeds=config.augment.speeds,
         seed=config.seed,
+        labels=[len(labels[i]) for i in kept] if labels else (),
     )
-    load = _Loader(source, texts, kept, tokenizer.pad, report)
+    load = _Loader(source, texts, kept, tokenizer.pad, report, labels)
     dataset = grain.MapDataset.range(_STEPS).map(
         lambda step: load(plan.batch(step).slice(process, processes))
     )
@@ -150,8 +160,9 @@ class _Loader:
         kept: Sequence[int],
         pad: int,
         report: Report,
+        labels: Sequence[np.ndarray] | None = None,
     ) -> None:
-        self._source, self._texts, self._kept = source, texts, kept
+        self._source, self._texts, self._kept, self._labels = source, texts, kept, labels
         self._pad, self._report = pad, report
 
     def __call__(self, rows: Rows) -> Batch:
@@ -168,6 +179,11 @@ class _Loader:
             token_length=np.zeros(shape.rows, np.int32),
             index=np.full(shape.rows, -1, np.int32),
         )
+        if self._labels:
+            batch = batch._replace(
+                labels=np.zeros((shape.rows, shape.labels), np.int32),
+                label_length=np.zeros(shape.rows, np.int32),
+            )
         for row, (planned, speed) in enumerate(zip(rows.index, rows.speed, strict=True)):
             if planned < 0:
                 continue
@@ -190,6 +206,10 @@ class _Loader:
             batch.audio_length[row] = samples
             batch.tokens[row, : len(text)] = text
             batch.token_length[row] = len(text)
+            if self._labels and batch.labels is not None and batch.label_length is not None:
+                label = self._labels[index]
+                batch.labels[row, : len(label)] = label
+                batch.label_length[row] = len(label)
             batch.index[row] = index
         return batch
 

@@ -19,11 +19,12 @@ _TOKENS_MULTIPLE = 8  # L is a multiple of it: tidy for an accelerator, and few 
 
 
 class Shape(NamedTuple):
-    """Of a global batch: B rows, T samples, L tokens."""
+    """Of a global batch: B rows, T samples, L tokens, N labels of CTC's own."""
 
     rows: int
     samples: int
     tokens: int
+    labels: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class TrainPlan:
         rows: Sequence[int],
         speeds: Sequence[float],
         seed: int,
+        labels: Sequence[int] = (),
     ) -> None:
         """Plans over utterances given by their lengths.
 
@@ -75,6 +77,7 @@ class TrainPlan:
             rows: B of each bucket.
             speeds: factors to draw from.
             seed: of draws and shuffles.
+            labels: length of each text as CTC has it; none where its labels are the tokens.
         """
         self._samples = np.asarray(samples)
         self._bounds = np.asarray(bounds)
@@ -84,11 +87,13 @@ class TrainPlan:
         # An utterance is in no bucket below that of its fastest version, and leftovers move up:
         # a bucket's longest text is that of all utterances which can be in it or in one below.
         fastest = self._bucket(self._played(max(1.0, *speeds)))
-        longest = np.ones(len(bounds), int)
-        np.maximum.at(longest, fastest, np.asarray(tokens))
+        lengths = [tokens, labels] if len(labels) else [tokens]
+        longest = np.ones((len(bounds), len(lengths)), int)
+        np.maximum.at(longest, fastest, np.stack(lengths, axis=1))
         longest = np.maximum.accumulate(longest)
         self.shapes = tuple(
-            Shape(b, t, _round_up(int(n))) for b, t, n in zip(rows, bounds, longest, strict=True)
+            Shape(b, t, *map(_round_up, most.tolist()))
+            for b, t, most in zip(rows, bounds, longest, strict=True)
         )
         self._lock = threading.Lock()  # Grain asks from several threads
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)

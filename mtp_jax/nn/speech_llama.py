@@ -19,7 +19,7 @@ from mtp_jax.nn.cache import KVCache
 from mtp_jax.nn.compression import label_shares
 from mtp_jax.nn.conformer import Conformer, frames_mask
 from mtp_jax.nn.heads import Heads
-from mtp_jax.nn.layers import Linear, zero_padding
+from mtp_jax.nn.layers import Linear, parameter, zero_padding
 from mtp_jax.nn.llama import Llama
 from mtp_jax.nn.whisper import WhisperEncoder
 
@@ -33,6 +33,7 @@ class Vocabulary:
         bos: token that starts the text.
         eos: token that ends it.
         prompt_before, prompt_after: tokens put before and after the audio.
+        labels: size of the encoder's CTC vocabulary; 0 if its labels are the decoder's tokens.
     """
 
     size: int
@@ -40,6 +41,7 @@ class Vocabulary:
     eos: int
     prompt_before: tuple[int, ...] = ()
     prompt_after: tuple[int, ...] = ()
+    labels: int = 0
 
 
 @struct.dataclass
@@ -49,7 +51,7 @@ class Encoded:
     Attributes:
         audio: [B, T, D] embeddings of the decoder's width.
         length: int32[B], how many of them are real.
-        ctc_logits: float32[B, T, V + 1]; the last class is the blank.
+        ctc_logits: float32[B, T, labels + 1]; the last class is the blank.
         ctc_length: int32[B] real frames of these.
     """
 
@@ -76,7 +78,12 @@ class SpeechLlama(nn.Module):
         if c.whisper.present:
             self.whisper = WhisperEncoder(c.whisper, dtype)
         self.encoder = Conformer(c.encoder, dtype)
-        self.ctc = Linear(size + 1, ("embed", None), True, jnp.float32)
+        labels = self.vocabulary.labels
+        self.ctc = Linear((labels or size) + 1, ("embed", None), True, jnp.float32)
+        if labels and c.adaptor.ctc_compression:
+            init, axes = nn.initializers.normal(c.decoder.width**-0.5), (None, "embed")
+            shape = (labels, c.decoder.width)
+            self.label_embedding = parameter(self, "label_embedding", init, axes, shape)
         self.adaptor = Linear(c.decoder.width, ("embed", None), True, dtype)
         self.decoder = Llama(c.decoder, size, dtype)
         self.heads = Heads(c.heads, c.decoder.width, size, dtype)
@@ -97,7 +104,11 @@ class SpeechLlama(nn.Module):
         audio = self.adaptor(share.astype(x.dtype) @ zero_padding(x, real))
         # What CTC reads in them, in the decoder's own words: it has only to learn to copy.
         read = jax.lax.stop_gradient(nn.softmax(logits))[..., :-1]
-        audio += self.decoder.expected(share @ zero_padding(read, real))
+        read = share @ zero_padding(read, real)
+        if self.vocabulary.labels:
+            audio += read.astype(x.dtype) @ self.label_embedding.astype(x.dtype)
+        else:
+            audio += self.decoder.expected(read)
         return Encoded(audio, length, logits, frames)
 
     def __call__(

@@ -3,7 +3,7 @@
 `Tokenizer` is what everybody sees; `Tokenizer.load` chooses among the formats by content.
 """
 
-from mtp_jax.tokenizer.base import Tokenizer, TokenizerError, check_fit
+from mtp_jax.tokenizer.base import CTC_NAME, Tokenizer, TokenizerError, check_fit
 from mtp_jax.tokenizer.sentencepiece import BOS, EOS, PAD, UNK
 
-__all__ = ["BOS", "EOS", "PAD", "UNK", "Tokenizer", "TokenizerError", "check_fit"]
+__all__ = ["BOS", "CTC_NAME", "EOS", "PAD", "UNK", "Tokenizer", "TokenizerError", "check_fit"]

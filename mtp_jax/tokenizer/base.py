@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 # Names in a folder, the one to prefer first: a LLaMA's repository often has both, of which
 # `tokenizer.json` also holds the tokens added since.
 NAMES = ("tokenizer.json", "tokenizer.model")
+CTC_NAME = "ctc_tokenizer.model"  # beside it, if CTC's labels are not its tokens
 
 
 class TokenizerError(ValueError):
@@ -36,6 +38,18 @@ class Tokenizer(abc.ABC):
     eos: int
     pad: int
     pieces: list[str]
+    _ctc: Tokenizer | None = None
+
+    @property
+    def ctc(self) -> Tokenizer:
+        """The tokenizer of the encoder's CTC labels: this one, unless `with_ctc` gave another."""
+        return self._ctc or self
+
+    def with_ctc(self, other: Tokenizer) -> Tokenizer:
+        """The same with CTC labels of their own: an LLM's vocabulary is too large for them."""
+        both = copy.copy(self)
+        both._ctc = other
+        return both
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
@@ -43,27 +57,15 @@ class Tokenizer(abc.ABC):
 
         Args:
             path: a SentencePiece ``tokenizer.model``, a ``tokenizer.json`` (its special tokens are
-                read from the configs beside it), a GGUF file, or a folder with one of these.
+                read from the configs beside it), a GGUF file, or a folder with one of these. A
+                ``ctc_tokenizer.model`` beside it is that of CTC.
 
         Raises:
             TokenizerError: there is none, or it cannot be used.
         """
-        from mtp_jax.tokenizer import gguf, huggingface, sentencepiece
-
         file = _file(Path(path).expanduser())
-        try:
-            with file.open("rb") as opened:
-                start = opened.read(64)
-                if start.startswith(b"GGUF"):
-                    return gguf.read(file)
-                content = start + opened.read()
-            if file.suffix == ".json" or start.lstrip().startswith(b"{"):
-                return huggingface.read(content, file.parent)
-            return sentencepiece.SentencePieceTokenizer(content)
-        except OSError as error:
-            raise TokenizerError(f"tokenizer {file} cannot be read: {error.strerror}") from None
-        except TokenizerError as error:
-            raise TokenizerError(f"tokenizer {file} {error}") from None
+        tokenizer, ctc = _read(file), file.with_name(CTC_NAME)
+        return tokenizer.with_ctc(_read(ctc)) if ctc.exists() and ctc != file else tokenizer
 
     @staticmethod
     def train(
@@ -104,6 +106,8 @@ class Tokenizer(abc.ABC):
         """
         path = Path(path).expanduser()
         path = path / self.file_name if path.is_dir() else path
+        if self._ctc:  # first: where the file itself is, the tokenizer is whole
+            self._ctc.save(path.with_name(CTC_NAME))
         for name, content in self._files(path.name).items():
             _write(path.with_name(name), content)
 
@@ -171,6 +175,24 @@ def _file(path: Path) -> Path:
         return models[0]
     found = f"{len(models)} GGUF files" if models else "no tokenizer.model and no GGUF file"
     raise TokenizerError(f"{path} has no tokenizer.json, and {found}: name the file itself")
+
+
+def _read(file: Path) -> Tokenizer:
+    from mtp_jax.tokenizer import gguf, huggingface, sentencepiece
+
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(64)
+            if start.startswith(b"GGUF"):
+                return gguf.read(file)
+            content = start + opened.read()
+        if file.suffix == ".json" or start.lstrip().startswith(b"{"):
+            return huggingface.read(content, file.parent)
+        return sentencepiece.SentencePieceTokenizer(content)
+    except OSError as error:
+        raise TokenizerError(f"tokenizer {file} cannot be read: {error.strerror}") from None
+    except TokenizerError as error:
+        raise TokenizerError(f"tokenizer {file} {error}") from None
 
 
 def _write(path: Path, content: bytes) -> None:

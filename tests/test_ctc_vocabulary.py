@@ -1,0 +1,130 @@
+"""CTC labels of their own, beside the decoder's tokens, from training to export."""
+# ruff: noqa: F811  # fixtures
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mtp_jax.comparison import Task
+from mtp_jax.config import Adaptor, Config, Decoder, Encoder, Heads, Pretrained
+from mtp_jax.config import Tokenizer as TokenizerConfig
+from mtp_jax.data import open_source, train_batches
+from mtp_jax.decoding import Greedy, Verify
+from mtp_jax.exported import export
+from mtp_jax.model import completed, labels_as_text, load
+from mtp_jax.params import by_path
+from mtp_jax.tokenizer import CTC_NAME, Tokenizer
+from mtp_jax.workdir import Workdir, WorkdirError
+from tests.test_pretrained import cache, config, parts, train  # noqa: F401
+
+LABELS = 40
+
+
+@pytest.fixture(scope="module")
+def trained(config: Config, tmp_path_factory) -> Workdir:
+    own = dataclasses.replace(
+        config,
+        tokenizer=TokenizerConfig(ctc_vocab_size=LABELS),
+        adaptor=Adaptor(ctc_compression=True, aligned_positions=True),
+    )
+    return train(own, tmp_path_factory.mktemp("own"))
+
+
+def run(recognizer, strategy):
+    """Hypotheses for the test split."""
+    c = recognizer.model.config
+    source = open_source("embedded/tiny:test", c.data, c.front_end.sample_rate)
+    batches = Task.of(source, recognizer).batches(8)
+    return recognizer.run(source, batches, strategy).hypotheses
+
+
+def test_the_labels_of_a_batch_spell_its_texts(trained):
+    config, tokenizer = trained.read_config(), Tokenizer.load(trained.path)
+    assert (tokenizer.vocab_size, tokenizer.ctc.vocab_size) == (64, LABELS)
+    source = open_source(config.data.train, config.data, 16_000)
+    batches, _ = train_batches(source, tokenizer, config)
+    batch = next(batches)
+    for row, index in enumerate(batch.index):
+        text = source.utterances[index].text
+        assert tokenizer.ctc.decode(batch.labels[row, : batch.label_length[row]]) == text
+        assert tokenizer.decode(batch.tokens[row, : batch.token_length[row] - 1]) == text
+    assert batch.labels.shape[1] % 8 == 0
+    assert batch.label_length.sum() > batch.token_length.sum()
+
+
+def test_without_their_own_a_batch_has_none(trained, tmp_path):
+    config = trained.read_config()
+    Tokenizer.load(trained.path / "tokenizer.model").save(tmp_path / "alone.model")
+    (tmp_path / CTC_NAME).unlink()
+    tokenizer = Tokenizer.load(tmp_path / "alone.model")
+    assert tokenizer.ctc is tokenizer
+    source = open_source(config.data.train, config.data, 16_000)
+    batch = next(train_batches(source, tokenizer, config)[0])
+    assert batch.labels is None
+
+
+def test_ctc_is_read_by_its_own_tokenizer(trained):
+    recognizer = load(trained)
+    assert recognizer.params["ctc"]["kernel"].shape[1] == LABELS + 1
+    for hypothesis in run(recognizer, None):
+        assert all(token < LABELS for token in hypothesis.tokens)
+        assert hypothesis.text == recognizer.tokenizer.ctc.decode(hypothesis.tokens)
+    greedy, verify = run(recognizer, Greedy(2)), run(recognizer, Verify())
+    assert [h.tokens for h in verify] == [h.tokens for h in greedy]
+
+
+def test_a_label_begins_as_what_it_spells(trained):
+    tokenizer = Tokenizer.load(trained.path)
+    table = np.random.default_rng(0).normal(size=(70, 16)).astype(np.float32)
+    rows = labels_as_text(tokenizer, jax.numpy.asarray(table))
+    assert rows.shape == (LABELS, 16)
+    for label in (10, 20, LABELS - 1):
+        tokens = tokenizer.encode(tokenizer.ctc.pieces[label].replace("▁", " "))
+        np.testing.assert_allclose(rows[label], table[tokens].mean(0), rtol=1e-5)
+
+
+def test_the_export_has_both(trained, tmp_path):
+    recognizer = load(trained)
+    export(recognizer, trained, tmp_path)
+    again = load(Workdir(tmp_path))
+    assert again.tokenizer.ctc.pieces == recognizer.tokenizer.ctc.pieces
+    for strategy in (None, Greedy()):
+        assert run(again, strategy) == run(recognizer, strategy)
+
+
+def test_conformer_and_ctc_are_taken_over_from_a_model_with_another_decoder(
+    trained,
+    config,
+    tmp_path,
+):
+    fresh = dataclasses.replace(
+        config,
+        pretrained=Pretrained(encoder=config.pretrained.encoder, ctc=str(trained.path)),
+        tokenizer=TokenizerConfig(vocab_size=80),
+        encoder=Encoder(width=24, dropout=0.2),  # its sizes are those of the other
+        adaptor=Adaptor(ctc_compression=True),
+        decoder=Decoder(width=24, layers=1, query_heads=2, kv_heads=1, head_size=8),
+        heads=Heads(count=2),
+        optim=dataclasses.replace(config.optim, freeze=("whisper/*", "encoder/*", "ctc/*")),
+    )
+    made = completed(fresh)
+    assert made.encoder.width == trained.read_config().encoder.width
+    assert made.encoder.dropout == 0.2
+    workdir = train(made, tmp_path)
+    ours, theirs = by_path(load(workdir).params), by_path(load(trained).params)
+    for path, x in theirs.items():
+        if path.startswith(("encoder/", "ctc/")):
+            np.testing.assert_array_equal(ours[path], x)
+    tokenizer = Tokenizer.load(workdir.path)
+    assert (tokenizer.vocab_size, tokenizer.ctc.vocab_size) == (80, LABELS)
+    assert ours["label_embedding"].shape == (LABELS, 24)
+
+
+def test_a_conformer_of_another_speech_encoder_is_refused(trained, config):
+    other = dataclasses.replace(config, pretrained=Pretrained(ctc=str(trained.path)))
+    with pytest.raises(WorkdirError, match="another speech encoder"):
+        completed(other)  # it has none
