@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import jax
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 
 from mtp_jax import losses
 from mtp_jax.data import Batch
-from mtp_jax.decode_step import view
-from mtp_jax.decoding import NBest, PrefixBeam
+from mtp_jax.decode_step import encode, view
+from mtp_jax.decoding import Decoded, NBest, PrefixBeam
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.words import Spelling, edit_distance, words
 
@@ -41,10 +42,7 @@ def mwer_loss(
     c = model.config.mwer
     tokens, length = jnp.asarray(batch.tokens), jnp.asarray(batch.token_length)
     active = length > 0
-    fixed_params, fixed = jax.lax.stop_gradient((params, encoded))
-    decoded = PrefixBeam(c.beams, c.tau, heads=c.search_heads).decode(
-        view(model, fixed_params, fixed), active, tokens.shape[1]
-    )
+    decoded = _search(model, *jax.lax.stop_gradient((params, encoded)), batch)
     nbest = decoded.nbest
     assert nbest is not None
     errors = word_errors(spelling, nbest, tokens, length)
@@ -69,6 +67,23 @@ def mwer_loss(
         "nbest_size": mean(size),
         "nbest_calls": mean(decoded.calls),
     }
+
+
+def _search(model: SpeechLlama, params: Any, encoded: Encoded, batch: Batch) -> Decoded:
+    c = model.config.mwer
+    beam = PrefixBeam(c.beams, c.tau, heads=c.search_heads)
+    limit = batch.tokens.shape[1]
+    return beam.decode(view(model, params, encoded), jnp.asarray(batch.token_length) > 0, limit)
+
+
+def search_seconds(model: SpeechLlama, params: Any, batch: Batch) -> float:
+    """Wall clock of making the n-best lists of one batch, compilation apart."""
+    encoded = jax.jit(encode, static_argnums=0)(model, params, batch)
+    search = jax.jit(_search, static_argnums=0).lower(model, params, encoded, batch).compile()
+    jax.block_until_ready(search(params, encoded, batch))
+    start = time.perf_counter()
+    jax.block_until_ready(search(params, encoded, batch))
+    return time.perf_counter() - start
 
 
 def word_errors(

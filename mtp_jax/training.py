@@ -24,6 +24,7 @@ from mtp_jax.decoding import Greedy
 from mtp_jax.encoder_cache import with_encoder_cache
 from mtp_jax.importers import resolve
 from mtp_jax.model import make_model, starting_point
+from mtp_jax.mwer import search_seconds
 from mtp_jax.optim import learning_rate, make_optimizer
 from mtp_jax.params import count, merge
 from mtp_jax.recognizer import Recognizer
@@ -218,6 +219,7 @@ def _loop(
     spelling = Spelling.of(recognizer.tokenizer) if config.mwer.weight else None
     step_fn = make_train_step(recognizer.model, optimizer, shardings, spelling)
     watch, rate = Watch(c.explosion), learning_rate(config.optim)
+    n_best_timed = False
     dev_task = Task.of(dev, recognizer)
     with (
         SummaryWriter(str(workdir.tensorboard), purge_step=start) as board,
@@ -247,6 +249,12 @@ def _loop(
                 board.add_scalar("dev/wer", wer, done)
                 bar.write(f"step {done}: loss {means['loss']:.3f}, dev WER {wer:.2f} %")
                 checkpoints.save_best(state, wer)
+                if spelling and not n_best_timed:
+                    n_best_timed = True
+                    seconds = search_seconds(recognizer.model, state.model_params, batch)
+                    share = seconds * means["steps_per_second"]
+                    board.add_scalar("train/nbest_share", share, done)
+                    bar.write(f"making n-best lists takes about {100 * share:.0f} % of a step")
                 watch.since = time.perf_counter()
             if saving:
                 checkpoints.save(state, batches)

@@ -297,6 +297,7 @@ def test_mwer_goes_on_from_a_finished_model(config, uninterrupted, tmp_path):
     assert 0 < scalars["train/oracle_errors"][0] <= scalars["train/nbest_errors"][0]
     assert scalars["train/nbest_calls"][0] > 1
     assert np.isfinite(scalars["train/mwer"]).all()
+    assert len(scalars["train/nbest_share"]) == 1
 
 
 @pytest.mark.parametrize(
