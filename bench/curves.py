@@ -3,7 +3,8 @@
     python -m bench.curves --runs="MWER:runs/mwer_0,runs/mwer_1;cross-entropy:runs/ce_0" \\
         --scalar=dev/wer --output=docs/images/mwer_dev.png [--label="WER on dev, %"] [--start=11.45]
 
-Reads TensorBoard scalars of the workdirs; a group's runs share a colour. --start is drawn at step 0.
+Reads TensorBoard scalars of the workdirs; a group's runs share a colour; --start is drawn at
+step 0.
 """
 
 from __future__ import annotations
