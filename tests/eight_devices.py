@@ -8,6 +8,7 @@ each parameter and of its moments) and ``OUT/meshes.json``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -20,16 +21,18 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from mtp_jax import config as configs
-from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads, Optim
+from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads, Mwer, Optim
 from mtp_jax.data import Batch
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.optim import make_optimizer
 from mtp_jax.sharding import MeshError, batch_divisor, batch_sharding, make_mesh
 from mtp_jax.train_step import TrainState, init_state, make_train_step
+from mtp_jax.words import Spelling
 
 V, B, T, L = 16, 8, 3200, 6
 MODEL = SpeechLlama(
@@ -48,9 +51,17 @@ MODEL = SpeechLlama(
             tied=False,
         ),
         heads=Heads("independent", 3),
+        mwer=Mwer(weight=0.5, beams=3, tau=0.3, all_heads=True),
         optim=Optim(steps=10, warmup_steps=0, learning_rate=1e-2, accumulate=2),
     ),
     Vocabulary(V, bos=1, eos=2, prompt_before=(3,)),
+)
+# Every piece a letter of its own, every other one the first of a word.
+SPELLING = Spelling(
+    hash=jnp.arange(V, dtype=jnp.uint32),
+    power=jnp.full(V, 101, jnp.uint32),
+    characters=jnp.ones(V, jnp.int32).at[:3].set(0),
+    starts=jnp.arange(V) % 2 == 0,
 )
 MESHES = {
     "one": configs.Mesh(data=1),
@@ -94,14 +105,22 @@ def parts(state: TrainState) -> dict[str, Any]:
     return named({"params": state.params, "mu": adam.mu, "nu": adam.nu})
 
 
+def untied(params: Any) -> Any:
+    """Heads begin as copies of one another, so that texts tie in which tokens change places."""
+    kernel = params["heads"]["kernel"]
+    noise = np.random.default_rng(0).normal(size=kernel.shape).astype(np.float32)
+    return params | {"heads": {"kernel": kernel + jax.device_put(noise, kernel.sharding)}}
+
+
 def run(out: Path) -> None:
     shards = {}
     for name, sizes in MESHES.items():
         mesh = make_mesh(sizes, jax.devices()[: 1 if name == "one" else 8])
         optimizer = make_optimizer(MODEL.config.optim)
         state, shardings = init_state(MODEL, optimizer, mesh)
+        state = dataclasses.replace(state, params=untied(state.params))
         arrays = {f"start/{key}": jax.device_get(x) for key, x in parts(state).items()}
-        step = make_train_step(MODEL, optimizer, shardings)
+        step = make_train_step(MODEL, optimizer, shardings, SPELLING)
         for seed in (0, 1):
             placed = jax.device_put(batch(seed), batch_sharding(mesh))
             state, metrics = step(state, placed)
