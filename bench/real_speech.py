@@ -1,11 +1,13 @@
 """The models of docs/results.md on real speech, one after the other.
 
-    python -m bench.real_speech --encoder=FOLDER [--llama=FILE] [--only=m1_seed0,m4_seed0]
-        [--out=runs/real] [--dry_run] [-- --config.optim.steps=3000 ...]
+    python -m bench.real_speech --encoder=FOLDER [--llama=FILE] [--only=front,m1_seed0,m4_seed0]
+        [--speech=../shared/speech] [--out=runs/real] [--dry_run] [-- --config.optim.steps=3000 ...]
 
-Every run is one ``mtp_jax.train`` command, printed before it starts; what stands behind ``--`` is
-added to each. Stopped at any time, the same command goes on where it stopped: finished runs are
-skipped, the one that was under way resumes. `bench/models.py` makes the table.
+The first run, *front*, is a Conformer and its CTC head with a decoder too small to matter; all
+others begin with these. Every run is one ``mtp_jax.train`` command, printed before it starts; what
+stands behind ``--`` is added to each. Stopped at any time, the same command goes on where it
+stopped: finished runs are skipped, the one that was under way resumes. `bench/models.py` makes the
+table.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from absl import app, flags
 _ENCODER = flags.DEFINE_string("encoder", "hf://openai/whisper-base", "Whisper's folder or source")
 _LLAMA = flags.DEFINE_string("llama", "", "a LLaMA; without it no llama_ run")
 _ONLY = flags.DEFINE_list("only", [], "names of runs; default: all")
+_SPEECH = flags.DEFINE_string("speech", "../shared/speech", "folder of the manifests")
 _OUT = flags.DEFINE_string("out", "runs/real", "folder of the workdirs")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands only")
 
 # The baseline and the model that carries the claim with three seeds each, the others with one.
 SEEDS = (0, 1, 2)
+CORPORA = ("librispeech", "an4", "ljspeech", "arctic_kathleen", "storybook_en", "asterisk_en")
 
 
 def heads(kind: str, count: int) -> list[str]:
@@ -34,6 +38,22 @@ def heads(kind: str, count: int) -> list[str]:
 def runs(llama: str) -> dict[str, list[str]]:
     """Flags of each run, by its name; what matters most comes first."""
     found: dict[str, list[str]] = {}
+    found["front"] = [
+        *heads("latent", 1),
+        "--config.encoder.width=256",
+        "--config.encoder.layers=3",
+        "--config.encoder.dropout=0.15",
+        "--config.augment.time_masks=4",
+        "--config.augment.time_fraction=0.15",
+        "--config.decoder.layers=1",
+        "--config.decoder.width=64",
+        "--config.decoder.query_heads=2",
+        "--config.decoder.kv_heads=1",
+        "--config.decoder.feedforward=128",
+        "--config.loss.ctc=4.0",
+        "--config.optim.steps=4000",
+        "--config.train.dev_every=4000",  # its decoder chooses no checkpoint: the last one counts
+    ]
     for seed in SEEDS:
         found[f"m1_seed{seed}"] = [*heads("latent", 1), f"--config.seed={seed}"]
         found[f"m4_seed{seed}"] = [*heads("latent", 4), f"--config.seed={seed}"]
@@ -44,7 +64,6 @@ def runs(llama: str) -> dict[str, list[str]]:
         found["llama_m4"] = [
             *heads("latent", 4),
             f"--config.pretrained.decoder={llama}",
-            f"--config.pretrained.ctc={_OUT.value}/m4_seed0",
             "--config.decoder.lora.rank=16",
             '--config.optim.freeze=("whisper/*", "decoder/*", "!*/lora_?")',
         ]
@@ -63,6 +82,10 @@ def main(argv: list[str]) -> None:
         command = [
             *(sys.executable, "-m", "mtp_jax.train", "--config=configs/whisper.py"),
             *(f"--workdir={workdir}", f"--config.pretrained.encoder={_ENCODER.value}"),
+            f"--config.data.train={'+'.join(f'{_SPEECH.value}/{c}.train.jsonl' for c in CORPORA)}",
+            f"--config.data.dev={_SPEECH.value}/librispeech.dev.jsonl",
+            f"--config.data.test={_SPEECH.value}/librispeech.test.jsonl",
+            *([] if name == "front" else [f"--config.pretrained.ctc={_OUT.value}/front"]),
             *everything[name],
             *extra,
         ]
