@@ -61,7 +61,11 @@ def fine(rows=4, heads=3, seed=0, spread=6.0, agree=0.8, **more) -> Fine:
     return Fine(made, jnp.float32(spread), jnp.float32(agree))
 
 
-@functools.partial(jax.jit, static_argnums=2)
+# Tiny programs take longer to optimize than to run.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(quick_jit, static_argnums=2)
 def decode(model, strategy, limit=LIMIT, active=None) -> Decoded:
     shape = getattr(model, "toy", model).prompt.shape
     active = jnp.ones(shape[0], bool) if active is None else active
