@@ -72,25 +72,27 @@ def decode(model, strategy, limit=LIMIT, active=None) -> Decoded:
     return strategy.decode(model.model(), active, limit)
 
 
+@quick_jit
+def log_probs(model: Fine, state: jax.Array, position: jax.Array) -> jax.Array:
+    """Of all heads behind a prefix: float32[M, V]."""
+    seen, hidden = model.model(), jnp.stack([state, position])
+    logits = [seen.next_token(hidden)[None], seen.later_tokens(hidden)]
+    return jax.nn.log_softmax(jnp.concatenate(logits))
+
+
 class Plain:
     """One row of a `Fine` as plain Python over lists of tokens."""
 
     def __init__(self, model: Fine, row: int):
         self.model, self.row = model, toy.by_hand(model.toy)[row]
-        self._heads = jax.jit(self._log_probs)
         self._known: dict[tuple[int, ...], np.ndarray] = {}
-
-    def _log_probs(self, state, position):
-        model, hidden = self.model.model(), jnp.stack([state, position])
-        logits = [model.next_token(hidden)[None], model.later_tokens(hidden)]
-        return jax.nn.log_softmax(jnp.concatenate(logits))
 
     def heads(self, text: tuple[int, ...]) -> np.ndarray:
         """Log-probabilities [M, V] behind `text`."""
         if text not in self._known:
             position = len(self.row.prompt) + len(text)
             state = self.row._state(list(text))
-            self._known[text] = np.asarray(self._heads(jnp.int32(state), jnp.int32(position)))
+            self._known[text] = np.asarray(log_probs(self.model, state, position))
         return self._known[text]
 
     def score(self, text: tuple[int, ...]) -> float:
@@ -103,12 +105,12 @@ class Plain:
         def over(text):
             return bool(text) and (text[-1] == EOS or len(text) >= limit)
 
-        def best(beam, log_probs):
+        def best(beam, heads):
             """The K best (text, score, parent) of all continuations."""
             found = [(text, score, text) for text, score in beam if over(text)]
             for text, score in beam:
                 if not over(text):
-                    for token, log_prob in enumerate(log_probs(text)):
+                    for token, log_prob in enumerate(heads(text)):
                         found.append(((*text, token), score + float(log_prob), text))
             return sorted(found, key=rank, reverse=True)[:beams]
 
