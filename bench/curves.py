@@ -9,32 +9,17 @@ step 0.
 
 from __future__ import annotations
 
-import pathlib
-
 import matplotlib
 from absl import app, flags
-from tensorboardX.proto import event_pb2
+
+from mtp_jax.scalars import read_scalars
+from mtp_jax.workdir import Workdir
 
 _RUNS = flags.DEFINE_string("runs", None, "NAME:WORKDIR[,WORKDIR];...", required=True)
 _SCALAR = flags.DEFINE_string("scalar", "dev/wer", "name of the scalar")
 _LABEL = flags.DEFINE_string("label", None, "of the axis; default: the scalar's name")
 _START = flags.DEFINE_float("start", None, "value that all runs begin with")
 _OUTPUT = flags.DEFINE_string("output", None, "a PNG file", required=True)
-
-
-def scalars(workdir: str, name: str) -> dict[int, float]:
-    """Values of a scalar by step; of steps made twice (after a kill) the last."""
-    found: dict[int, float] = {}
-    for file in sorted((pathlib.Path(workdir) / "tensorboard").glob("events*")):
-        content, at = file.read_bytes(), 0
-        while at < len(content):  # length, its checksum (4 bytes), the event, its checksum
-            size = int.from_bytes(content[at : at + 8], "little")
-            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + size])
-            at += 16 + size
-            for value in event.summary.value:
-                if value.tag == name:
-                    found[event.step] = value.simple_value
-    return found
 
 
 def main(argv: list[str]) -> None:
@@ -46,7 +31,7 @@ def main(argv: list[str]) -> None:
     for number, group in enumerate(_RUNS.value.split(";")):
         name, _, workdirs = group.partition(":")
         for i, workdir in enumerate(workdirs.split(",")):
-            found = scalars(workdir, _SCALAR.value)
+            found = read_scalars(Workdir(workdir)).get(_SCALAR.value, {})
             if not found:
                 raise app.UsageError(f"{workdir} has no scalar {_SCALAR.value}")
             if _START.value is not None:

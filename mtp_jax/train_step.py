@@ -168,7 +168,10 @@ def loss_fn(
         params: its parameters.
         batch: waveforms and tokens; rows of length 0 count nowhere.
         key: for SpecAugment, noise in the text and dropout; None turns all off.
-        spelling: of the tokenizer; with ``config.mwer.weight`` it is needed.
+        spelling: of the tokenizer, which ``config.mwer.weight`` above 0 needs.
+
+    Raises:
+        ValueError: it is needed and missing.
 
     Returns:
         The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token), ``ctc`` (nats a
@@ -214,7 +217,9 @@ def loss_fn(
     ctc = nats / jnp.maximum(count, 1)
     loss += c.loss.ctc * ctc
     metrics = {f"head_{m + 1}": by_head[m] for m in range(c.heads.count)}
-    if c.mwer.weight and spelling is not None:
+    if c.mwer.weight:
+        if spelling is None:
+            raise ValueError("config.mwer.weight is above 0: give the tokenizer's spelling")
         expected, seen = mwer_loss(model, params, encoded, batch, spelling)
         loss = c.mwer.cross_entropy * loss + c.mwer.weight * expected
         metrics |= seen

@@ -11,7 +11,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
 from mtp_jax import training
 from mtp_jax.checkpoint import Checkpoints
@@ -30,6 +29,7 @@ from mtp_jax.config import (
     to_config_dict,
 )
 from mtp_jax.model import load
+from mtp_jax.scalars import read_scalars
 from mtp_jax.train_step import noisy_tokens
 from mtp_jax.workdir import Workdir, WorkdirError
 
@@ -109,20 +109,6 @@ def uninterrupted(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     train(config, path)
     return path
-
-
-def logged(path: pathlib.Path) -> dict[str, list[float]]:
-    """TensorBoard scalars of a workdir, by name."""
-    found: dict[str, list[float]] = {}
-    for file in sorted(Workdir(path).tensorboard.glob("events*")):
-        content, at = file.read_bytes(), 0
-        while at < len(content):  # length, its checksum (4 bytes), the event, its checksum
-            size = int.from_bytes(content[at : at + 8], "little")
-            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + size])
-            at += 16 + size
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append(value.simple_value)
-    return found
 
 
 def kill():
@@ -292,7 +278,7 @@ def test_mwer_goes_on_from_a_finished_model(config, uninterrupted, tmp_path):
         optim=dataclasses.replace(config.optim, steps=2, warmup_steps=0, learning_rate=1e-4),
     )
     train(tuned, tmp_path)
-    scalars = logged(tmp_path)
+    scalars = {k: list(v.values()) for k, v in read_scalars(Workdir(tmp_path)).items()}
     assert scalars["train/nbest_size"] == [3.0]
     assert 0 < scalars["train/oracle_errors"][0] <= scalars["train/nbest_errors"][0]
     assert scalars["train/nbest_calls"][0] > 1

@@ -316,7 +316,7 @@ class Evaluation:
         normalizer: "english" (Whisper's), "basic" (Whisper's for other languages) or "none".
         strategies: rows of the table: "ctc", "greedy", "threshold", "verify" or "prefix_beam".
         beams: hypotheses of prefix beam search.
-        beam_tau: least share of head 1's own beam that what a call gives it must hold.
+        beam_tau: least share of head 1's own beam that a block of drafts must hold to be kept.
         length_power: its hypotheses are compared by log-probability over length to this power.
         bucket_seconds: length buckets, as in `Data`, which it falls back on if empty. Every
             bucket costs one compilation a strategy and batch size.

@@ -64,21 +64,6 @@ class Model(NamedTuple):
     heads: int
     eos: int
 
-    def with_heads(self, heads: int) -> Model:
-        """The same with the first `heads` of M, or fewer if there are not as many."""
-        later, heads = self.later_tokens, min(heads, self.heads)
-        draft = self.draft
-
-        def drafts(hidden: jax.Array, first: jax.Array, emitted: Emitted) -> Drafts:
-            tokens, probabilities = draft(hidden, first, emitted)
-            return Drafts(tokens[:, : heads - 1], probabilities[:, : heads - 1])
-
-        return self._replace(
-            later_tokens=lambda hidden: later(hidden)[..., : heads - 1, :],
-            draft=drafts,
-            heads=heads,
-        )
-
 
 @struct.dataclass
 class Emitted:

@@ -48,9 +48,12 @@ class PrefixBeam:
 
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does; the best hypothesis, and the list as ``nbest``."""
-        all_heads = model.heads
+        all_heads, later_tokens = model.heads, model.later_tokens
         if self.heads:
-            model = model.with_heads(self.heads)
+            heads = min(self.heads, all_heads)
+            model = model._replace(
+                heads=heads, later_tokens=lambda hidden: later_tokens(hidden)[..., : heads - 1, :]
+            )
 
         def unfinished(state: _State) -> jax.Array:
             return jnp.any(state.open)
@@ -77,9 +80,9 @@ class PrefixBeam:
             calls=active.astype(jnp.int32),
             steps=jnp.int32(1),
         )
-        heads = _all_log_probs(model, hidden)
-        heads = jnp.broadcast_to(heads[:, None], (rows, self.beams, *heads.shape[1:]))
-        start = self._extend(start, heads, model.eos)
+        first = _all_log_probs(model, hidden)
+        first = jnp.broadcast_to(first[:, None], (rows, self.beams, *first.shape[1:]))
+        start = self._extend(start, first, model.eos)
         end = jax.lax.while_loop(unfinished, step, start)
         order = jnp.argsort(-end.beam.rank(self.length_power), axis=1, stable=True)
         best = end.beam.taken(order)
