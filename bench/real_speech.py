@@ -51,8 +51,8 @@ def runs(llama: str) -> dict[str, list[str]]:
         "--config.decoder.kv_heads=1",
         "--config.decoder.feedforward=128",
         "--config.loss.ctc=4.0",
-        "--config.optim.steps=4000",
-        "--config.train.dev_every=4000",  # its decoder chooses no checkpoint: the last one counts
+        "--config.optim.steps=2500",
+        "--config.train.dev_every=2500",  # its decoder chooses no checkpoint: the last one counts
     ]
     for seed in SEEDS:
         found[f"m1_seed{seed}"] = [*heads("latent", 1), f"--config.seed={seed}"]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.config import Encoder, RopeScaling
+from mtp_jax.nn.attention import attend
 from mtp_jax.nn.layers import LayerNorm, Linear, parameter, rotary_frequencies, rotate, zero_padding
 
 
@@ -82,8 +83,7 @@ class SelfAttention(nn.Module):
         positions = jnp.broadcast_to(jnp.arange(frames), (rows, frames))
         frequencies, _ = rotary_frequencies(width // heads, 10_000.0, RopeScaling())
         q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
-        y = jax.nn.dot_product_attention(q, k, v, mask=real[:, None, None, :])
-        y = y.reshape(rows, frames, width)
+        y = attend(q, k, v, real).reshape(rows, frames, width)
         return Linear(width, ("heads", "embed"), True, self.dtype, name="output")(y)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.config import Lora, RopeScaling
+from mtp_jax.nn.products import matmul
 
 Axes = tuple[str | None, ...]
 Initializer = nn.initializers.Initializer
@@ -49,12 +50,12 @@ class Linear(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), self.axes, shape)
         x = x.astype(self.dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = matmul(x, kernel)
         if rank := self.lora.rank:
             (into, out), (random, zeros) = self.axes, (nn.initializers.lecun_normal(), _zeros)
             a = parameter(self, "lora_a", random, (into, None), (shape[0], rank))
             b = parameter(self, "lora_b", zeros, (None, out), (rank, shape[1]))
-            y += (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (self.lora.alpha / rank)
+            y += matmul(matmul(x, a), b) * (self.lora.alpha / rank)
         if self.bias:
             init = nn.initializers.normal(self.bias_std)
             bias = parameter(self, "bias", init, self.axes[-1:], (self.features,))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.config import Whisper
+from mtp_jax.nn.attention import attend
 from mtp_jax.nn.conformer import frames_mask
 from mtp_jax.nn.layers import LayerNorm, Linear, zero_padding
 
@@ -59,8 +60,7 @@ class Block(nn.Module):
 
         y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
         q, k, v = project("query", True), project("key", False), project("value", True)
-        y = jax.nn.dot_product_attention(q, k, v, mask=real[:, None, None, :])
-        y = y.reshape(rows, frames, width)
+        y = attend(q, k, v, real).reshape(rows, frames, width)
         x = x + linear(width, ("heads", "embed"), True, name="output")(y)
         y = LayerNorm(dtype=self.dtype, name="feedforward_norm")(x)
         y = _gelu(linear(4 * width, ("embed", "mlp"), True, name="up")(y))
