@@ -32,9 +32,8 @@ def _head_by_head(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array) -> 
 
     @jax.checkpoint
     def head(qkv: tuple[jax.Array, ...]) -> jax.Array:
-        return jax.nn.dot_product_attention(
-            *(x[:, :, None] for x in qkv), mask=real[:, None, None, :]
-        )[:, :, 0]
+        q, k, v = (x[:, :, None] for x in qkv)
+        return _all_heads(q, k, v, real)[:, :, 0]
 
     by_head = tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v))
     return jnp.moveaxis(jax.lax.map(head, by_head), 0, 2)
