@@ -65,7 +65,7 @@ def runs(llama: str) -> dict[str, list[str]]:
             *heads("latent", 4),
             f"--config.pretrained.decoder={llama}",
             "--config.decoder.lora.rank=16",
-            '--config.optim.freeze=("whisper/*", "decoder/*", "!*/lora_?")',
+            '--config.optim.freeze=("whisper/*", "decoder/*", "!decoder/*/lora_?")',
         ]
     return found
 

@@ -1,6 +1,7 @@
 """What a frozen Whisper encoder makes of a source, kept on disk for training behind it.
 
-An entry belongs to an audio, a speed, an encoder (by the digest of its weights) and a front end:
+An entry belongs to an audio, a speed, an encoder (by the digests of its weights, those of a trained
+LoRA included) and a front end:
 when any changes, another entry is made. Entries are float16.
 """
 
@@ -28,6 +29,7 @@ from mtp_jax.data import DataError, Source, eval_batches
 from mtp_jax.data.source import Features
 from mtp_jax.features import feature_length
 from mtp_jax.nn.whisper import encoded_length
+from mtp_jax.params import by_path
 from mtp_jax.pretrained import digests
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.speech_features import speech_features
@@ -129,8 +131,7 @@ def with_encoder_cache(
     config = recognizer.model.config
     if not config.whisper.cached:
         return source
-    encoder = digests(config.pretrained)["encoder"]
-    cache = EncoderCache(_folder(config, encoder), config.whisper.width)
+    cache = EncoderCache(_folder(config, _weights(recognizer)), config.whisper.width)
     audio = [_digest(source, i) for i in range(len(source.utterances))]
     longest, rate = config.data.bucket_seconds[-1], config.front_end.sample_rate
     speeds = sorted({1.0, *speeds})
@@ -199,6 +200,19 @@ def _encoded(
                     made = np.asarray(features[row, : length[row]], np.float16)
                     yield todo[n], made, int(batch.audio_length[row])
                     bar.update()
+
+
+def _weights(recognizer: Recognizer) -> str:
+    """Digest of the encoder's weights: its source's, and those that a training has changed."""
+    encoder = digests(recognizer.model.config.pretrained).get("encoder", "")
+    leaves = by_path({"whisper": recognizer.params["whisper"]})
+    own = {path: x for path, x in leaves.items() if path not in recognizer.imported}
+    if not own:
+        return encoder
+    tuned = hashlib.sha256(encoder.encode())
+    for path in sorted(own):
+        tuned.update(path.encode() + np.asarray(jax.device_get(own[path])).tobytes())
+    return tuned.hexdigest()
 
 
 def _folder(config: Config, encoder: str) -> Path:

@@ -52,24 +52,27 @@ def completed(config: Config) -> Config:
 
 
 def _with_ctc_of(config: Config) -> Config:
-    """`config` with the Conformer of ``config.pretrained.ctc``."""
+    """`config` with the Conformer of ``config.pretrained.ctc``, and with its Whisper's LoRA."""
     if not config.pretrained.ctc:
         return config
     theirs = Workdir(config.pretrained.ctc).read_config()
-    same = dataclasses.replace(
-        theirs.whisper,
-        padded=config.whisper.padded,
-        cached=config.whisper.cached,
-        lora=config.whisper.lora,
-    )
-    if same != config.whisper or theirs.front_end != config.front_end:
+    ours = config.whisper
+    own = {"padded": ours.padded, "cached": ours.cached}
+    whisper = dataclasses.replace(theirs.whisper, **own)
+    if whisper != dataclasses.replace(ours, lora=whisper.lora) or (
+        theirs.front_end != config.front_end
+    ):
         raise WorkdirError(
             f"config.pretrained.ctc={config.pretrained.ctc} listens to another speech encoder or"
             " front end than this run: give both the same config.pretrained.encoder"
         )
+    if not whisper.lora.rank:
+        whisper = ours
     kept = ("dropout", "remat", "scan_layers")
     own = {name: getattr(config.encoder, name) for name in kept}
-    return dataclasses.replace(config, encoder=dataclasses.replace(theirs.encoder, **own))
+    return dataclasses.replace(
+        config, whisper=whisper, encoder=dataclasses.replace(theirs.encoder, **own)
+    )
 
 
 def with_sizes_of(config: Config, theirs: Config) -> Config:
@@ -124,7 +127,8 @@ def starting_point(
         log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
     elif config.pretrained.ctc:
         saved = _that_fit(Workdir(config.pretrained.ctc), by_path(shapes), mesh)
-        initial = {path: x for path, x in saved.items() if path.startswith(("encoder/", "ctc/"))}
+        theirs = ("encoder/", "ctc/", "whisper/")
+        initial = {path: x for path, x in saved.items() if path.startswith(theirs)}
     label = "label_embedding"
     if label in by_path(shapes) and label not in initial and "decoder/embedding" in parts:
         spelled = labels_as_text(tokenizer, parts["decoder/embedding"])
@@ -193,4 +197,4 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None) -> Recognizer:
     else:
         with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
             params = checkpoints.restore_best(own, own_shardings)
-    return Recognizer(model, merge(params, nested(imported)), tokenizer, mesh)
+    return Recognizer(model, merge(params, nested(imported)), tokenizer, mesh, imported)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, cast
 
 import jax
@@ -99,12 +99,19 @@ class Recognizer:
         model, params: what decodes.
         tokenizer: turns tokens into text.
         mesh: batches that its devices divide are split over them.
+        imported: paths of the parameters that are just as ``config.pretrained`` has them.
     """
 
     def __init__(
-        self, model: SpeechLlama, params: Any, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+        self,
+        model: SpeechLlama,
+        params: Any,
+        tokenizer: Tokenizer,
+        mesh: jax.sharding.Mesh,
+        imported: Collection[str] = (),
     ) -> None:
         self.model, self.params, self.tokenizer, self.mesh = model, params, tokenizer, mesh
+        self.imported = frozenset(imported)
         self._compiled: dict[Any, Any] = {}
 
     def place(self, batch: Batch) -> Batch:

@@ -26,7 +26,7 @@ from mtp_jax.importers import resolve
 from mtp_jax.model import make_model, starting_point
 from mtp_jax.mwer import search_seconds
 from mtp_jax.optim import learning_rate, make_optimizer
-from mtp_jax.params import count, merge
+from mtp_jax.params import by_path, count, merge
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer
 from mtp_jax.train_step import TrainState, init_state, make_train_step
@@ -170,9 +170,11 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
     optimizer = make_optimizer(config.optim)
     start = starting_point(model, tokenizer, workdir, mesh)
     state, shardings = init_state(model, optimizer, mesh, *start)
-    recognizer = Recognizer(model, state.model_params, tokenizer, mesh)
+    recognizer = Recognizer(model, state.model_params, tokenizer, mesh, by_path(state.imported))
     if config.whisper.cached and "whisper" in state.params:
-        raise ConfigError("config.whisper.cached needs whisper/* among config.optim.freeze")
+        raise ConfigError(
+            "config.whisper.cached needs whisper/*, LoRA included, among config.optim.freeze"
+        )
     source = with_encoder_cache(source, recognizer, config.augment.speeds)
     dev = with_encoder_cache(dev, recognizer)
     batches, report = train_batches(

@@ -9,17 +9,28 @@ import jax
 import numpy as np
 import pytest
 
+from mtp_jax import encoder_cache
 from mtp_jax.comparison import Task
-from mtp_jax.config import Adaptor, Config, Decoder, Encoder, Heads, Pretrained
+from mtp_jax.config import (
+    Adaptor,
+    Config,
+    Decoder,
+    Encoder,
+    Heads,
+    Lora,
+    Pretrained,
+    Whisper,
+)
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source, train_batches
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.exported import export
 from mtp_jax.model import completed, labels_as_text, load
 from mtp_jax.params import by_path
+from mtp_jax.speech_features import speech_features
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer
 from mtp_jax.workdir import Workdir, WorkdirError
-from tests.test_pretrained import cache, config, parts, train  # noqa: F401
+from tests.test_pretrained import cache, config, parts, same, train  # noqa: F401
 
 LABELS = 40
 
@@ -122,6 +133,40 @@ def test_conformer_and_ctc_are_taken_over_from_a_model_with_another_decoder(
     tokenizer = Tokenizer.load(workdir.path)
     assert (tokenizer.vocab_size, tokenizer.ctc.vocab_size) == (80, LABELS)
     assert ours["label_embedding"].shape == (LABELS, 24)
+
+
+def test_a_speech_encoder_that_was_tuned_is_taken_over_and_cached_as_it_is_now(
+    config, tmp_path, tmp_path_factory
+):
+    tuned = train(
+        config,
+        tmp_path_factory.mktemp("tuned"),
+        pretrained=Pretrained(encoder=config.pretrained.encoder),
+        tokenizer=TokenizerConfig(vocab_size=64),
+        whisper=Whisper(lora=Lora(rank=2)),
+        decoder=Decoder(width=24, layers=1, query_heads=2, kv_heads=1, head_size=8),
+        optim=dataclasses.replace(config.optim, freeze=("whisper/*", "!*/lora_?")),
+    )
+    behind = train(
+        config,
+        tmp_path,
+        pretrained=dataclasses.replace(config.pretrained, ctc=str(tuned.path)),
+        optim=dataclasses.replace(
+            config.optim, freeze=("whisper/*", "decoder/*", "!decoder/*/lora_?")
+        ),
+    )
+    ours, theirs = load(behind), load(tuned)
+    assert theirs.params["whisper"]["blocks"]["up"]["lora_b"].any()
+    assert same(ours.params["whisper"], theirs.params["whisper"])
+    data = ours.model.config.data
+    plain = open_source("embedded/tiny:test", data, 16_000)
+    stored = encoder_cache.with_encoder_cache(plain, ours)
+    for recognizer in (ours, theirs):
+        batch = next(iter(Task.of(plain, recognizer).batches(4)))
+        features, length = speech_features(recognizer.model, recognizer.params, batch)
+        for row, n in enumerate(length):
+            kept, _ = stored.features.read(int(batch.index[row]), 1.0)
+            np.testing.assert_allclose(kept, features[row, :n], rtol=2e-3, atol=2e-3)
 
 
 def test_a_conformer_of_another_speech_encoder_is_refused(trained, config):

@@ -373,7 +373,9 @@ def test_other_audio_is_another_entry_and_another_encoder_another_cache(trained,
 
 
 def test_a_cache_needs_a_frozen_encoder(config, tmp_path):
-    with pytest.raises(ConfigError, match=r"needs whisper/\* among config\.optim\.freeze"):
+    with pytest.raises(
+        ConfigError, match=r"needs whisper/\*, LoRA included, among config\.optim\.freeze"
+    ):
         train(config, tmp_path, optim=dataclasses.replace(config.optim, freeze=()))
 
 

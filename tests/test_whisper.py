@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.config import Config, ConfigError, Data, FrontEnd, Lora, Whisper
+from mtp_jax.config import Config, ConfigError, Data, FrontEnd, Whisper
 from mtp_jax.nn.whisper import WhisperEncoder, _neighbours, encoded_length, sinusoids
 
 CONFIG = Whisper(width=8, layers=2, heads=2, positions=20)
@@ -83,10 +83,6 @@ def test_the_position_table():
     ("make", "said"),
     [
         (lambda: Whisper(width=10, layers=1, heads=4), r"config\.whisper\.width \(10\)"),
-        (
-            lambda: Whisper(width=8, layers=1, heads=2, cached=True, lora=Lora(rank=2)),
-            r"config\.whisper\.cached must be False",
-        ),
         (lambda: Config(whisper=CONFIG), r"config\.front_end\.flavour"),
         (
             lambda: Config(

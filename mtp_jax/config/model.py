@@ -63,7 +63,8 @@ class Whisper:
         padded: encode windows of 30 s padded with silence, as Whisper was trained; False encodes
             the true length of each utterance, which is cheaper.
         cached: training reads its outputs from disk, made once for each utterance and each of
-            `config.augment.speeds` (about 50 kB a second of audio for D = 512); it must be frozen.
+            `config.augment.speeds` (about 50 kB a second of audio for D = 512); it must be frozen,
+            its LoRA included.
         lora: trained beside it.
     """
 
@@ -80,11 +81,6 @@ class Whisper:
             check(getattr(self, name) >= 0, f"whisper.{name}", "must not be negative")
         check(self.positions > 0, "whisper.positions", "must be positive")
         self.lora.check("whisper")
-        check(
-            not (self.cached and self.lora.rank),
-            "whisper.cached",
-            "must be False where config.whisper.lora.rank is not 0: its outputs would change",
-        )
         check(
             not self.layers or (self.heads > 0 and self.width > 0 and not self.width % self.heads),
             "whisper.width",

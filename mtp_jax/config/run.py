@@ -103,7 +103,8 @@ class Pretrained:
         decoder: a LLaMA model, as Hugging Face keeps it or in GGUF; fills in `config.decoder`, and
             brings its tokenizer.
         ctc: workdir or exported folder of a finished model behind the same `encoder`: its Conformer
-            and its CTC head are begun with, and its tokenizer becomes that of CTC.
+            and its CTC head are begun with, what it has made of the encoder (LoRA) is kept, and
+            its tokenizer becomes that of CTC.
     """
 
     encoder: str = ""
