@@ -57,22 +57,18 @@ def _with_ctc_of(config: Config) -> Config:
         return config
     theirs = Workdir(config.pretrained.ctc).read_config()
     ours = config.whisper
-    own = {"padded": ours.padded, "cached": ours.cached}
-    whisper = dataclasses.replace(theirs.whisper, **own)
-    if whisper != dataclasses.replace(ours, lora=whisper.lora) or (
-        theirs.front_end != config.front_end
-    ):
+    whisper = dataclasses.replace(theirs.whisper, padded=ours.padded, cached=ours.cached)
+    same = dataclasses.replace(whisper, lora=ours.lora)
+    if same != ours or theirs.front_end != config.front_end:
         raise WorkdirError(
             f"config.pretrained.ctc={config.pretrained.ctc} listens to another speech encoder or"
             " front end than this run: give both the same config.pretrained.encoder"
         )
-    if not whisper.lora.rank:
-        whisper = ours
+    whisper = whisper if whisper.lora.rank else ours
     kept = ("dropout", "remat", "scan_layers")
-    own = {name: getattr(config.encoder, name) for name in kept}
-    return dataclasses.replace(
-        config, whisper=whisper, encoder=dataclasses.replace(theirs.encoder, **own)
-    )
+    own: dict[str, Any] = {name: getattr(config.encoder, name) for name in kept}
+    encoder = dataclasses.replace(theirs.encoder, **own)
+    return dataclasses.replace(config, whisper=whisper, encoder=encoder)
 
 
 def with_sizes_of(config: Config, theirs: Config) -> Config:
