@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
                 steps=100_000,
                 warmup_steps=2_000,
                 learning_rate=5e-4,
-                freeze=("whisper/*", "decoder/*", "!*/lora_?"),
+                freeze=("whisper/*", "decoder/*", "!decoder/*/lora_?"),
             ),
             train=Train(dtype="bfloat16", dev_every=5_000, checkpoint_every=1_000),
             evaluation=Evaluation(batch_sizes=(1, 8, 32)),
