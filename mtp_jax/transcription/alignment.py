@@ -81,5 +81,5 @@ def _path(log_probs: np.ndarray, labels: Sequence[int]) -> tuple[np.ndarray, flo
     states, total = np.empty(frames, int), float(score[last])
     for frame in range(frames - 1, -1, -1):
         states[frame] = last
-        last -= came[frame, last]
+        last -= int(came[frame, last])
     return states, total

@@ -90,8 +90,8 @@ def right_words(reference: Sequence[str], words: Sequence[str]) -> list[bool]:
     right = [False] * len(words)
     # Words as characters of an alphabet of their own: nothing is normalised or split.
     names = {word: f"w{i}" for i, word in enumerate({*reference, *words})}
-    sides = (" ".join(names[word] for word in side) for side in (reference, words))
-    for chunk in jiwer.process_words(*sides).alignments[0]:
+    said, heard = (" ".join(names[word] for word in side) for side in (reference, words))
+    for chunk in jiwer.process_words(said, heard).alignments[0]:
         if chunk.type == "equal":
             for i in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
                 right[i] = True

@@ -27,6 +27,7 @@ from mtp_jax.transcription.step import Heard, hear, hear_ctc
 
 Key = TypeVar("Key")
 Audio = str | os.PathLike[str] | np.ndarray
+Several = list[Audio] | tuple[Audio, ...]
 Named = Strategy | str | None
 
 _AHEAD = 4  # batches of pieces that are sorted by length before they are decoded
@@ -96,12 +97,12 @@ class Transcriber:
 
     @overload
     def transcribe(
-        self, audio: Sequence[Audio], *, rate: int | None = None, strategy: Named = "verify"
+        self, audio: Several, *, rate: int | None = None, strategy: Named = "verify"
     ) -> list[Transcript]: ...
 
     def transcribe(
         self,
-        audio: Audio | Sequence[Audio],
+        audio: Audio | Several,
         *,
         rate: int | None = None,
         strategy: Named = "verify",
@@ -128,7 +129,7 @@ class Transcriber:
             ValueError: there is no strategy of that name.
         """
         several = isinstance(audio, (list, tuple))
-        items = list(cast(Sequence[Audio], audio) if several else [cast(Audio, audio)])
+        items = list(cast(Several, audio) if several else [cast(Audio, audio)])
         found: dict[int, Transcript] = {}
         for key, outcome in self.transcribe_all(enumerate(items), rate=rate, strategy=strategy):
             if isinstance(outcome, AudioError):

@@ -81,6 +81,6 @@ class VoiceActivity:
         found = np.zeros(whole, np.float32)
         for i in range(whole):
             window = samples[i * self._size : (i + 1) * self._size]
-            found[i] = self._detector.process(memoryview(window))
+            found[i] = self._detector.process(window.data)
         self._left = samples[whole * self._size :].copy()
         return found
