@@ -100,22 +100,30 @@ class _Cutter:
 
     def __init__(self, sample_rate: int, longest: float) -> None:
         self.rate, self.longest, self.overlap = sample_rate, longest, overlap(longest)
-        self.audio = np.zeros(0, np.int16)  # from `base` on
-        self.voiced = np.zeros(0, np.float32)  # of windows from `base` on
-        self.base = 0.0  # s; a whole number of windows
-        self.done = 0.0  # s, of what was handed out or left out
-        self.overlaps = False
+        self.dropped = 0  # windows
+        self.audio = np.zeros(0, np.int16)  # behind these
+        self.voiced = np.zeros(0, np.float32)  # of the windows behind these
+        self.resume = 0.0  # s, where the last piece lets the next begin
+        self.overlaps = False  # whether it must begin there
 
     def add(self, audio: np.ndarray, voiced: np.ndarray) -> None:
         self.audio = np.concatenate([self.audio, audio])
         self.voiced = np.concatenate([self.voiced, voiced])
 
     @property
+    def base(self) -> float:
+        """Where `audio` begins, in s."""
+        return self._sample(self.dropped) / self.rate
+
+    @property
     def end(self) -> float:
-        return self.base + len(self.audio) / self.rate
+        return (self._sample(self.dropped) + len(self.audio)) / self.rate
+
+    def _sample(self, window: int) -> int:
+        return round(window * WINDOW_SECONDS * self.rate)
 
     def pieces(self, final: bool = False) -> Iterator[Piece]:
-        if final and self.base == 0 and self.end <= self.longest:
+        if final and not self.dropped and self.end <= self.longest:
             if len(self.audio) and self.voiced.max(initial=0.0) >= self._threshold():
                 yield self._piece(0.0, self.end, self.end)
             return
@@ -126,25 +134,24 @@ class _Cutter:
             start, stop, resume, overlaps = found
             yield self._piece(start, stop, resume)
             self._forget(resume)
-            self.overlaps = overlaps
+            self.resume, self.overlaps = resume, overlaps
 
     def _threshold(self) -> float:
         # The detector needs some windows to make up its mind: a word alone is given the benefit.
         return _HEARD if self.end >= 1.0 else 0.1
 
     def _piece(self, start: float, stop: float, resume: float) -> Piece:
-        a, b = (round((t - self.base) * self.rate) for t in (start, stop))
-        covered, self.done = resume - self.done, resume
-        return Piece(start, self.audio[max(a, 0) : b].copy(), covered, self.overlaps)
+        a, b = (round(t * self.rate) - self._sample(self.dropped) for t in (start, stop))
+        return Piece(start, self.audio[a:b].copy(), resume - self.resume, self.overlaps)
 
     def _forget(self, until: float) -> None:
         """Drops what lies before `until`, in whole windows."""
-        windows = min(int((until - self.base) / WINDOW_SECONDS + 1e-6), len(self.voiced))
+        windows = min(int(until / WINDOW_SECONDS + 1e-6) - self.dropped, len(self.voiced))
         if windows <= 0:
             return
-        base = self.base + windows * WINDOW_SECONDS
-        self.audio = self.audio[round((base - self.base) * self.rate) :]
-        self.voiced, self.base = self.voiced[windows:], base
+        samples = self._sample(self.dropped + windows) - self._sample(self.dropped)
+        self.audio, self.voiced = self.audio[samples:], self.voiced[windows:]
+        self.dropped += windows
 
     def _next(self, final: bool) -> tuple[float, float, float, bool] | None:
         """Start and end of the next piece, where to go on, and whether the two overlap."""
@@ -155,7 +162,7 @@ class _Cutter:
             self.overlaps = False
             return None
         first = speech[0][0]
-        start = self.base if self.overlaps else max(self.base, first - MARGIN)
+        start = self.resume if self.overlaps else max(self.resume, first - MARGIN)
         if not final and self.end - start <= self.longest + PAUSE:
             if not self.overlaps:
                 self._forget(start)
@@ -193,7 +200,8 @@ class _Cutter:
                 begun = None
         if begun is not None:
             runs.append((begun, len(self.voiced)))
-        return [(self.base + a * WINDOW_SECONDS, self.base + b * WINDOW_SECONDS) for a, b in runs]
+        d = self.dropped
+        return [((d + a) * WINDOW_SECONDS, (d + b) * WINDOW_SECONDS) for a, b in runs]
 
 
 def _quietest(audio: np.ndarray, rate: int, low: float, high: float) -> float:
