@@ -20,7 +20,7 @@ from mtp_jax.train_step import init_state
 from mtp_jax.workdir import Workdir
 
 CONFIG = Config(
-    data=Data(bucket_seconds=(1.5, 3.2), max_tokens=12),
+    data=Data(bucket_seconds=(3.2,), max_tokens=12),
     tokenizer=Tokenizer(vocab_size=48),
     encoder=Encoder(width=16, layers=1, heads=2, kernel=3, feedforward=1),
     decoder=Decoder(width=16, layers=1, query_heads=2, head_size=8, feedforward=16),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -22,7 +23,8 @@ import mtp_jax
 from mtp_jax.audio import AudioError, array_blocks, audio_blocks, read_audio
 from mtp_jax.checkpoint import CheckpointError
 from mtp_jax.data import corpus, grammar
-from mtp_jax.decoding import Greedy, PrefixBeam, Verify
+from mtp_jax.decode_step import decode
+from mtp_jax.decoding import Verify
 from mtp_jax.nn.speech_llama import call
 from mtp_jax.speech_features import speech_features
 from mtp_jax.tokenizer import TokenizerError
@@ -31,7 +33,6 @@ from mtp_jax.transcription.ahead import ahead
 from mtp_jax.transcription.alignment import align
 from mtp_jax.transcription.cutting import Piece
 from mtp_jax.transcription.results import Segment, Transcript, Word
-from mtp_jax.transcription.step import hear
 from mtp_jax.workdir import WorkdirError
 from tests.models import tiny_workdir
 
@@ -72,7 +73,7 @@ def same(a: Transcript, b: Transcript) -> None:
     np.testing.assert_allclose([w[1:3] for w in a.words], [w[1:3] for w in b.words])
 
 
-@pytest.mark.parametrize("strategy", ["verify", "greedy", "ctc"])
+@pytest.mark.parametrize("strategy", ["verify", "prefix_beam", "ctc"])
 def test_what_holds_of_every_transcript(model, talk, strategy):
     found = model.transcribe(talk, rate=RATE, strategy=strategy)
     assert found.strategy == strategy
@@ -102,37 +103,39 @@ def test_what_holds_of_every_transcript(model, talk, strategy):
 
 def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves):
     """A recording that fits is decoded as `evaluate` decodes it; each call's block is in place."""
-    batch = model._batch(waves[:1])
-    params, network = model.recognizer.params, model.recognizer.model
-    for strategy in (Greedy(), Verify()):
-        placed = model.recognizer.place(batch)
-        decoded = hear(network, params, placed, jax.tree.map(jnp.float32, strategy))
-        segment = model.decode([Piece(0.0, waves[0], 0.0)], strategy)[0]
+    batch = model._batch(waves)
+    decoded = decode(
+        model.recognizer.model, model.recognizer.params, model.recognizer.place(batch), Verify()
+    )
+    segments = model.decode([Piece(0.0, wave, 0.0) for wave in waves])
+    for row, segment in enumerate(segments):
         if segment.looped:
             continue
-        count = int(decoded.length[0])
-        assert [t.id for t in segment.tokens] == decoded.tokens[0, :count].tolist()
-        assert [t.call for t in segment.tokens] == decoded.call[0, :count].tolist()
+        count = int(decoded.length[row])
+        assert [t.id for t in segment.tokens] == decoded.tokens[row, :count].tolist()
+        assert [t.call for t in segment.tokens] == decoded.call[row, :count].tolist()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def teacher_forced(network, params, batch, tokens, length):
+    """float32[B, L] log-probabilities of head 1, by the pass that training makes."""
+    features, frames = speech_features(network, params, batch)
+    hidden, _ = call(network, params, "__call__", features, frames, tokens, length)
+    logits = call(network, params, "next_token", hidden)
+    said = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(said, tokens[..., None], axis=-1)[..., 0]
 
 
 def test_probabilities_are_those_of_the_teacher_forced_pass(model, waves):
     batch, params = model._batch(waves), model.recognizer.params
-    network = model.recognizer.model
-    heard = hear(network, params, batch, Verify())
-    features, length = speech_features(network, params, batch)
-    hidden, _ = call(network, params, "__call__", features, length, heard.tokens, heard.length)
-    logits = call(network, params, "next_token", hidden)
-    expected = jnp.take_along_axis(jax.nn.log_softmax(logits), heard.tokens[..., None], axis=-1)[
-        ..., 0
-    ]
+    heard = model._program(batch, Verify())(params, model.recognizer.place(batch), Verify())
+    network, tokens, length = model.recognizer.model, heard.tokens, heard.length
+    expected = teacher_forced(network, params, batch, tokens, length)
     for row in range(len(waves)):
-        count = int(heard.length[row])
-        np.testing.assert_allclose(
-            heard.log_probs[row, :count], expected[row, :count], rtol=1e-4, atol=1e-4
-        )
+        count = int(length[row])
+        ours, theirs = heard.log_probs[row, :count], expected[row, :count]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
         assert not heard.log_probs[row, count:].any()
-    searched = hear(network, params, batch, PrefixBeam(2, jnp.float32(0.5), jnp.float32(0)))
-    assert searched.log_probs.shape == heard.log_probs.shape
 
 
 def test_files_samples_and_batches_give_the_same(model, waves, talk, tmp_path):

@@ -21,6 +21,7 @@ from mtp_jax.transcription.step import Heard, columns
 
 _LABELS = 32  # columns are fetched in multiples of it: few shapes
 _UNHEARD = -20.0  # log-probability of a word that has no place in the audio
+_ONSET, _DECAY = 0.5, 2.0  # frames by which CTC is late with a word, and early with its end
 
 
 class _Row(NamedTuple):
@@ -99,7 +100,7 @@ class Reader:
             table = tables[i, : host["frames"][i]][:, used]
             found = align(table, np.searchsorted(unique[i], row.labels).tolist())
             seconds = len(piece.audio) / sample_rate
-            segment = self._segment(row, found, piece.start, seconds, kind, calibration)
+            segment = self._segment(row, found, piece.start, seconds, len(table), kind, calibration)
             made.append(dataclasses.replace(segment, decoder_calls=int(host["calls"][i])))
         return made
 
@@ -133,6 +134,7 @@ class Reader:
         found: Alignment | None,
         start: float,
         seconds: float,
+        frames: int,
         kind: str,
         calibration: Calibration | None,
     ) -> Segment:
@@ -143,7 +145,7 @@ class Reader:
             spans = np.column_stack([spans[:-1], spans[1:]])
             evidence[:, 1] = _UNHEARD
         else:
-            spans, evidence[:, 1] = _spans(found, row.word, len(words))
+            spans, evidence[:, 1] = word_spans(found, row.word, len(words), frames)
             spans = np.minimum(spans * self.frame_seconds, seconds)
             if kind == "ctc":  # the tokens are the labels
                 log_probs = (found.log_probs / (found.last - found.first + 1)).tolist()
@@ -172,10 +174,20 @@ class Reader:
         )
 
 
-def _spans(found: Alignment, word: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frames float[W, 2] in which each word begins and ends, and the mean log-probability there.
+def word_spans(
+    found: Alignment, word: Sequence[int], count: int, frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """When words were said.
 
-    A word without labels has no length, at the end of the one before.
+    Args:
+        found: the alignment of their labels.
+        word: of each label its word; a word without labels has no length, behind the one before.
+        count: W.
+        frames: in all.
+
+    Returns:
+        Frames float[W, 2], fractions included, at which each begins and ends, and float[W], the
+        mean log-probability of its labels.
     """
     spans, scores = np.zeros((count, 2)), np.full(count, _UNHEARD)
     place, end = np.array(word, int), 0.0
@@ -183,9 +195,14 @@ def _spans(found: Alignment, word: Sequence[int], count: int) -> tuple[np.ndarra
         mine = place == w
         if mine.any():
             first, last = found.first[mine].min(), found.last[mine].max()
-            frames = (found.last - found.first + 1)[mine].sum()
-            spans[w], scores[w] = (first, last + 1), found.log_probs[mine].sum() / frames
+            heard = (found.last - found.first + 1)[mine].sum()
+            spans[w], scores[w] = (first, last + 1), found.log_probs[mine].sum() / heard
         else:
             spans[w] = end
         end = spans[w, 1]
+    # CTC says a label for a frame or two, once it is sure: half a frame behind its onset, and the
+    # rest of its sound is blank.
+    spans[:, 0] = np.maximum(spans[:, 0] - _ONSET, 0)
+    following = np.append(spans[1:, 0], frames)
+    spans[:, 1] = np.clip(following, spans[:, 0], np.maximum(spans[:, 1] + _DECAY, spans[:, 0]))
     return spans, scores

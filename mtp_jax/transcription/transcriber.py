@@ -170,13 +170,15 @@ class Transcriber:
         read = ahead(self._read(recordings, rate), pool)
         try:
             for recording, piece in read:
-                running.setdefault(id(recording), recording)
-                if piece is not None:
+                running[id(recording)] = recording
+                if isinstance(piece, Piece):
+                    recording.outstanding += 1
                     waiting.append((recording, (recording.next_place(),), piece))
+                else:
+                    recording.read, recording.error = True, piece
+                    yield from self._finished(running, chosen, progress)
                 while len(waiting) >= pool:
                     self._work(waiting, chosen, progress)
-                    yield from self._finished(running, chosen, progress)
-                if piece is None:
                     yield from self._finished(running, chosen, progress)
             while waiting:
                 self._work(waiting, chosen, progress)
@@ -213,8 +215,8 @@ class Transcriber:
 
     def _read(
         self, recordings: Iterable[tuple[Key, Audio]], rate: int | None
-    ) -> Iterator[tuple[Recording[Key], Piece | None]]:
-        """Pieces of all recordings; None ends each."""
+    ) -> Iterator[tuple[Recording[Key], Piece | AudioError | None]]:
+        """Pieces of all recordings; None ends each, or what is wrong with it."""
         for key, audio in recordings:
             recording = Recording(key)
 
@@ -227,12 +229,11 @@ class Transcriber:
 
             try:
                 for piece in cut(counted(), self.sample_rate, self.longest):
-                    recording.outstanding += 1
                     yield recording, piece
             except AudioError as error:
-                recording.error = error
-            recording.read = True
-            yield recording, None
+                yield recording, error
+            else:
+                yield recording, None
 
     def _blocks(self, audio: Audio, rate: int | None) -> Iterator[np.ndarray]:
         if isinstance(audio, (str, os.PathLike)):
