@@ -16,7 +16,7 @@ import itertools
 import jax
 import numpy as np
 import soundfile
-from absl import app, flags
+from absl import app, flags, logging
 
 import mtp_jax
 from mtp_jax.data import corpus, grammar
@@ -32,6 +32,7 @@ _NOISY = flags.DEFINE_bool("noisy", False, "in rooms and noise")
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)
     model = mtp_jax.load(_MODEL.value)
     network, params = model.recognizer.model, model.recognizer.params
     texts = list(itertools.islice(grammar.sentences("test", 0), _COUNT.value))
