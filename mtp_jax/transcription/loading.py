@@ -42,7 +42,10 @@ def load(
     except ConfigError as error:
         raise WorkdirError(f"{workdir.path} is of another version of mtp_jax: {error}") from None
     mesh = mesh or sharding.make_mesh(configs.Mesh())
-    recognizer = model.load(workdir, mesh)
+    try:
+        recognizer = model.load(workdir, mesh)
+    except OSError as error:
+        raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     kept = workdir.read_tau()
     tau = kept["tau"] if kept else 0.9
     return Transcriber(recognizer, tau, calibration_of(workdir), batch_size)
