@@ -149,7 +149,7 @@ class Reader:
             spans = np.minimum(spans * self.frame_seconds, seconds)
             if kind == "ctc":  # the tokens are the labels
                 log_probs = (found.log_probs / (found.last - found.first + 1)).tolist()
-        if kind == "decoder":
+        if kind == "decoder" and words:  # tokens may spell none
             np.add.at(evidence[:, 0], row.spelled.word, log_probs)
         sure = calibration(evidence, kind) if calibration else uncalibrated(evidence, kind)
         tokens = [
