@@ -81,7 +81,8 @@ def halves(piece: Piece, sample_rate: int, longest: float) -> list[Piece]:
     seconds, shared = len(piece.audio) / sample_rate, overlap(longest) / 2
     if seconds < 6 * shared:
         return []
-    middle = _quietest(piece.audio, sample_rate, seconds / 3, 2 * seconds / 3)
+    third = len(piece.audio) // 3
+    middle = _quietest(piece.audio, third, 2 * third, sample_rate // 10) / sample_rate
     first = piece.audio[: round((middle + shared) * sample_rate)]
     begin = round((middle - shared) * sample_rate)
     return [
@@ -184,8 +185,12 @@ class _Cutter:
             half = min(MARGIN, (following - stop) / 2)
             stop = min(stop + half, limit, self.end)
             return start, stop, stop, False
-        low, high = start + self.longest / 2, limit - self.overlap / 2
-        quiet = self.base + _quietest(self.audio, self.rate, low - self.base, high - self.base)
+        before = self._sample(self.dropped)
+        low, high = (
+            round(t * self.rate) - before
+            for t in (start + self.longest / 2, limit - self.overlap / 2)
+        )
+        quiet = (before + _quietest(self.audio, low, high, self.rate // 10)) / self.rate
         return start, min(quiet + self.overlap / 2, limit), quiet - self.overlap / 2, True
 
     def _speech(self) -> list[tuple[float, float]]:
@@ -204,11 +209,9 @@ class _Cutter:
         return [((d + a) * WINDOW_SECONDS, (d + b) * WINDOW_SECONDS) for a, b in runs]
 
 
-def _quietest(audio: np.ndarray, rate: int, low: float, high: float) -> float:
-    """The middle of the 0.1 s of least energy between two places, all in s."""
-    energy = np.square(audio[round(low * rate) : round(high * rate)].astype(np.float64))
-    width = min(rate // 10, len(energy))
-    if not width:
-        return low
+def _quietest(audio: np.ndarray, low: int, high: int, width: int) -> int:
+    """The middle of the `width` samples of least energy between two places."""
+    energy = np.square(audio[low:high].astype(np.int64))
+    width = min(width, len(energy))
     total = np.cumsum(np.pad(energy, (1, 0)))
-    return low + (int(np.argmin(total[width:] - total[:-width])) + width / 2) / rate
+    return low + int(np.argmin(total[width:] - total[: len(total) - width])) + width // 2
