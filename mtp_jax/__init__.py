@@ -10,6 +10,49 @@ Axes carry the same letter in every docstring, einsum and variable suffix:
 
 Masks are ``bool`` and True where something real is. Prediction heads are numbered from 1;
 head m predicts the token m places ahead, so head 1 is the decoder's own LM head.
+
+    import mtp_jax
+    transcript = mtp_jax.load("runs/mtp").transcribe("talk.mp3", strategy=mtp_jax.Verify())
+
+What is named here is imported when it is first used: processes that only read data import the
+package too, and need no JAX.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtp_jax.audio import AudioError as AudioError
+    from mtp_jax.decoding import Greedy as Greedy
+    from mtp_jax.decoding import PrefixBeam as PrefixBeam
+    from mtp_jax.decoding import Threshold as Threshold
+    from mtp_jax.decoding import Verify as Verify
+    from mtp_jax.transcription.loading import load as load
+    from mtp_jax.transcription.results import Transcript as Transcript
+    from mtp_jax.transcription.transcriber import Transcriber as Transcriber
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "AudioError": "audio",
+    "Greedy": "decoding",
+    "PrefixBeam": "decoding",
+    "Threshold": "decoding",
+    "Verify": "decoding",
+    "Transcriber": "transcription.transcriber",
+    "Transcript": "transcription.results",
+    "load": "transcription.loading",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -30,11 +30,12 @@ def start_jax(config: Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def run(main: Callable[[list[str]], None]) -> int:
+def run(main: Callable[[list[str]], int | None]) -> int:
     """Runs a command; expected errors become one sentence on stderr.
 
     Returns:
-        Exit status: 0, 1 after an expected error, 2 if the flags are wrong, 143 after SIGTERM.
+        Exit status: what `main` returns (0 for None), 1 after an expected error, 2 if the flags are
+        wrong, 143 after SIGTERM.
     """
     status = 0
 
@@ -70,11 +71,11 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(2)
 
 
-def _guard(main: Callable[[list[str]], None], argv: list[str]) -> int:
+def _guard(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     from mtp_jax.errors import expected  # imported late, as above
 
     try:
-        main(argv)
+        return main(argv) or 0
     except (flags.Error, ConfigError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
@@ -82,9 +83,8 @@ def _guard(main: Callable[[list[str]], None], argv: list[str]) -> int:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return getattr(error, "exit_status", 1)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def _sentence(error: BaseException) -> str:

@@ -54,7 +54,11 @@ def ctc_greedy(model: SpeechLlama, params: Any, batch: Batch) -> tuple[jax.Array
     Returns:
         int32[B, T] tokens, left-aligned, and their int32[B] number.
     """
-    encoded = encode(model, params, batch)
+    return ctc_labels(encode(model, params, batch))
+
+
+def ctc_labels(encoded: Encoded) -> tuple[jax.Array, jax.Array]:
+    """`ctc_greedy` of audio already encoded."""
     best = jnp.argmax(encoded.ctc_logits, axis=-1).astype(jnp.int32)
     blank = encoded.ctc_logits.shape[-1] - 1
     frame = jnp.arange(best.shape[1])

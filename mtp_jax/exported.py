@@ -6,7 +6,7 @@ The folder holds what a workdir does, under the names that a workdir has, but fo
   own config stands in the latter under ``mtp_jax``;
 - ``speech.safetensors``: all else, by its path in the tree of parameters;
 - ``tokenizer.model`` or ``tokenizer.json``; ``parts.json`` names what has to be imported from
-  elsewhere (a frozen Whisper encoder), by digest; ``tau.json``.
+  elsewhere (a frozen Whisper encoder), by digest; ``tau.json``; ``confidence.json``.
 
 LoRA is merged into the matrices it belongs to.
 """
@@ -14,6 +14,7 @@ LoRA is merged into the matrices it belongs to.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def export(recognizer: Recognizer, workdir: Workdir, folder: Path, dtype: str = 
             write_json(target.parts, {"sha256": digest, "left_out": left_out})
         if tau := workdir.read_tau():
             write_json(target.tau, tau)
+        if workdir.confidence.exists():
+            shutil.copyfile(workdir.confidence, target.confidence)
         _save(cast(speech), target.exported)  # last: it is what makes the folder one of these
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error

@@ -216,8 +216,10 @@ class Recognizer:
             return decoded
         tokens, length = jax.device_get(compiled(self.params, batch))
         none: Any = np.zeros((len(length), self.model.config.heads.count - 1), int)
-        no_calls, no_steps = np.zeros_like(length), np.zeros((), int)
-        return Decoded(tokens, length, no_calls, none, none, cast(jax.Array, no_steps))
+        no_calls, no_steps = np.zeros_like(length), cast(jax.Array, np.zeros((), int))
+        return Decoded(
+            tokens, length, no_calls, none, none, no_steps, cast(jax.Array, np.zeros_like(tokens))
+        )
 
     def top2_gap(self, batch: Batch, row: int, tokens: tuple[int, ...]) -> float:
         """How far apart head 1 puts its two best tokens behind `tokens`, in logits.

@@ -39,6 +39,7 @@ class Workdir:
         self.exported = self.path / "speech.safetensors"
         self.results = self.path / "results.json"
         self.tau = self.path / "tau.json"
+        self.confidence = self.path / "confidence.json"
         self.hypotheses = self.path / "hypotheses"
         self.report = self.path / "data_report.json"
         self.tensorboard = self.path / "tensorboard"

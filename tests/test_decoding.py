@@ -51,7 +51,7 @@ def assert_equal(ours: Decoded, theirs: Decoded, fields: str) -> None:
         np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), err_msg=field)
 
 
-PER_ROW = "tokens length calls proposed accepted"
+PER_ROW = "tokens length calls proposed accepted call"
 ALL = f"{PER_ROW} loop_steps"
 
 
@@ -63,6 +63,7 @@ class Slow(NamedTuple):
     calls: int
     proposed: list[int]
     accepted: list[int]
+    call: list[int]
 
 
 def over(text: list[int], limit: int) -> bool:
@@ -74,11 +75,12 @@ def greedy_by_hand(lm: ByHand, limit: int = LIMIT) -> Slow:
     while not over(text, limit):
         text.append(lm.next_token(text))
     none = [0] * (lm.heads - 1)
-    return Slow(text, len(text), none, none)
+    return Slow(text, len(text), none, none, [*range(1, len(text) + 1)])
 
 
 def threshold_by_hand(lm: ByHand, tau: float, limit: int = LIMIT) -> Slow:
     text: list[int] = []
+    call: list[int] = []
     calls, proposed, accepted = 0, [0] * (lm.heads - 1), [0] * (lm.heads - 1)
     while not over(text, limit):
         calls += 1
@@ -92,13 +94,15 @@ def threshold_by_hand(lm: ByHand, tau: float, limit: int = LIMIT) -> Slow:
                 break
             accepted[i] += 1
             text.append(token)
-    return Slow(text, calls, proposed, accepted)
+        call += [calls] * (len(text) - len(call))
+    return Slow(text, calls, proposed, accepted, call)
 
 
 def verify_by_hand(lm: ByHand, limit: int = LIMIT) -> Slow:
     drafts = lm.drafts([])
     text = [lm.next_token([])]
     calls, proposed, accepted = 1, [0] * (lm.heads - 1), [0] * (lm.heads - 1)
+    call = [1]
     while not over(text, limit):
         calls += 1
         before, said = text, lm.next_token(text)
@@ -114,8 +118,9 @@ def verify_by_hand(lm: ByHand, limit: int = LIMIT) -> Slow:
                 break
             before, said = text, lm.next_token(text)
             text = [*before, said]
+        call += [calls] * (len(text) - len(call))
         drafts = lm.drafts(before)
-    return Slow(text, calls, proposed, accepted)
+    return Slow(text, calls, proposed, accepted, call)
 
 
 def assert_as_by_hand(decoded: Decoded, slow: list[Slow]) -> None:
@@ -123,6 +128,8 @@ def assert_as_by_hand(decoded: Decoded, slow: list[Slow]) -> None:
     assert decoded.calls.tolist() == [row.calls for row in slow]
     assert decoded.proposed.tolist() == [row.proposed for row in slow]
     assert decoded.accepted.tolist() == [row.accepted for row in slow]
+    padded = [row.call + [0] * (decoded.tokens.shape[1] - len(row.call)) for row in slow]
+    assert decoded.call.tolist() == padded
     assert decoded.loop_steps == max([1, *(row.calls for row in slow)])
     beyond = np.arange(decoded.tokens.shape[1]) >= decoded.length[:, None]
     assert not decoded.tokens[beyond].any()
@@ -150,7 +157,7 @@ def toys_and_active(draw: st.DrawFn, heads: int) -> tuple[Toy, list[bool]]:
 
 def only(active: list[bool], slow: list[Slow], heads: int) -> list[Slow]:
     """Filler rows cost nothing and say nothing."""
-    nothing = Slow([], 0, [0] * (heads - 1), [0] * (heads - 1))
+    nothing = Slow([], 0, [0] * (heads - 1), [0] * (heads - 1), [])
     return [row if real else nothing for row, real in zip(slow, active, strict=True)]
 
 

@@ -32,8 +32,21 @@ ALLOWED: dict[str, set[str]] = {
     "importers": {"config", "nn", "importers", "params", "sharding"},
     "data": {"config", "tokenizer", "audio", "data"},
     "drafters": {"decoding", "nn"},
+    "transcription.alignment": set(),
+    "transcription.ahead": set(),
+    "transcription.confidence": set(),
+    "transcription.loops": set(),
+    "transcription.voice": set(),
+    "transcription.results": set(),
+    "transcription.cutting": {"transcription.voice"},
+    "transcription.joining": {"transcription.results"},
+    "transcription.formats": {"transcription.results"},
+    "transcription.spelling": {"tokenizer"},
 }
-COMMANDS = {"mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export"}
+COMMANDS = {
+    *("mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export"),
+    *("mtp_jax.transcribe", "mtp_jax.calibrate"),
+}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 

@@ -292,6 +292,10 @@ def test_the_best_hypothesis_is_the_one_returned():
     got = decode(fine(), PrefixBeam(4, jnp.float32(0.3), jnp.float32(1)))
     np.testing.assert_array_equal(got.tokens, got.nbest.tokens[:, 0])
     np.testing.assert_array_equal(got.length, got.nbest.length[:, 0])
+    for call, length, calls in zip(got.call, got.length, got.calls, strict=True):
+        assert 1 <= call[0] <= call[length - 1] <= calls
+        assert (np.diff(call[:length]) >= 0).all()
+        assert not call[length:].any()
 
 
 def test_one_program_serves_every_tau():

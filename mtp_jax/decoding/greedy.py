@@ -62,6 +62,7 @@ class Greedy:
             proposed=none,
             accepted=none,
             loop_steps=end.steps,
+            call=end.text.call,
         )
 
 

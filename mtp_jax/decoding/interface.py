@@ -73,11 +73,15 @@ class Emitted:
         tokens: int32[B, L], EOS included, 0 beyond `length`.
         length: int32[B].
         finished: bool[B]: EOS was emitted, the limit L was reached, or the row is filler.
+        call: int32[B, L], of the decoder calls the one that emitted each token, 0 beyond `length`.
+        calls: int32, how many calls have emitted so far: each emits once.
     """
 
     tokens: jax.Array
     length: jax.Array
     finished: jax.Array
+    call: jax.Array
+    calls: jax.Array
 
     @classmethod
     def nothing(cls, active: jax.Array, max_tokens: int) -> Emitted:
@@ -86,6 +90,8 @@ class Emitted:
             tokens=jnp.zeros((active.shape[0], max_tokens), jnp.int32),
             length=jnp.zeros(active.shape[0], jnp.int32),
             finished=~active,
+            call=jnp.zeros((active.shape[0], max_tokens), jnp.int32),
+            calls=jnp.int32(0),
         )
 
     def ends(self, block: jax.Array, eos: int) -> jax.Array:
@@ -114,6 +120,8 @@ class Emitted:
             tokens=self.tokens.at[rows, slots].set(block, mode="drop"),
             length=self.length + gained,
             finished=self.finished | jnp.any(kept & ends, axis=1),
+            call=self.call.at[rows, slots].set(self.calls + 1, mode="drop"),
+            calls=self.calls + 1,
         )
         return longer, gained
 
@@ -147,6 +155,8 @@ class Decoded:
         proposed, accepted: int32[B, M - 1], drafts of heads 2..M that were put to the test, the
             heads before them having been accepted, and those that passed.
         loop_steps: int32, forward passes of the batch.
+        call: int32[B, L], in which of the row's calls, counted from 1, each token was emitted; 0
+            beyond `length`.
         nbest: of strategies that make one.
     """
 
@@ -156,6 +166,7 @@ class Decoded:
     proposed: jax.Array
     accepted: jax.Array
     loop_steps: jax.Array
+    call: jax.Array
     nbest: NBest | None = None
 
 

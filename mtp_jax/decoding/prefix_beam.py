@@ -61,8 +61,8 @@ class PrefixBeam:
         def step(state: _State) -> _State:
             going = jnp.any(state.open, axis=1)
             hidden, state = self._feed(model, state)
-            state = self._extend(state, _all_log_probs(model, hidden), model.eos)
-            return dataclasses.replace(state, calls=state.calls + going, steps=state.steps + 1)
+            state = dataclasses.replace(state, calls=state.calls + going, steps=state.steps + 1)
+            return self._extend(state, _all_log_probs(model, hidden), model.eos)
 
         hidden, cache = model.prefill(0)
         rows, shape = active.shape[0], (active.shape[0], self.beams)
@@ -71,6 +71,7 @@ class PrefixBeam:
             beam=_Beam(
                 tokens=nothing.astype(jnp.int32),
                 log_probs=nothing,
+                call=nothing.astype(jnp.int32),
                 length=jnp.zeros(shape, jnp.int32),
                 ended=jnp.zeros(shape, bool),
                 real=active[:, None] & (jnp.arange(self.beams) == 0),
@@ -94,6 +95,7 @@ class PrefixBeam:
             proposed=none,
             accepted=none,
             loop_steps=end.steps,
+            call=best.call[:, 0],
             nbest=NBest(
                 tokens=best.tokens,
                 length=best.length,
@@ -169,7 +171,7 @@ class PrefixBeam:
         for m in range(count):
             choice = self._best(beam, best[row, root, m], token[row, root, m])
             longer = beam.taken(choice.parent)
-            longer = longer.appended(choice.token, choice.log_prob, longer.live, eos)
+            longer = longer.appended(choice.token, choice.log_prob, state.steps, longer.live, eos)
             beam = dataclasses.replace(longer, real=longer.real & (choice.score > _NEVER / 2))
             root = root[row, choice.parent]
         rows_of = (row * beams + root).reshape(-1)
@@ -218,13 +220,15 @@ class _Beam:
     """K hypotheses an utterance.
 
     Attributes:
-        tokens: int32[B, K, L]; `log_probs`: float32[B, K, L] of each; `length`: int32[B, K].
+        tokens: int32[B, K, L]; `log_probs`: float32[B, K, L] of each; `call`: int32[B, K, L] that
+            proposed it; `length`: int32[B, K].
         ended: bool[B, K], by EOS or by the limit.
         real: bool[B, K]; the others are places not taken.
     """
 
     tokens: jax.Array
     log_probs: jax.Array
+    call: jax.Array
     length: jax.Array
     ended: jax.Array
     real: jax.Array
@@ -263,13 +267,16 @@ class _Beam:
         return _Beam(
             tokens=jnp.where(there, self.tokens, 0),
             log_probs=jnp.where(there, self.log_probs, 0),
+            call=jnp.where(there, self.call, 0),
             length=length,
             ended=self.ended & (self.length == length),
             real=self.real & (self.same(end) == jnp.arange(length.shape[1])),
         )
 
-    def appended(self, token: jax.Array, log_prob: jax.Array, where: jax.Array, eos: int) -> _Beam:
-        """With a token more, in the places bool[B, K] `where`."""
+    def appended(
+        self, token: jax.Array, log_prob: jax.Array, call: jax.Array, where: jax.Array, eos: int
+    ) -> _Beam:
+        """With a token more, of the int32 `call`, in the places bool[B, K] `where`."""
         slots, where_1 = self.length[..., None], where[..., None]
         length = self.length + where
         over = (token == eos) | (length >= self.tokens.shape[2])
@@ -277,6 +284,7 @@ class _Beam:
             self,
             tokens=_put(self.tokens, slots, token[..., None], where_1),
             log_probs=_put(self.log_probs, slots, log_prob[..., None], where_1),
+            call=_put(self.call, slots, jnp.broadcast_to(call, slots.shape), where_1),
             length=length,
             ended=self.ended | (where & over),
         )

@@ -82,6 +82,7 @@ class Threshold:
             proposed=end.proposed,
             accepted=end.accepted,
             loop_steps=end.steps,
+            call=end.text.call,
         )
 
 

@@ -74,6 +74,7 @@ class Verify:
             proposed=end.proposed,
             accepted=end.accepted,
             loop_steps=end.steps,
+            call=end.text.call,
         )
 
 

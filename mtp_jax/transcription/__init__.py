@@ -1,0 +1,1 @@
+"""Recordings to transcripts: reading, cutting, decoding, aligning, joining."""

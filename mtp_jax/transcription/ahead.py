@@ -1,0 +1,53 @@
+"""An iterator run ahead of its reader, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_END = object()
+
+
+def ahead(items: Iterable[T], size: int) -> Iterator[T]:
+    """`items`, of which up to `size` are made before they are asked for.
+
+    What making them raises is raised here. Closing the iterator ends the thread.
+    """
+    made: queue.Queue[Any] = queue.Queue(size)
+    stopped = threading.Event()
+
+    def offer(item: object) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                made.put(item, timeout=0.1)
+                return
+
+    def work() -> None:
+        iterator = iter(items)
+        try:
+            for item in iterator:
+                offer((item, None))
+                if stopped.is_set():
+                    break
+        except BaseException as error:
+            offer((None, error))
+        finally:
+            if close := getattr(iterator, "close", None):
+                close()
+            offer(_END)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (taken := made.get()) is not _END:
+            item, error = taken
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

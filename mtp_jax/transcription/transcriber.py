@@ -1,0 +1,358 @@
+"""`Transcriber`: a model that turns recordings into transcripts."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, cast, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax.audio import AudioError, array_blocks, audio_blocks
+from mtp_jax.data import Batch
+from mtp_jax.decoding import Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.recognizer import Recognizer
+from mtp_jax.transcription.ahead import ahead
+from mtp_jax.transcription.confidence import Calibration
+from mtp_jax.transcription.cutting import Piece, cut, halves
+from mtp_jax.transcription.reading import Reader
+from mtp_jax.transcription.recordings import Recording
+from mtp_jax.transcription.results import Segment, Transcript
+from mtp_jax.transcription.step import Heard, hear, hear_ctc
+
+Key = TypeVar("Key")
+Audio = str | os.PathLike[str] | np.ndarray
+Several = list[Audio] | tuple[Audio, ...]
+Named = Strategy | str | None
+
+_AHEAD = 4  # batches of pieces that are sorted by length before they are decoded
+
+
+class Transcriber:
+    """A model that turns recordings into transcripts; made by `mtp_jax.load`.
+
+    Its methods may be called from several threads.
+
+    Args:
+        recognizer: the model.
+        tau: of threshold decoding where a call names none.
+        calibration: of confidences; None leaves them as the model has them.
+        batch_size: pieces that are decoded at once, at most.
+
+    Attributes:
+        sample_rate: Hz of the waveforms that `decode` takes.
+        longest: seconds of the longest piece.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        tau: float = 0.9,
+        calibration: Calibration | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        config = recognizer.model.config
+        self.recognizer, self.tau, self.calibration = recognizer, tau, calibration
+        self.batch_size = batch_size
+        self.sample_rate = config.front_end.sample_rate
+        seconds = config.evaluation.bucket_seconds or config.data.bucket_seconds
+        self.longest = seconds[-1]
+        self._bounds = [math.ceil(s * self.sample_rate) for s in seconds]
+        self._reader = Reader(recognizer)
+        self._compiled: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+
+    def strategy(self, name: str, tau: float | None = None) -> Strategy | None:
+        """The strategy of that name; None stands for "ctc", which asks no decoder.
+
+        Args:
+            name: one of `mtp_jax.config.STRATEGIES`.
+            tau: of "threshold" and "prefix_beam"; theirs by default.
+
+        Raises:
+            ValueError: there is no such strategy.
+        """
+        e = self.recognizer.model.config.evaluation
+        beam_tau = e.beam_tau if tau is None else tau
+        known: dict[str, Strategy | None] = {
+            "greedy": Greedy(),
+            "threshold": Threshold(self.tau if tau is None else tau),
+            "verify": Verify(),
+            "prefix_beam": PrefixBeam(e.beams, beam_tau, e.length_power),
+            "ctc": None,
+        }
+        if name not in known:
+            raise ValueError(f"strategy {name!r} is not one of {', '.join(known)}")
+        return known[name]
+
+    @overload
+    def transcribe(
+        self, audio: Audio, *, rate: int | None = None, strategy: Named = "verify"
+    ) -> Transcript: ...
+
+    @overload
+    def transcribe(
+        self, audio: Several, *, rate: int | None = None, strategy: Named = "verify"
+    ) -> list[Transcript]: ...
+
+    def transcribe(
+        self,
+        audio: Audio | Several,
+        *,
+        rate: int | None = None,
+        strategy: Named = "verify",
+    ) -> Transcript | list[Transcript]:
+        """Transcribes one recording, or several in batches; each may be of any length.
+
+        >>> transcript = model.transcribe("talk.mp3", strategy=Verify())  # doctest: +SKIP
+        >>> transcript.text, transcript.words[0].start  # doctest: +SKIP
+        >>> model.transcribe(samples, rate=48_000)  # doctest: +SKIP
+
+        Args:
+            audio: a file, or samples: int16 (full scale 32768) or floats (full scale 1.0), [T] or
+                [T, channels]. A list (or tuple) of these gives a list.
+            rate: Hz of samples; of files their own counts.
+            strategy: a `mtp_jax.decoding.Strategy`, or the name of one; None or "ctc" reads the
+                encoder's CTC output.
+
+        Returns:
+            `Transcript`, with times in seconds; its text is empty where nobody speaks.
+
+        Raises:
+            AudioError: a recording cannot be used; of several, `transcribe_all` goes on with the
+                rest.
+            ValueError: there is no strategy of that name.
+        """
+        several = isinstance(audio, (list, tuple))
+        items = list(cast(Several, audio) if several else [cast(Audio, audio)])
+        found: dict[int, Transcript] = {}
+        for key, outcome in self.transcribe_all(enumerate(items), rate=rate, strategy=strategy):
+            if isinstance(outcome, AudioError):
+                raise outcome
+            found[key] = outcome
+        results = [found[key] for key in range(len(items))]
+        return results if several else results[0]
+
+    def transcribe_all(
+        self,
+        recordings: Iterable[tuple[Key, Audio]],
+        *,
+        rate: int | None = None,
+        strategy: Named = "verify",
+        progress: Callable[[float], None] = lambda seconds: None,
+    ) -> Iterator[tuple[Key, Transcript | AudioError]]:
+        """Transcribes any number of recordings of any length, in batches over all of them.
+
+        What is held at a time is a few batches of pieces, and the texts of recordings that are
+        under way. Recordings are read in a thread of its own, ahead of decoding.
+
+        Args:
+            recordings: a key each, and files or samples as `transcribe` takes them.
+            rate, strategy: as `transcribe` takes them.
+            progress: told the seconds of audio that are done, as they are.
+
+        Yields:
+            Key and transcript, or what is wrong with the recording; in the order in which they are
+            finished.
+
+        Raises:
+            ValueError: there is no strategy of that name.
+        """
+        chosen = self.strategy(strategy) if isinstance(strategy, str) else strategy
+        pool = _AHEAD * self.batch_size
+        waiting: list[tuple[Recording[Key], tuple[int, ...], Piece]] = []
+        running: dict[int, Recording[Key]] = {}
+        read = ahead(self._read(recordings, rate), pool)
+        try:
+            for recording, piece in read:
+                running[id(recording)] = recording
+                if isinstance(piece, Piece):
+                    recording.outstanding += 1
+                    waiting.append((recording, (recording.next_place(),), piece))
+                else:
+                    recording.read, recording.error = True, piece
+                    yield from self._finished(running, chosen, progress)
+                while len(waiting) >= pool:
+                    self._work(waiting, chosen, progress)
+                    yield from self._finished(running, chosen, progress)
+            while waiting:
+                self._work(waiting, chosen, progress)
+                yield from self._finished(running, chosen, progress)
+        finally:
+            read.close()  # type: ignore[attr-defined]  # a generator
+
+    def pieces(self, audio: Audio, rate: int | None = None) -> Iterator[Piece]:
+        """What a recording is cut into to be decoded, in order.
+
+        Raises:
+            AudioError: it cannot be used.
+        """
+        return cut(self._blocks(audio, rate), self.sample_rate, self.longest)
+
+    def decode(self, pieces: Sequence[Piece], strategy: Named = "verify") -> list[Segment]:
+        """Decodes pieces in one batch, for those who make batches themselves.
+
+        Args:
+            pieces: int16[T] at `sample_rate`, of at most `longest` seconds each.
+            strategy: as `transcribe` takes it.
+
+        Returns:
+            A segment each.
+        """
+        return self._decode(pieces, strategy)[0]
+
+    def join(self, segments: Sequence[Segment], pieces: Sequence[Piece]) -> tuple[Segment, ...]:
+        """Segments of one recording, in order, without words that two of them share."""
+        recording: Recording[None] = Recording(None)
+        for place, (segment, piece) in enumerate(zip(segments, pieces, strict=True)):
+            recording.add((place,), segment, piece)
+        return recording.joined()
+
+    def _read(
+        self, recordings: Iterable[tuple[Key, Audio]], rate: int | None
+    ) -> Iterator[tuple[Recording[Key], Piece | AudioError | None]]:
+        """Pieces of all recordings; None ends each, or what is wrong with it."""
+        for key, audio in recordings:
+            recording = Recording(key)
+
+            def counted(
+                audio: Audio = audio, recording: Recording[Key] = recording
+            ) -> Iterator[np.ndarray]:
+                for block in self._blocks(audio, rate):
+                    recording.seconds += len(block) / self.sample_rate
+                    yield block
+
+            try:
+                for piece in cut(counted(), self.sample_rate, self.longest):
+                    yield recording, piece
+            except AudioError as error:
+                yield recording, error
+            else:
+                yield recording, None
+
+    def _blocks(self, audio: Audio, rate: int | None) -> Iterator[np.ndarray]:
+        if isinstance(audio, (str, os.PathLike)):
+            return audio_blocks(audio, self.sample_rate)
+        return array_blocks(audio, rate, self.sample_rate)
+
+    def _work(
+        self,
+        waiting: list[tuple[Recording[Key], tuple[int, ...], Piece]],
+        strategy: Strategy | None,
+        progress: Callable[[float], None],
+    ) -> None:
+        """Decodes the piece that has waited longest, with those that are most like it in length."""
+        waiting[:] = [item for item in waiting if item[0].error is None]
+        if not waiting:
+            return
+        first = waiting[0]
+        order = sorted(waiting, key=lambda item: len(item[2].audio))
+        place = next(i for i, item in enumerate(order) if item is first)
+        group = order[place // self.batch_size * self.batch_size :][: self.batch_size]
+        chosen = {id(item) for item in group}
+        waiting[:] = [item for item in waiting if id(item) not in chosen]
+        segments, seconds = self._decode([piece for _, _, piece in group], strategy)
+        samples = sum(len(piece.audio) for _, _, piece in group)
+        for (recording, place_, piece), segment in zip(group, segments, strict=True):
+            recording.decode_seconds += seconds * len(piece.audio) / max(samples, 1)
+            recording.calls += segment.decoder_calls
+            parts = [] if segment.complete else halves(piece, self.sample_rate, self.longest)
+            if parts:  # the text had no end: less audio has less of it
+                recording.outstanding += len(parts)
+                waiting[:0] = [(recording, (*place_, i), part) for i, part in enumerate(parts)]
+            else:
+                recording.add(place_, segment, piece)
+                recording.told += piece.covered
+                progress(piece.covered)
+            recording.outstanding -= 1
+
+    def _finished(
+        self,
+        running: dict[int, Recording[Key]],
+        strategy: Strategy | None,
+        progress: Callable[[float], None],
+    ) -> Iterator[tuple[Key, Transcript | AudioError]]:
+        done = [r for r in running.values() if r.error or (r.read and not r.outstanding)]
+        for recording in done:
+            del running[id(recording)]
+            progress(recording.seconds - recording.told)
+            if recording.error:
+                yield recording.key, recording.error
+                continue
+            yield (
+                recording.key,
+                Transcript(
+                    segments=recording.joined(),
+                    audio_seconds=recording.seconds,
+                    decode_seconds=recording.decode_seconds,
+                    decoder_calls=recording.calls,
+                    strategy=name_of(strategy),
+                    calibrated=self.calibration is not None,
+                ),
+            )
+
+    def _decode(self, pieces: Sequence[Piece], strategy: Named) -> tuple[list[Segment], float]:
+        """Segments, and the seconds that they took, compilation apart."""
+        chosen = self.strategy(strategy) if isinstance(strategy, str) else strategy
+        if chosen is not None:  # leaves as arrays of one type: another tau compiles nothing anew
+            chosen = jax.tree.map(jnp.float32, chosen)
+        if not pieces:
+            return [], 0.0
+        batch = self._batch([piece.audio for piece in pieces])
+        compiled = self._program(batch, chosen)
+        start = time.perf_counter()
+        placed = self.recognizer.place(batch)
+        params = self.recognizer.params
+        heard: Heard = compiled(params, placed, *([] if chosen is None else [chosen]))
+        kind = "ctc" if chosen is None else "decoder"
+        segments = self._reader.segments(heard, pieces, self.sample_rate, kind, self.calibration)
+        return segments, time.perf_counter() - start
+
+    def _batch(self, waveforms: Sequence[np.ndarray]) -> Batch:
+        """A batch of one of few shapes."""
+        longest = max(len(waveform) for waveform in waveforms)
+        bound = next((b for b in self._bounds if b >= longest), None)
+        if bound is None:
+            raise ValueError(f"a piece of {longest / self.sample_rate:.1f} s exceeds `longest`")
+        sizes = sorted({1, min(4, self.batch_size), self.batch_size, len(waveforms)})
+        rows = next(size for size in sizes if size >= len(waveforms))
+        if len(waveforms) > self.batch_size:
+            raise ValueError(f"{len(waveforms)} pieces exceed a batch of {self.batch_size}")
+        audio = np.zeros((rows, bound), np.int16)
+        length = np.zeros(rows, np.int32)
+        for row, waveform in enumerate(waveforms):
+            audio[row, : len(waveform)] = waveform
+            length[row] = len(waveform)
+        return Batch(
+            audio=audio,
+            audio_length=length,
+            tokens=np.zeros((rows, 0), np.int32),
+            token_length=np.zeros(rows, np.int32),
+            index=np.where(np.arange(rows) < len(waveforms), np.arange(rows), -1).astype(np.int32),
+        )
+
+    def _program(self, batch: Batch, strategy: Strategy | None) -> Any:
+        """What decodes batches of this shape, compiled at the first."""
+        key = batch.audio.shape, jax.tree.structure(strategy)
+        with self._lock:
+            if key not in self._compiled:
+                placed = self.recognizer.place(batch)
+                model, params = self.recognizer.model, self.recognizer.params
+                lowered = (
+                    hear.lower(model, params, placed, strategy)
+                    if strategy is not None
+                    else hear_ctc.lower(model, params, placed)
+                )
+                self._compiled[key] = lowered.compile()
+            return self._compiled[key]
+
+
+def name_of(strategy: Strategy | None) -> str:
+    """The name that `Transcriber.strategy` knows it by."""
+    names = {Greedy: "greedy", Threshold: "threshold", Verify: "verify", PrefixBeam: "prefix_beam"}
+    return "ctc" if strategy is None else names.get(type(strategy), type(strategy).__name__)
