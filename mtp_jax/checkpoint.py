@@ -60,7 +60,9 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *unused: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind is not None and issubclass(kind, jax.errors.JaxRuntimeError):
+            return  # another process may be gone: a save that waits for it would never end
         self._latest.close()
         self._best.close()
 
@@ -70,29 +72,27 @@ class Checkpoints:
         latest = self._latest.latest
         return None if latest is None else latest.step
 
-    def save(self, state: TrainState, data: Any) -> None:
-        """Saves the training state and the position of the data iterator, in the background."""
+    def save(self, state: TrainState) -> None:
+        """Saves the training state in the background; its step is the position in the data."""
         step, own = int(state.step), _without_imported(state)
         if step != self.latest_step:
-            self._latest.save_checkpointables_async(step, {"state": own, "data": data}, force=True)
+            self._latest.save_checkpointables_async(step, {"state": own}, force=True)
 
     def wait(self) -> None:
         """Returns once every save has reached the disk."""
         self._latest.wait()
         self._best.wait()
 
-    def restore(self, state: TrainState, shardings: Any, data: Any) -> TrainState:
-        """The newest state, on its devices; `data` is moved to the batch that comes next.
+    def restore(self, state: TrainState, shardings: Any) -> TrainState:
+        """The newest state, on its devices, whatever mesh it was saved from.
 
         Args:
             state: the state at step 0; `shardings`: where each part goes.
-            data: the data iterator.
 
         Raises:
             CheckpointError: it cannot be read, or does not fit the config.
         """
-        own = _abstract(_without_imported(state), _without_imported(shardings))
-        like = {"state": own, "data": data}
+        like = {"state": _abstract(_without_imported(state), _without_imported(shardings))}
         try:
             restored = self._latest.load_checkpointables(self.latest_step, like)["state"]
             return dataclasses.replace(restored, imported=state.imported)

@@ -147,6 +147,12 @@ def with_encoder_cache(
         return [(i, speed) for i, speed in every if key(i, speed) not in cache and fits(i, speed)]
 
     if missing():
+        if jax.process_count() > 1:
+            raise DataError(
+                f"{len(missing())} outputs of the encoder are not in config.data.cache_dir"
+                f" ({config.data.cache_dir}), and several processes cannot make them: start the"
+                " run once with one process, or set config.whisper.cached to False"
+            )
         with cache.writing():
             todo = missing()
             for (i, speed), features, samples in _encoded(source, todo, recognizer):

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "sharding": {"config"},
     "audio": {"config", "sharding"},
     "features": {"config", "sharding"},
+    "processes": {"data", "sharding"},
     "optim": {"config", "params"},
     "params": {"config"},
     "workdir": {"config"},

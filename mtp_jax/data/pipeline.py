@@ -12,7 +12,7 @@ import numpy as np
 
 from mtp_jax.audio import AudioError, change_speed
 from mtp_jax.config import Config, Data
-from mtp_jax.data.plan import Rows, TrainPlan, evaluation_plan
+from mtp_jax.data.plan import WHOLE, Rows, Share, TrainPlan, evaluation_plan
 from mtp_jax.data.source import DataError, Problem, Report, Source
 from mtp_jax.tokenizer import Tokenizer
 
@@ -56,8 +56,8 @@ def train_batches(
     config: Config,
     *,
     multiple: int = 1,
-    process: int = 0,
-    processes: int = 1,
+    share: Share = WHOLE,
+    start: int = 0,
 ) -> tuple[grain.DatasetIterator[Batch], Report]:
     """Batches to train on, without end; see `TrainPlan` for their order.
 
@@ -66,18 +66,19 @@ def train_batches(
         tokenizer: of its texts.
         config: of the run; `data`, `augment`, `seed` and the sample rate matter.
         multiple: every global batch has a multiple of so many rows (devices that share it).
-        process, processes: this process yields its rows of each global batch.
+        share: this process reads these rows of each global batch.
+        start: the training step to begin with. Batch and step are one number, so a checkpoint
+            need not hold more, and any number of processes may go on from it.
 
     Returns:
-        An iterator, whose state (`get_state`, `set_state`; Orbax saves it) is the number of
-        batches taken, and the report: what was skipped by the source, what is too long in
+        An iterator and the report: what was skipped by the source, what is too long in
         tokens and, as training meets it, audio that cannot be read (its row becomes filler).
 
     Raises:
         DataError: no text fits, or `config.data.batch_size` cannot be shared out.
     """
     data, rate = config.data, config.front_end.sample_rate
-    shares = math.lcm(multiple, processes)
+    shares = math.lcm(multiple, share.of)
     if data.batch_size % shares:
         raise DataError(
             f"config.data.batch_size ({data.batch_size}) must be a multiple of {shares}, "
@@ -106,8 +107,8 @@ def train_batches(
         labels=[len(labels[i]) for i in kept] if labels else (),
     )
     load = _Loader(source, texts, kept, tokenizer.pad, report, labels)
-    dataset = grain.MapDataset.range(_STEPS).map(
-        lambda step: load(plan.batch(step).slice(process, processes))
+    dataset = grain.MapDataset.range(start, _STEPS).map(
+        lambda step: load(plan.batch(step).take(share))
     )
     return iter(dataset.to_iter_dataset(_reading(data))), report
 
@@ -118,8 +119,7 @@ def eval_batches(
     config: Config,
     batch_size: int,
     *,
-    process: int = 0,
-    processes: int = 1,
+    share: Share = WHOLE,
 ) -> grain.IterDataset[Batch]:
     """Batches that hold every utterance of `source` once, shortest first, as they were recorded.
 
@@ -127,14 +127,14 @@ def eval_batches(
     of any length are taken.
 
     Args:
-        source, tokenizer, config, process, processes: as in `train_batches`.
-        batch_size: B, a multiple of `processes`.
+        source, tokenizer, config, share: as in `train_batches`.
+        batch_size: B.
 
     Raises:
         DataError: `batch_size` cannot be shared out.
     """
-    if batch_size % processes:
-        raise DataError(f"batch size {batch_size} must be a multiple of {processes} processes")
+    if batch_size % share.of:
+        raise DataError(f"batch size {batch_size} must be a multiple of {share.of}")
     data, rate = config.data, config.front_end.sample_rate
     texts = [_tokens(tokenizer, utterance.text) for utterance in source.utterances]
     every = range(len(texts))
@@ -146,7 +146,7 @@ def eval_batches(
     )
     report = Report(source.title, len(texts), source.problems)
     load = _Loader(source, texts, every, tokenizer.pad, report)
-    dataset = grain.MapDataset.source(plan).map(lambda rows: load(rows.slice(process, processes)))
+    dataset = grain.MapDataset.source(plan).map(lambda rows: load(rows.take(share)))
     return dataset.to_iter_dataset(_reading(data))
 
 

@@ -27,6 +27,31 @@ class Shape(NamedTuple):
     labels: int = 0
 
 
+class Share(NamedTuple):
+    """The part of every global batch that one process reads.
+
+    Attributes:
+        parts: which of the equal, consecutive parts of a batch, increasing.
+        of: into how many it is cut.
+    """
+
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def rows(self, count: int) -> np.ndarray:
+        """int[...] rows of a batch of `count`, increasing.
+
+        Raises:
+            ValueError: it cannot be cut so.
+        """
+        if count % self.of:
+            raise ValueError(f"{count} rows cannot be cut into {self.of} equal parts")
+        return np.arange(count).reshape(self.of, -1)[list(self.parts)].reshape(-1)
+
+
+WHOLE = Share()
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """One global batch before its audio is read.
@@ -41,11 +66,10 @@ class Rows:
     index: np.ndarray
     speed: np.ndarray
 
-    def slice(self, process: int, processes: int) -> Rows:
-        """The rows of one of several processes, which together hold all, in order."""
-        rows = self.shape.rows // processes
-        part = slice(process * rows, (process + 1) * rows)
-        return Rows(self.shape._replace(rows=rows), self.index[part], self.speed[part])
+    def take(self, share: Share) -> Rows:
+        """The rows of one process; those of all, in order, are the batch."""
+        rows = share.rows(self.shape.rows)
+        return Rows(self.shape._replace(rows=len(rows)), self.index[rows], self.speed[rows])
 
 
 class TrainPlan:
