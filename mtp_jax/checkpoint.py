@@ -14,6 +14,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from mtp_jax.params import Params, merge
+from mtp_jax.paths import absolute
 from mtp_jax.train_step import TrainState
 
 _policies = ocp.training.preservation_policies
@@ -43,13 +44,13 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, keep_best: int = 1) -> None:
         self._latest = ocp.training.Checkpointer(
-            (workdir / "checkpoints").absolute(),
+            absolute(workdir) / "checkpoints",
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
             preservation_policy=_policies.LatestN(2),
             cleanup_tmp_directories=True,
         )
         self._best = ocp.training.Checkpointer(
-            (workdir / "best").absolute(),
+            absolute(workdir) / "best",
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
             preservation_policy=_policies.BestN(
                 get_metric_fn=lambda metrics: metrics["wer"], reverse=True, n=keep_best

@@ -35,8 +35,6 @@ _LOST_AFTER = flags.DEFINE_integer(
     "seconds without a sign of life after which a process is taken for dead and the others end",
 )
 
-LOST = 75  # exit status (EX_TEMPFAIL) where another process ended: starting again may help
-
 
 def refuse_arguments(argv: list[str]) -> None:
     """Raises `flags.Error` if there are arguments besides flags."""
@@ -70,7 +68,8 @@ def run(main: Callable[[list[str]], None]) -> int:
     """Runs a command; expected errors become one sentence on stderr.
 
     Returns:
-        Exit status: 0, 1 after an expected error, 2 if the flags are wrong, 143 after SIGTERM.
+        Exit status: 0, 1 after an expected error, 2 if the flags are wrong, 75 where another
+        process of the run is gone, 143 after SIGTERM.
     """
     status = 0
 
@@ -138,7 +137,7 @@ def _guard(main: Callable[[list[str]], None], argv: list[str]) -> int:
             " start all of them again to go on from the last checkpoint",
             file=sys.stderr,
         )
-        return LOST
+        return sys.modules["mtp_jax.processes"].LOST
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -18,3 +18,8 @@ def to_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
         return cast(pathlib.Path, epath.Path(name))
     return pathlib.Path(name).expanduser()
+
+
+def absolute(path: pathlib.Path) -> pathlib.Path:
+    """`path` from the root; what lies in a bucket already is."""
+    return path if "://" in os.fspath(path) else path.absolute()

@@ -23,11 +23,21 @@ from mtp_jax.data import Batch, Share
 
 Tree = TypeVar("Tree")
 WAIT_SECONDS = 3600  # for process 0 to make what all need: a corpus, a tokenizer
+LOST = 75  # exit status (EX_TEMPFAIL) where another process ended: starting again may help
 _meeting = itertools.count()
 
 
 class ProcessError(RuntimeError):
-    """The processes of a run do not make one run; the message says why, and what to do."""
+    """The processes of a run do not make one run; the message says why, and what to do.
+
+    Args:
+        message: one sentence.
+        exit_status: of the command; `LOST` where starting again may help.
+    """
+
+    def __init__(self, message: str, exit_status: int = 1) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +102,8 @@ def join(group: Group) -> None:
     except (ValueError, RuntimeError) as error:
         raise ProcessError(
             f"the processes of --coordinator={group.coordinator} did not find one another"
-            f" ({_first_line(error)}): start all of them, each with its own --process_id"
+            f" ({_first_line(error)}): start all of them, each with its own --process_id",
+            LOST,
         ) from error
 
 
@@ -117,7 +128,11 @@ def meet(name: str, seconds: int = WAIT_SECONDS) -> None:
             f"mtp_jax {next(_meeting)} {name}", timeout=seconds, processes=everyone
         )
     except Exception as error:
-        raise ProcessError(f"not every process came to {name}: {_first_line(error)}") from error
+        raise ProcessError(
+            f"another process of the run did not come to {name} ({_first_line(error)}):"
+            " start all of them again to go on from the last checkpoint",
+            LOST,
+        ) from error
 
 
 @contextlib.contextmanager

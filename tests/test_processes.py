@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from mtp_jax import processes
-from mtp_jax.cli import LOST
 from mtp_jax.config import (
     Augment,
     Config,
@@ -32,6 +31,7 @@ from mtp_jax.config import (
     Train,
 )
 from mtp_jax.data import Share
+from mtp_jax.processes import LOST
 from mtp_jax.scalars import read_scalars
 from mtp_jax.sharding import make_mesh
 from mtp_jax.workdir import Workdir
