@@ -176,8 +176,8 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
     rate = config.front_end.sample_rate
     source = open_source(config.data.train, config.data, rate)
     dev = open_source(config.data.dev, config.data, rate)
-    processes.agree("training data", source.utterances)
-    processes.agree("dev data", dev.utterances)
+    for what, opened in (("training data", source), ("dev data", dev)):
+        processes.agree(what, [len(opened.utterances), sum(u.seconds for u in opened.utterances)])
     with processes.main_first("making the tokenizer"):
         tokenizer = open_tokenizer(config, workdir, source)
     model = make_model(config, tokenizer)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+Lengths = Sequence[int] | np.ndarray
 _TOKENS_MULTIPLE = 8  # L is a multiple of it: tidy for an accelerator, and few distinct shapes
 
 
@@ -84,13 +85,13 @@ class TrainPlan:
 
     def __init__(
         self,
-        samples: Sequence[int],
-        tokens: Sequence[int],
+        samples: Lengths,
+        tokens: Lengths,
         bounds: Sequence[int],
         rows: Sequence[int],
         speeds: Sequence[float],
         seed: int,
-        labels: Sequence[int] = (),
+        labels: Lengths = (),
     ) -> None:
         """Plans over utterances given by their lengths.
 
@@ -159,7 +160,7 @@ class TrainPlan:
 
 
 def evaluation_plan(
-    samples: Sequence[int], tokens: Sequence[int], bounds: Sequence[int], rows: int
+    samples: Lengths, tokens: Lengths, bounds: Sequence[int], rows: int
 ) -> list[Rows]:
     """Every utterance once, shortest first, in batches of `rows`; only the last may have filler.
 
