@@ -66,7 +66,7 @@ def _open(spec: str, data: Data, sample_rate: int) -> Source:
         name, size, catalogued, split = dataset.groups()
         cache_dir = Path(data.cache_dir).expanduser()
         if catalogued:
-            builder = tfds_builder(catalogued)
+            builder = tfds_builder(catalogued, data.tfds_dir)
         elif split.partition("[")[0] in SPLITS:  # before minutes go into making it
             builder = embedded(cache_dir, size or "default")
         else:
