@@ -14,6 +14,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from mtp_jax.params import Params, merge
+from mtp_jax.paths import absolute
 from mtp_jax.train_step import TrainState
 
 _policies = ocp.training.preservation_policies
@@ -43,13 +44,13 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, keep_best: int = 1) -> None:
         self._latest = ocp.training.Checkpointer(
-            (workdir / "checkpoints").absolute(),
+            absolute(workdir) / "checkpoints",
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
             preservation_policy=_policies.LatestN(2),
             cleanup_tmp_directories=True,
         )
         self._best = ocp.training.Checkpointer(
-            (workdir / "best").absolute(),
+            absolute(workdir) / "best",
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
             preservation_policy=_policies.BestN(
                 get_metric_fn=lambda metrics: metrics["wer"], reverse=True, n=keep_best
@@ -60,7 +61,9 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *unused: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind is not None and issubclass(kind, jax.errors.JaxRuntimeError):
+            return  # another process may be gone: a save that waits for it would never end
         self._latest.close()
         self._best.close()
 
@@ -70,29 +73,27 @@ class Checkpoints:
         latest = self._latest.latest
         return None if latest is None else latest.step
 
-    def save(self, state: TrainState, data: Any) -> None:
-        """Saves the training state and the position of the data iterator, in the background."""
+    def save(self, state: TrainState) -> None:
+        """Saves the training state in the background; its step is the position in the data."""
         step, own = int(state.step), _without_imported(state)
         if step != self.latest_step:
-            self._latest.save_checkpointables_async(step, {"state": own, "data": data}, force=True)
+            self._latest.save_checkpointables_async(step, {"state": own}, force=True)
 
     def wait(self) -> None:
         """Returns once every save has reached the disk."""
         self._latest.wait()
         self._best.wait()
 
-    def restore(self, state: TrainState, shardings: Any, data: Any) -> TrainState:
-        """The newest state, on its devices; `data` is moved to the batch that comes next.
+    def restore(self, state: TrainState, shardings: Any) -> TrainState:
+        """The newest state, on its devices, whatever mesh it was saved from.
 
         Args:
             state: the state at step 0; `shardings`: where each part goes.
-            data: the data iterator.
 
         Raises:
             CheckpointError: it cannot be read, or does not fit the config.
         """
-        own = _abstract(_without_imported(state), _without_imported(shardings))
-        like = {"state": own, "data": data}
+        like = {"state": _abstract(_without_imported(state), _without_imported(shardings))}
         try:
             restored = self._latest.load_checkpointables(self.latest_step, like)["state"]
             return dataclasses.replace(restored, imported=state.imported)

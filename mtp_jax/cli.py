@@ -1,4 +1,9 @@
-"""What the command lines share: starting JAX, and turning expected errors into one sentence."""
+"""What the command lines share: starting JAX, and turning expected errors into one sentence.
+
+A command that runs a model may be started as several processes, each with ``--coordinator``,
+``--processes`` and ``--process_id``, or the environment variables MTP_COORDINATOR, MTP_PROCESSES
+and MTP_PROCESS_ID.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,23 @@ from absl import logging as absl_logging
 
 from mtp_jax.config import Config, ConfigError
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    os.environ.get("MTP_COORDINATOR", ""),
+    "of several processes: HOST:PORT of process 0, or auto on TPU pods, GKE and Slurm",
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", os.environ.get("MTP_PROCESSES", "-1"), "how many there are"
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", os.environ.get("MTP_PROCESS_ID", "-1"), "which of them this is, from 0"
+)
+_LOST_AFTER = flags.DEFINE_integer(
+    "lost_after",
+    os.environ.get("MTP_LOST_AFTER", "60"),
+    "seconds without a sign of life after which a process is taken for dead and the others end",
+)
+
 
 def refuse_arguments(argv: list[str]) -> None:
     """Raises `flags.Error` if there are arguments besides flags."""
@@ -21,8 +43,20 @@ def refuse_arguments(argv: list[str]) -> None:
 
 
 def start_jax(config: Config) -> None:
-    """Turns on JAX's persistent compilation cache, under the run's cache folder."""
+    """Joins the other processes of the run, and turns on JAX's persistent compilation cache.
+
+    Raises:
+        ProcessError: the other processes cannot be found.
+    """
     import jax  # imported late: help and errors in flags come at once
+
+    from mtp_jax import processes
+
+    processes.join(
+        processes.Group(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
+    )
+    if not processes.is_main():  # what all have to say is said once
+        logging.getLogger("mtp_jax").setLevel(logging.WARNING)
 
     folder = pathlib.Path(config.data.cache_dir).expanduser() / "compiled"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -35,7 +69,7 @@ def run(main: Callable[[list[str]], int | None]) -> int:
 
     Returns:
         Exit status: what `main` returns (0 for None), 1 after an expected error, 2 if the flags are
-        wrong, 143 after SIGTERM.
+        wrong, 75 where another process of the run is gone, 143 after SIGTERM.
     """
     status = 0
 
@@ -47,8 +81,21 @@ def run(main: Callable[[list[str]], int | None]) -> int:
     try:
         app.run(guarded, flags_parser=_parse)
     except SystemExit as stop:
-        return status or int(stop.code or 0)
+        status = status or int(stop.code or 0)
+    _leave(status)
     return status
+
+
+def _leave(status: int) -> None:
+    """Ends one of several processes; one that failed waits for none of the others.
+
+    They learn of it by its silence, and end too.
+    """
+    jax = sys.modules.get("jax")
+    if status and jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _quiet() -> None:
@@ -82,9 +129,29 @@ def _guard(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except expected() as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return getattr(error, "exit_status", 1)
+    except Exception as error:
+        if not _lost_another(error):
+            raise
+        print(
+            f"error: another process of the run ended or cannot be reached ({_sentence(error)}):"
+            " start all of them again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return sys.modules["mtp_jax.processes"].LOST
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         return 130
+
+
+def _lost_another(error: Exception) -> bool:
+    """Whether `error` is what remains of a collective when one of several processes dies."""
+    jax = sys.modules.get("jax")
+    return (
+        jax is not None
+        and jax.distributed.is_initialized()
+        and isinstance(error, jax.errors.JaxRuntimeError)
+        and any(sign in str(error) for sign in ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED"))
+    )
 
 
 def _sentence(error: BaseException) -> str:

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import tqdm
 
+from mtp_jax import processes
 from mtp_jax.audio import AudioError, change_speed, changed_length
 from mtp_jax.config import Config
 from mtp_jax.data import DataError, Source, eval_batches
@@ -148,6 +149,12 @@ def with_encoder_cache(
         return [(i, speed) for i, speed in every if key(i, speed) not in cache and fits(i, speed)]
 
     if missing():
+        if jax.process_count() > 1:
+            raise DataError(
+                f"{len(missing())} outputs of the encoder are not in config.data.cache_dir"
+                f" ({config.data.cache_dir}), and several processes cannot make them: start the"
+                " run once with one process, or set config.whisper.cached to False"
+            )
         with cache.writing():
             todo = missing()
             for (i, speed), features, samples in _encoded(source, todo, recognizer):
@@ -211,7 +218,7 @@ def _weights(recognizer: Recognizer) -> str:
         return encoder
     tuned = hashlib.sha256(encoder.encode())
     for path in sorted(own):
-        tuned.update(path.encode() + np.asarray(jax.device_get(own[path])).tobytes())
+        tuned.update(path.encode() + np.asarray(processes.fetch(own[path])).tobytes())
     return tuned.hexdigest()
 
 

@@ -10,6 +10,7 @@ def expected() -> tuple[type[Exception], ...]:
     from mtp_jax.config import ConfigError
     from mtp_jax.data import DataError
     from mtp_jax.importers import PretrainedError
+    from mtp_jax.processes import ProcessError
     from mtp_jax.sharding import MeshError
     from mtp_jax.tokenizer import TokenizerError
     from mtp_jax.training import TrainingStopped
@@ -22,6 +23,7 @@ def expected() -> tuple[type[Exception], ...]:
         DataError,
         MeshError,
         PretrainedError,
+        ProcessError,
         TokenizerError,
         TrainingStopped,
         WorkdirError,

@@ -15,7 +15,6 @@ that much (per cent, absolute) above greedy's. Prefix beam search comes with n-b
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import sys
 from typing import Any
 
@@ -23,6 +22,7 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.config import STRATEGIES
+from mtp_jax.paths import to_path
 from mtp_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
         workdir,
         _DATA.value or config.data.test,
         tau,
-        pathlib.Path(_OUTPUT.value).expanduser() if _OUTPUT.value else workdir.path,
+        to_path(_OUTPUT.value) if _OUTPUT.value else workdir.path,
         options,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from mtp_jax import processes
 from mtp_jax.comparison import Task, choose_tau, compare
 from mtp_jax.config import Config, Evaluation
 from mtp_jax.data import open_source
@@ -45,7 +46,8 @@ def tune(recognizer: Recognizer, workdir: Workdir, max_wer_increase: float) -> f
         "greedy_wer": choice.greedy_wer,
         "rows": list(choice.sweep),
     }
-    write_json(workdir.tau, kept)
+    if processes.is_main():
+        write_json(workdir.tau, kept)
     log.info(
         "tau %g: the fewest calls on dev at a WER of at most %.2f %% + %.2f %%",
         choice.tau,
@@ -107,6 +109,8 @@ def evaluate(
         "rows": rows,
         "tau_sweep": workdir.read_tau(),
     }
+    if not processes.is_main():
+        return results
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
     write_hypotheses(output / "hypotheses", outcomes)

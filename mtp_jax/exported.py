@@ -26,6 +26,7 @@ from mtp_jax.checkpoint import CheckpointError
 from mtp_jax.config import Config, Lora
 from mtp_jax.importers import export_llama, hf_config, import_llama
 from mtp_jax.params import Params, by_path, merge_lora, nested, split
+from mtp_jax.processes import place_whole
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.workdir import Workdir, write_json
 
@@ -124,6 +125,6 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
             " is missing, left over or of another shape; export it again"
         )
     speech = {
-        path: jax.device_put(found[path].astype(x.dtype), place[path]) for path, x in wanted.items()
+        path: place_whole(found[path].astype(x.dtype), place[path]) for path, x in wanted.items()
     }
     return nested(speech) | {"decoder": decoder}

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtp_jax import sharding
+from mtp_jax import processes, sharding
 from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.config import Config, differences
 from mtp_jax.exported import read_exported
@@ -128,11 +128,12 @@ def starting_point(
     label = "label_embedding"
     if label in by_path(shapes) and label not in initial and "decoder/embedding" in parts:
         spelled = labels_as_text(tokenizer, parts["decoder/embedding"])
-        initial[label] = jax.device_put(spelled, by_path(shardings)[label])
+        initial[label] = processes.place_whole(spelled, by_path(shardings)[label])
     is_frozen = matches(config.optim.freeze)
     left_out = sorted(path for path in parts if is_frozen(path) and path not in initial)
     if parts:
-        workdir.claim_parts(digests(config.pretrained), left_out)
+        with processes.main_first("noting the pretrained parts"):
+            workdir.claim_parts(digests(config.pretrained), left_out)
     begun = {path: x for path, x in parts.items() if path not in left_out} | initial
     return nested(begun), nested({path: parts[path] for path in left_out})
 
@@ -143,7 +144,7 @@ def labels_as_text(tokenizer: Tokenizer, embedding: jax.Array) -> np.ndarray:
     A pretrained decoder so begins with a notion of what CTC reads.
     """
     rows = np.zeros((tokenizer.ctc.vocab_size, embedding.shape[1]), np.float32)
-    table = np.asarray(jax.device_get(embedding), np.float32)
+    table = np.asarray(processes.fetch(embedding), np.float32)
     for label, piece in enumerate(tokenizer.ctc.pieces):
         if tokens := tokenizer.encode(piece.replace("▁", " ")):
             rows[label] = table[tokens].mean(axis=0)

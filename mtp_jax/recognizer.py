@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Collection, Iterable
 from typing import Any, cast
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax import sharding
+from mtp_jax import processes, sharding
 from mtp_jax.data import Batch, Source
 from mtp_jax.decode_step import ctc_greedy, decode, encode
 from mtp_jax.decoding import Decoded, NBest, Strategy
@@ -115,10 +116,10 @@ class Recognizer:
         self._compiled: dict[Any, Any] = {}
 
     def place(self, batch: Batch) -> Batch:
-        """`batch` on the devices."""
+        """`batch`, which every process has whole, on the devices."""
         divides = len(batch.index) % sharding.batch_divisor(self.mesh) == 0
         split = sharding.batch_sharding if divides else sharding.replicated
-        return jax.device_put(batch, split(self.mesh))
+        return processes.place_whole(batch, split(self.mesh))
 
     def run(self, source: Source, batches: Iterable[Batch], strategy: Strategy | None) -> Outcome:
         """Decodes every batch.
@@ -200,10 +201,11 @@ class Recognizer:
             return 0.0
         start = time.perf_counter()
         placed = self.place(batch._replace(tokens=batch.tokens[:, :0]))
-        if strategy is None:
-            lowered = ctc_greedy.lower(self.model, self.params, placed)
-        else:
-            lowered = decode.lower(self.model, self.params, placed, strategy)
+        with jax.set_mesh(self.mesh):  # which the caches are split over
+            if strategy is None:
+                lowered = ctc_greedy.lower(self.model, self.params, placed)
+            else:
+                lowered = decode.lower(self.model, self.params, placed, strategy)
         self._compiled[key] = lowered.compile()
         return time.perf_counter() - start
 
@@ -212,9 +214,9 @@ class Recognizer:
         compiled = self._compiled[self._key(batch, strategy)]
         batch = batch._replace(tokens=batch.tokens[:, :0])  # references are not looked at
         if strategy is not None:
-            decoded: Decoded = jax.device_get(compiled(self.params, batch, strategy))
+            decoded: Decoded = processes.fetch(compiled(self.params, batch, strategy))
             return decoded
-        tokens, length = jax.device_get(compiled(self.params, batch))
+        tokens, length = processes.fetch(compiled(self.params, batch))
         none: Any = np.zeros((len(length), self.model.config.heads.count - 1), int)
         no_calls, no_steps = np.zeros_like(length), cast(jax.Array, np.zeros((), int))
         return Decoded(
@@ -228,13 +230,21 @@ class Recognizer:
         it; a larger one is a bug.
         """
         one = jax.tree.map(lambda x: np.asarray(x)[row : row + 1], batch)
-        encoded = encode(self.model, self.params, one)
-        text = jnp.array([(*tokens, 0)], jnp.int32)
-        hidden, cache = call(self.model, self.params, "prefill", encoded, text.shape[1])
-        if tokens:
-            count = jnp.array([len(tokens)])
-            hidden, _ = call(self.model, self.params, "extend", text, count, cache)
-            hidden = hidden[:, len(tokens) - 1]
-        logits = call(self.model, self.params, "next_token", hidden)
-        best = jax.lax.top_k(logits[0], 2)[0]
+        size = max(self.model.config.data.max_tokens, len(tokens))
+        text = np.zeros((1, size), np.int32)
+        text[0, : len(tokens)] = tokens
+        count = np.array([len(tokens)], np.int32)
+        best = processes.fetch(_two_best(self.model, self.params, one, text, count))
         return float(best[0] - best[1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _two_best(
+    model: SpeechLlama, params: Any, batch: Batch, text: jax.Array, count: jax.Array
+) -> jax.Array:
+    """float32[2], head 1's greatest logits behind the first int32[1] `count` of int32[1, L]."""
+    encoded = encode(model, params, batch)
+    first, cache = call(model, params, "prefill", encoded, text.shape[1])
+    hidden, _ = call(model, params, "extend", text, count, cache)
+    last = jnp.where(count[0], hidden[:, count[0] - 1], first)
+    return jax.lax.top_k(call(model, params, "next_token", last)[0], 2)[0]

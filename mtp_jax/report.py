@@ -186,7 +186,8 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
     written.append(folder / "wer_against_calls.png")
-    figure.savefig(written[-1], dpi=150)
+    with written[-1].open("wb") as file:  # which may lie in a bucket
+        figure.savefig(file, dpi=150)
     plt.close(figure)
 
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
@@ -203,6 +204,7 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
     written.append(folder / "acceptance_by_head.png")
-    figure.savefig(written[-1], dpi=150)
+    with written[-1].open("wb") as file:  # which may lie in a bucket
+        figure.savefig(file, dpi=150)
     plt.close(figure)
     return written

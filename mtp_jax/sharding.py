@@ -6,6 +6,7 @@ knows the mesh. With one device every axis has size 1 and nothing changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +77,38 @@ def batch_divisor(mesh: jax.sharding.Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x`, split as `RULES` has it over the mesh of ``jax.set_mesh``; as it is where none is set.
+
+    An axis that its mesh axes do not divide (a batch of 1, fewer heads than devices) stays whole.
+
+    Args:
+        x: inside ``jit``.
+        axes: logical names of its axes, None for those that stay whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    rules = dict(RULES)
+    used: set[str] = set()
+    spec: list[tuple[str, ...] | None] = []
+    for axis, size in zip(axes, x.shape, strict=True):
+        names = _mesh_axes(rules.get(axis) if axis else None)
+        if twice := used.intersection(names):
+            raise MeshError(
+                f"logical axes {', '.join(map(str, axes))} use mesh axis {min(twice)} twice:"
+                " mend sharding.RULES"
+            )
+        used |= set(names)
+        divides = size % math.prod(mesh.shape[name] for name in names) == 0
+        spec.append(names if names and divides else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _mesh_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (rule,) if isinstance(rule, str) else tuple(rule or ())
+
+
 def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
     """Shardings of the parameters whose logically annotated shapes are `boxed`.
 
@@ -83,16 +116,38 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
         boxed: what ``jax.eval_shape(model.init, ...)`` gives, annotations still around the leaves.
 
     Raises:
-        MeshError: a parameter has an axis that its mesh axes do not divide.
+        MeshError: a parameter has an axis that its mesh axes do not divide, that `RULES` does not
+            know, or that shares a mesh axis with another.
     """
-    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    logical = nn.get_partition_spec(boxed)
+    rules = dict(RULES)
+
+    def check_names(path: Any, spec: PartitionSpec) -> None:
+        used: dict[str, str] = {}
+        for axis in filter(None, spec):
+            name = jax.tree_util.keystr(path)
+            if axis not in rules:
+                raise MeshError(
+                    f"parameter {name} has the logical axis {axis!r}, which sharding.RULES does"
+                    " not know: add it there"
+                )
+            for mesh_axis in _mesh_axes(rules[axis]):
+                if mesh_axis in used:
+                    raise MeshError(
+                        f"parameter {name} would be split over mesh axis {mesh_axis} twice, along"
+                        f" {used[mesh_axis]} and {axis}: mend sharding.RULES or its annotation"
+                    )
+                used[mesh_axis] = axis
+
+    jax.tree_util.tree_map_with_path(
+        check_names, logical, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    shardings = nn.logical_to_mesh_sharding(logical, mesh, RULES)
 
     def check(path: Any, shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
-        for axis, names in enumerate(sharding.spec):
-            names = (names,) if isinstance(names, str) else tuple(names or ())
-            parts = 1
-            for name in names:
-                parts *= mesh.shape[name]
+        for axis, rule in enumerate(sharding.spec):
+            names = _mesh_axes(rule)
+            parts = math.prod(mesh.shape[name] for name in names)
             if shape.shape[axis] % parts:
                 raise MeshError(
                     f"parameter {jax.tree_util.keystr(path)} of shape {shape.shape} cannot be"

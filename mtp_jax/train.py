@@ -8,6 +8,7 @@ only evaluates.
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import sys
 import time
@@ -19,6 +20,7 @@ from mtp_jax import cli
 from mtp_jax.config import from_config_dict
 from mtp_jax.workdir import Workdir
 
+log = logging.getLogger("mtp_jax")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the run, a file of configs/")
 _WORKDIR = flags.DEFINE_string("workdir", None, "default: runs/NAME_OF_THE_CONFIG")
 
@@ -26,7 +28,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "default: runs/NAME_OF_THE_CONFI
 def main(argv: list[str]) -> None:
     start = time.perf_counter()
     cli.refuse_arguments(argv)
-    from mtp_jax import evaluation, training  # imported late: errors in flags come at once
+    from mtp_jax import (  # imported late: errors in flags come at once
+        evaluation,
+        processes,
+        training,
+    )
     from mtp_jax.model import completed, load
 
     file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
@@ -34,16 +40,17 @@ def main(argv: list[str]) -> None:
         raise flags.Error(f"--config={file} is not a config file: configs/ holds some")
     config = completed(from_config_dict(_CONFIG.value))
     workdir = Workdir(_WORKDIR.value or f"runs/{pathlib.Path(file).stem}")
-    workdir.claim(config)
     cli.start_jax(config)
+    with processes.main_first("claiming the workdir"):
+        workdir.claim(config)
     if training.finished(config, workdir):
-        print(f"{workdir.path} is finished: evaluating only")
+        log.info("%s is finished: evaluating only", workdir.path)
         recognizer = load(workdir)
     else:
         recognizer = training.train(config, workdir)
     tau = evaluation.tune(recognizer, workdir, config.evaluation.max_wer_increase)
     evaluation.evaluate(recognizer, workdir, config.data.test, tau, workdir.path)
-    print(f"{(time.perf_counter() - start) / 60:.1f} minutes")
+    log.info("%.1f minutes", (time.perf_counter() - start) / 60)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -135,7 +136,7 @@ def init_state(
     drawn = nested({path: x for path, x in by_path(by_param).items() if path not in given})
     whole = parts(merge(jax.jit(fresh, out_shardings=drawn)(given), nested(given)))
     state = TrainState(
-        step=jax.device_put(jnp.int32(0), everywhere),
+        step=jax.device_put(np.int32(0), everywhere),
         opt_state=jax.jit(optimizer.init, out_shardings=by_opt)(whole["params"]),
         **whole,
     )

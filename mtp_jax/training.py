@@ -7,19 +7,21 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 
-from mtp_jax import sharding
+from mtp_jax import processes, sharding
 from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.comparison import Task, word_error_rate
 from mtp_jax.config import Config, ConfigError
-from mtp_jax.data import Source, open_source, train_batches
+from mtp_jax.data import Batch, Report, Source, open_source, train_batches
 from mtp_jax.decoding import Greedy
 from mtp_jax.encoder_cache import with_encoder_cache
 from mtp_jax.importers import resolve
@@ -129,18 +131,27 @@ class Watch:
 
 
 class Terminated:
-    """True once SIGTERM has been received; use as a context manager."""
+    """Whether SIGTERM has been received; use as a context manager.
+
+    Of several processes one may receive it (a machine is to be taken away): JAX then chooses a
+    step that none has passed, and all stop there.
+    """
 
     def __enter__(self) -> Terminated:
         self._received = False
-        self._before = signal.signal(signal.SIGTERM, self._receive)
+        self._before: Any = signal.SIG_DFL
+        if jax.process_count() == 1:  # otherwise JAX listens for the signal, from the start
+            self._before = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *unused: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
 
-    def __bool__(self) -> bool:
-        return self._received
+    def at(self, step: int) -> bool:
+        """Whether to stop behind `step`; asked once a step."""
+        if jax.process_count() == 1:
+            return self._received
+        return bool(multihost_utils.reached_preemption_sync_point(step))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
@@ -165,7 +176,10 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
     rate = config.front_end.sample_rate
     source = open_source(config.data.train, config.data, rate)
     dev = open_source(config.data.dev, config.data, rate)
-    tokenizer = open_tokenizer(config, workdir, source)
+    for what, opened in (("training data", source), ("dev data", dev)):
+        processes.agree(what, [len(opened.utterances), sum(u.seconds for u in opened.utterances)])
+    with processes.main_first("making the tokenizer"):
+        tokenizer = open_tokenizer(config, workdir, source)
     model = make_model(config, tokenizer)
     optimizer = make_optimizer(config.optim)
     start = starting_point(model, tokenizer, workdir, mesh)
@@ -177,11 +191,6 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
         )
     source = with_encoder_cache(source, recognizer, config.augment.speeds)
     dev = with_encoder_cache(dev, recognizer)
-    batches, report = train_batches(
-        source, tokenizer, config, multiple=sharding.batch_divisor(mesh)
-    )
-    write_json(workdir.report, report.to_json())
-    log.info("%s", report)
     log.info(
         "%.2f M parameters, %.2f M of them trained, %d devices (%s), %d utterances, %.2f h",
         count(state.model_params) / 1e6,
@@ -193,15 +202,37 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
     )
     with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
         if checkpoints.latest_step is not None:
-            state = checkpoints.restore(state, shardings, batches)
+            state = checkpoints.restore(state, shardings)
             log.info("going on from step %d", int(state.step))
+        batches, report = train_batches(
+            source,
+            tokenizer,
+            config,
+            multiple=sharding.batch_divisor(mesh),
+            share=processes.share_of(mesh),
+            start=int(state.step),
+        )
+        log.info("%s", report)
+        _write_report(workdir, report)
         state = _loop(
             config, workdir, checkpoints, recognizer, dev, state, shardings, optimizer, batches
         )
-        write_json(workdir.report, report.to_json())
+        _write_report(workdir, report)
         own = merge(state.params, state.frozen), merge(shardings.params, shardings.frozen)
         recognizer.params = merge(checkpoints.restore_best(*own), state.imported)
     return recognizer
+
+
+def _write_report(workdir: Workdir, report: Report) -> None:
+    if processes.is_main():
+        write_json(workdir.report, report.to_json())
+
+
+def _board(workdir: Workdir, start: int) -> SummaryWriter:
+    """A writer of scalars, which of several processes only the first keeps."""
+    if processes.is_main():
+        return SummaryWriter(str(workdir.tensorboard), purge_step=start)
+    return SummaryWriter(write_to_disk=False)
 
 
 def _loop(
@@ -213,7 +244,7 @@ def _loop(
     state: TrainState,
     shardings: Any,
     optimizer: Any,
-    batches: Any,
+    batches: Iterator[Batch],
 ) -> TrainState:
     """Steps up to the last; the state behind it."""
     c, last = config.train, config.optim.steps * config.optim.accumulate
@@ -224,18 +255,27 @@ def _loop(
     n_best_timed = False
     dev_task = Task.of(dev, recognizer)
     with (
-        SummaryWriter(str(workdir.tensorboard), purge_step=start) as board,
-        tqdm.tqdm(total=last, initial=start, unit="step", dynamic_ncols=True) as bar,
+        _board(workdir, start) as board,
+        tqdm.tqdm(
+            total=last,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not processes.is_main(),
+        ) as bar,
         Terminated() as terminated,
+        jax.set_mesh(recognizer.mesh),
     ):
+        say = bar.write if processes.is_main() else log.debug
         for step in range(start, last):
-            batch = recognizer.place(next(batches))
+            batch = processes.place_share(next(batches), recognizer.mesh)
             state, metrics = step_fn(state, batch)
             done = step + 1
             watch.pending.append((done, metrics))
             bar.update()
+            stop = terminated.at(done)
             at_dev = done % c.dev_every == 0 or done == last
-            saving = done % c.checkpoint_every == 0 or done == last or bool(terminated)
+            saving = done % c.checkpoint_every == 0 or done == last or stop
             if done % c.log_every == 0 or at_dev or saving:
                 means = watch.look()
                 for name, value in means.items():
@@ -249,18 +289,18 @@ def _loop(
                 outcome = recognizer.run(dev, dev_task.batches(size), Greedy())
                 wer = word_error_rate(outcome, config.evaluation.normalizer)
                 board.add_scalar("dev/wer", wer, done)
-                bar.write(f"step {done}: loss {means['loss']:.3f}, dev WER {wer:.2f} %")
+                say(f"step {done}: loss {means['loss']:.3f}, dev WER {wer:.2f} %")
                 checkpoints.save_best(state, wer)
                 if spelling and not n_best_timed:
                     n_best_timed = True
                     seconds = search_seconds(recognizer.model, state.model_params, batch)
                     share = seconds * means["steps_per_second"]
                     board.add_scalar("train/nbest_share", share, done)
-                    bar.write(f"making n-best lists takes about {100 * share:.0f} % of a step")
+                    say(f"making n-best lists takes about {100 * share:.0f} % of a step")
                 watch.since = time.perf_counter()
             if saving:
-                checkpoints.save(state, batches)
-            if terminated:
+                checkpoints.save(state)
+            if stop:
                 checkpoints.wait()
                 raise TrainingStopped(
                     f"SIGTERM: step {done} is saved, and the same command goes on from there",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtp_jax.config import Config, ConfigError, differences, from_config_dict
+from mtp_jax.paths import to_path
 
 
 class WorkdirError(ValueError):
@@ -29,11 +30,11 @@ class Workdir:
     """Names of the files in a workdir.
 
     Args:
-        path: of the folder; made if need be.
+        path: of the folder, local or ``gs://``; made if need be.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path).expanduser()
+        self.path = to_path(path)
         self.config = self.path / "config.json"
         self.parts = self.path / "parts.json"
         self.exported = self.path / "speech.safetensors"

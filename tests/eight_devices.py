@@ -26,10 +26,14 @@ import numpy as np
 import optax
 
 from mtp_jax import config as configs
+from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads, Mwer, Optim
-from mtp_jax.data import Batch
-from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.data import Batch, Source, Utterance
+from mtp_jax.decode_step import encode
+from mtp_jax.decoding import Greedy, PrefixBeam, Threshold, Verify
+from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary, call
 from mtp_jax.optim import make_optimizer
+from mtp_jax.recognizer import Recognizer
 from mtp_jax.sharding import MeshError, batch_divisor, batch_sharding, make_mesh
 from mtp_jax.train_step import TrainState, init_state, make_train_step
 from mtp_jax.words import Spelling
@@ -66,8 +70,31 @@ SPELLING = Spelling(
 MESHES = {
     "one": configs.Mesh(data=1),
     "data": configs.Mesh(data=-1),
+    "fsdp": configs.Mesh(data=1, fsdp=8),
+    "data_and_tensor": configs.Mesh(data=4, tensor=2),
     "fsdp_and_tensor": configs.Mesh(data=2, fsdp=2, tensor=2),
 }
+
+
+STRATEGIES = {
+    "ctc": None,
+    "greedy": Greedy(),
+    "threshold": Threshold(0.1),
+    "verify": Verify(),
+    "prefix_beam": PrefixBeam(3, jnp.float32(0.3)),
+}
+SOURCE = Source("rows", "", [Utterance(str(i), "", 1.0) for i in range(B)], [], np.zeros)
+
+
+class Pieces:
+    """Stands for a tokenizer: a token is its number."""
+
+    @property
+    def ctc(self) -> Pieces:
+        return self
+
+    def decode(self, tokens: Any) -> str:
+        return " ".join(map(str, tokens))
 
 
 def batch(seed: int) -> Batch:
@@ -123,14 +150,46 @@ def run(out: Path) -> None:
         step = make_train_step(MODEL, optimizer, shardings, SPELLING)
         for seed in (0, 1):
             placed = jax.device_put(batch(seed), batch_sharding(mesh))
-            state, metrics = step(state, placed)
+            with jax.set_mesh(mesh):
+                state, metrics = step(state, placed)
             arrays |= {f"metrics_{seed}/{key}": x for key, x in metrics.items()}
         arrays |= parts(state)
         shards[name] = {
             key: [x.sharding.shard_shape(x.shape), x.shape] for key, x in parts(state).items()
         }
         np.savez(out / f"{name}.npz", **jax.device_get(arrays))
+        if name in ("one", "fsdp_and_tensor"):
+            decode_all(out, name, mesh, state)
+        if name == "fsdp":
+            with Checkpoints(out / "run") as checkpoints:
+                checkpoints.save(state)
+                checkpoints.wait()
+    for name, sizes in MESHES.items():
+        mesh = make_mesh(sizes, jax.devices()[: 1 if name == "one" else 8])
+        state, shardings = init_state(MODEL, make_optimizer(MODEL.config.optim), mesh)
+        with Checkpoints(out / "run") as checkpoints:
+            restored = checkpoints.restore(state, shardings)
+        assert jax.tree.map(lambda x: x.sharding, restored) == shardings
+        np.savez(out / f"restored_{name}.npz", **jax.device_get(parts(restored)))
     (out / "shards.json").write_text(json.dumps(shards))
+
+
+def decode_all(out: Path, name: str, mesh: jax.sharding.Mesh, state: TrainState) -> None:
+    """Tokens and calls of every strategy, and what one device holds of a cache."""
+    recognizer = Recognizer(MODEL, state.model_params, Pieces(), mesh)
+    found = {}
+    for label, strategy in STRATEGIES.items():
+        found[label] = [
+            [[*h.tokens], h.calls, [[*a.tokens] for a in h.nbest]]
+            for h in recognizer.run(SOURCE, [batch(0)], strategy).hypotheses
+        ]
+    with jax.set_mesh(mesh):
+        prefill = jax.jit(lambda p, e: call(MODEL, p, "prefill", e, 4)[1].keys)
+        encoded = jax.jit(lambda p, b: encode(MODEL, p, b))
+        placed = recognizer.place(batch(0))
+        keys = prefill(state.model_params, encoded(state.model_params, placed))
+    found["cache"] = [keys.sharding.shard_shape(keys.shape), keys.shape]
+    (out / f"decoded_{name}.json").write_text(json.dumps(found))
 
 
 def lay_out(out: Path) -> None:

@@ -3,14 +3,12 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
 from mtp_jax.audio import AudioError, change_speed
 from mtp_jax.config import Augment, Config, Data, FrontEnd
-from mtp_jax.data import DataError, Problem, Source, Utterance, eval_batches, train_batches
+from mtp_jax.data import DataError, Problem, Share, Source, Utterance, eval_batches, train_batches
 from mtp_jax.tokenizer import Tokenizer
 
 RATE = 1000
@@ -99,31 +97,25 @@ def test_two_runs_of_one_seed_are_the_same_and_seeds_differ(tokenizer):
 
 
 @pytest.mark.parametrize("step", [0, 1, 5, 6, 14])
-def test_training_resumes_on_exactly_the_next_batch(tokenizer, tmp_path, step):
+def test_training_resumes_on_exactly_the_next_batch(tokenizer, step):
     unbroken = take(train_batches(make_source(), tokenizer, CONFIG)[0], step + 8)
-    batches, _ = train_batches(make_source(), tokenizer, CONFIG)
-    take(batches, step)
-    with ocp.training.Checkpointer(tmp_path / "checkpoints") as checkpointer:
-        checkpointer.save_checkpointables(step, {"state": {"x": jnp.ones(2)}, "data": batches})
-        take(batches, 2)  # what came after the checkpoint is lost
-        resumed, _ = train_batches(make_source(), tokenizer, CONFIG)
-        take(resumed, 1)  # wherever it stood
-        like = {"state": {"x": jnp.zeros(2)}, "data": resumed}
-        checkpointer.load_checkpointables(step, like)
+    resumed, _ = train_batches(make_source(), tokenizer, CONFIG, start=step)
     assert_same(take(resumed, 8), unbroken[step:])
 
 
-def test_a_changed_number_of_processes_reads_the_same_batches(tokenizer):
+@pytest.mark.parametrize("of", [2, 4])
+def test_a_changed_number_of_processes_reads_the_same_batches(tokenizer, of):
     whole = take(train_batches(make_source(), tokenizer, CONFIG)[0], 8)
     parts = []
-    for process in range(2):
-        batches, _ = train_batches(make_source(), tokenizer, CONFIG, process=process, processes=2)
-        batches.set_state(batches.get_state())
-        parts.append(take(batches, 8))
+    for process in range(of):
+        batches, _ = train_batches(
+            make_source(), tokenizer, CONFIG, share=Share((process,), of), start=2
+        )
+        parts.append(take(batches, 6))
     joined = [
-        jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b) for a, b in zip(*parts, strict=True)
+        jax.tree.map(lambda *x: np.concatenate(x), *batch) for batch in zip(*parts, strict=True)
     ]
-    assert_same(joined, whole)
+    assert_same(joined, whole[2:])
 
 
 def test_unreadable_audio_becomes_filler_and_is_reported_once(tokenizer, caplog):
@@ -182,7 +174,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tokenizer):
     with pytest.raises(DataError, match=r"config\.data\.batch_size \(4\) must be a multiple of 3"):
         train_batches(make_source(), tokenizer, CONFIG, multiple=3)
     with pytest.raises(DataError, match="must be a multiple of 2"):
-        eval_batches(make_source(), tokenizer, CONFIG, 3, processes=2)
+        eval_batches(make_source(), tokenizer, CONFIG, 3, share=Share((0,), 2))
 
 
 def test_nothing_to_train_on(tokenizer):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtp_jax.data.plan import TrainPlan, evaluation_plan
+from mtp_jax.data.plan import Share, TrainPlan, evaluation_plan
 
 BOUNDS = (100, 150, 220)
 
@@ -95,10 +95,18 @@ def test_a_batch_depends_on_its_step_alone(plan, step):
 def test_slices_of_the_processes_make_up_the_batch(plan, processes):
     plan = (*plan[:2], [rows * processes for rows in plan[2]], *plan[3:])
     batch = make(plan).batch(0)
-    parts = [batch.slice(process, processes) for process in range(processes)]
+    parts = [batch.take(Share((process,), processes)) for process in range(processes)]
     np.testing.assert_array_equal(np.concatenate([p.index for p in parts]), batch.index)
     np.testing.assert_array_equal(np.concatenate([p.speed for p in parts]), batch.speed)
     assert {p.shape.rows * processes for p in parts} == {batch.shape.rows}
+
+
+def test_a_share_may_be_scattered_and_must_divide():
+    """Where the devices of a process are no neighbours in the mesh."""
+    assert Share((0, 2), 4).rows(8).tolist() == [0, 1, 4, 5]
+    assert Share().rows(3).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="6 rows cannot be cut into 4 equal parts"):
+        Share((0,), 4).rows(6)
 
 
 def test_epochs_and_seeds_differ_in_order_and_speed():

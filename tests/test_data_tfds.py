@@ -245,3 +245,9 @@ def test_bad_audio_in_a_dataset(tmp_path):
     source = opened(tmp_path / "nan", features, [nan])
     with pytest.raises(AudioError, match="train-0 in given holds samples that are not finite"):
         source.waveform(0)
+
+
+def test_a_data_folder_in_a_bucket_is_refused():
+    data = Data(tfds_dir="gs://speech/tfds")
+    with pytest.raises(DataError, match="lies in a bucket, where ArrayRecord cannot read: mount"):
+        open_source("tfds:librispeech:dev_clean", data, 16_000)

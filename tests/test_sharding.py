@@ -84,7 +84,7 @@ def test_minus_one_takes_the_devices_that_remain(eight):
     assert "cannot be split 8 ways" in meshes["refusal"]
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp_and_tensor"])
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "data_and_tensor", "fsdp_and_tensor"])
 def test_training_is_the_same_on_any_mesh(eight, mesh):
     """Dropout, SpecAugment, MWER, accumulation and clipping included; a filler row in the batch.
 
@@ -107,6 +107,37 @@ def test_training_is_the_same_on_any_mesh(eight, mesh):
         assert one["metrics_0/loss"] != one["metrics_1/loss"]
         assert one["metrics_0/utterances"] == 7
         assert one["metrics_0/nbest_size"] == 3
+
+
+def test_every_strategy_decodes_the_same_on_any_mesh(eight):
+    """Tokens, calls and n-best lists; each device holds its rows and heads of the cache."""
+    one, many = (
+        json.loads((eight / f"decoded_{name}.json").read_text())
+        for name in ("one", "fsdp_and_tensor")
+    )
+    (mine, whole), _ = many.pop("cache"), one.pop("cache")
+    assert one == many
+    assert one.keys() == {"ctc", "greedy", "threshold", "verify", "prefix_beam"}
+    assert any(tokens for tokens, _, _ in one["greedy"])
+    layers, rows, slots, heads, size = whole
+    assert mine == [layers, rows // 4, slots, heads // 2, size]
+
+
+@pytest.mark.parametrize("mesh", ["one", "data", "fsdp", "data_and_tensor", "fsdp_and_tensor"])
+def test_a_checkpoint_restores_under_any_mesh_bit_for_bit(eight, mesh):
+    """Written from 8 parts; parameters and moments."""
+    with np.load(eight / "fsdp.npz") as saved, np.load(eight / f"restored_{mesh}.npz") as restored:
+        for name in restored:
+            np.testing.assert_array_equal(restored[name], saved[name], err_msg=name)
+        assert any(name.startswith("mu/") for name in restored)
+
+
+def test_axes_that_collide_or_are_unknown_are_refused_by_name():
+    mesh = AbstractMesh((1, 2, 4), AXES)
+    with pytest.raises(MeshError, match="twice, along heads and mlp: mend"):
+        parameter_shardings(boxed((8, 8), ("heads", "mlp")), mesh)
+    with pytest.raises(MeshError, match="the logical axis 'width', which sharding"):
+        parameter_shardings(boxed((8,), ("width",)), mesh)
 
 
 def test_a_device_holds_its_part_of_the_state_and_no_more(eight):

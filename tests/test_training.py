@@ -96,11 +96,9 @@ def final_state(config: Config, path: pathlib.Path):
     recognizer = load(workdir)
     optimizer = training.make_optimizer(config.optim)
     state, shardings = training.init_state(recognizer.model, optimizer, recognizer.mesh)
-    source = training.open_source(config.data.train, config.data, 16_000)
-    batches, _ = training.train_batches(source, recognizer.tokenizer, config)
     with Checkpoints(path) as checkpoints:
         assert checkpoints.latest_step == STEPS
-        state = checkpoints.restore(state, shardings, batches)
+        state = checkpoints.restore(state, shardings)
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
 
 

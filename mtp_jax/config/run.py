@@ -53,9 +53,11 @@ class Data:
     Attributes:
         train, dev, test: a source each: ``embedded:SPLIT`` (the corpus that the project makes
             for itself; ``embedded/noisy:SPLIT`` is the same in rooms and noise),
-            ``tfds:NAME[/CONFIG]:SPLIT``, the path of a JSON-lines manifest, or a LibriSpeech
-            directory. Several, joined by ``+``, are read as one.
+            ``tfds:NAME[/CONFIG]:SPLIT``, the path of a JSON-lines manifest, a LibriSpeech
+            directory, or a folder that `mtp_jax.pack` made. Several, joined by ``+``, are read as
+            one.
         cache_dir: where the embedded corpus and the indices of sources are kept.
+        tfds_dir: TFDS' data folder; empty takes TFDS_DATA_DIR, or TFDS' own.
         bucket_seconds: upper bounds of the length buckets; the last is the longest utterance
             accepted. Every bucket costs one compilation of the training step.
         batch_size: utterances in a global batch of the longest bucket; shorter buckets hold
@@ -73,6 +75,7 @@ class Data:
     dev: str = "embedded:dev"
     test: str = "embedded:test"
     cache_dir: str = "~/.cache/mtp_jax"
+    tfds_dir: str = ""
     bucket_seconds: tuple[float, ...] = (2.4, 3.2)
     batch_size: int = 32
     batch_seconds_alike: bool = False

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mtp_jax.data.pipeline import Batch as Batch
     from mtp_jax.data.pipeline import eval_batches as eval_batches
     from mtp_jax.data.pipeline import train_batches as train_batches
+    from mtp_jax.data.plan import Share as Share
     from mtp_jax.data.source import DataError as DataError
     from mtp_jax.data.source import Problem as Problem
     from mtp_jax.data.source import Report as Report
@@ -24,6 +25,7 @@ _HOME = {
     "Batch": "pipeline",
     "eval_batches": "pipeline",
     "train_batches": "pipeline",
+    "Share": "plan",
     "DataError": "source",
     "Problem": "source",
     "Report": "source",

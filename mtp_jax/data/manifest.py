@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,35 @@ def read_manifest(path: Path) -> tuple[list[Recording], list[Problem]]:
     Raises:
         DataError: the file cannot be read.
     """
+    items = list(iterate_manifest(path))
+    return (
+        [item for item in items if isinstance(item, Recording)],
+        [item for item in items if isinstance(item, Problem)],
+    )
+
+
+def iterate_manifest(path: Path) -> Iterator[Recording | Problem]:
+    """The lines of the manifest, one at a time; raises as `read_manifest`."""
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield _line(line, number, path.parent)
     except OSError as error:
         raise DataError(f"manifest {path} cannot be read: {error.strerror}") from None
-    recordings, problems = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            recordings.append(_recording(json.loads(line.decode()), path.parent))
-        except UnicodeDecodeError:
-            problems.append(Problem(f"line {number}", "not UTF-8"))
-        except (json.JSONDecodeError, RecursionError):
-            problems.append(Problem(f"line {number}", "not JSON"))
-        except DataError as error:
-            problems.append(Problem(f"line {number}", "wrong field", str(error)))
-    return recordings, problems
+
+
+def _line(line: bytes, number: int, folder: Path) -> Recording | Problem:
+    try:
+        return _recording(json.loads(line.decode()), folder)
+    except UnicodeDecodeError:
+        return Problem(f"line {number}", "not UTF-8")
+    except (json.JSONDecodeError, RecursionError):
+        return Problem(f"line {number}", "not JSON")
+    except DataError as error:
+        return Problem(f"line {number}", "wrong field", str(error))
 
 
 def _recording(entry: Any, folder: Path) -> Recording:

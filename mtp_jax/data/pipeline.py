@@ -12,7 +12,7 @@ import numpy as np
 
 from mtp_jax.audio import AudioError, change_speed
 from mtp_jax.config import Config, Data
-from mtp_jax.data.plan import Rows, TrainPlan, evaluation_plan
+from mtp_jax.data.plan import WHOLE, Rows, Share, TrainPlan, evaluation_plan
 from mtp_jax.data.source import DataError, Problem, Report, Source
 from mtp_jax.tokenizer import Tokenizer
 
@@ -56,8 +56,8 @@ def train_batches(
     config: Config,
     *,
     multiple: int = 1,
-    process: int = 0,
-    processes: int = 1,
+    share: Share = WHOLE,
+    start: int = 0,
 ) -> tuple[grain.DatasetIterator[Batch], Report]:
     """Batches to train on, without end; see `TrainPlan` for their order.
 
@@ -66,48 +66,46 @@ def train_batches(
         tokenizer: of its texts.
         config: of the run; `data`, `augment`, `seed` and the sample rate matter.
         multiple: every global batch has a multiple of so many rows (devices that share it).
-        process, processes: this process yields its rows of each global batch.
+        share: this process reads these rows of each global batch.
+        start: the training step to begin with. Batch and step are one number, so a checkpoint
+            need not hold more, and any number of processes may go on from it.
 
     Returns:
-        An iterator, whose state (`get_state`, `set_state`; Orbax saves it) is the number of
-        batches taken, and the report: what was skipped by the source, what is too long in
+        An iterator and the report: what was skipped by the source, what is too long in
         tokens and, as training meets it, audio that cannot be read (its row becomes filler).
 
     Raises:
         DataError: no text fits, or `config.data.batch_size` cannot be shared out.
     """
     data, rate = config.data, config.front_end.sample_rate
-    shares = math.lcm(multiple, processes)
+    shares = math.lcm(multiple, share.of)
     if data.batch_size % shares:
         raise DataError(
             f"config.data.batch_size ({data.batch_size}) must be a multiple of {shares}, "
             "over which each batch is shared out"
         )
-    texts = [_tokens(tokenizer, utterance.text) for utterance in source.utterances]
-    kept = [i for i, text in enumerate(texts) if len(text) <= data.max_tokens]
+    lengths = _lengths(source, tokenizer) + 1  # EOS
+    kept = np.flatnonzero(lengths <= data.max_tokens)
     report = Report(source.title, len(kept), source.problems)
-    for i in sorted(set(range(len(texts))) - set(kept)):
-        detail = f"{len(texts[i])}, more than config.data.max_tokens ({data.max_tokens})"
+    for i in np.flatnonzero(lengths > data.max_tokens).tolist():
+        detail = f"{lengths[i]}, more than config.data.max_tokens ({data.max_tokens})"
         report.add(Problem(source.utterances[i].id, "too many tokens", detail))
-    if not kept:
+    if not len(kept):
         raise DataError(f"{source.title} has nothing to train on; skipped: {report.skipped()}")
     bounds = _bounds(data.bucket_seconds, rate)
-    labels = None
-    if tokenizer.ctc is not tokenizer:
-        encode = tokenizer.ctc.encode
-        labels = [np.array(encode(utterance.text), np.int32) for utterance in source.utterances]
+    has_labels = tokenizer.ctc is not tokenizer
     plan = TrainPlan(
-        samples=[_samples(source, i, rate) for i in kept],
-        tokens=[len(texts[i]) for i in kept],
+        samples=_samples(source, rate)[kept],
+        tokens=lengths[kept],
         bounds=bounds,
         rows=_rows_per_bucket(data, shares),
         speeds=config.augment.speeds,
         seed=config.seed,
-        labels=[len(labels[i]) for i in kept] if labels else (),
+        labels=_lengths(source, tokenizer.ctc)[kept] if has_labels else (),
     )
-    load = _Loader(source, texts, kept, tokenizer.pad, report, labels)
-    dataset = grain.MapDataset.range(_STEPS).map(
-        lambda step: load(plan.batch(step).slice(process, processes))
+    load = _Loader(source, tokenizer, kept, report, has_labels)
+    dataset = grain.MapDataset.range(start, _STEPS).map(
+        lambda step: load(plan.batch(step).take(share))
     )
     return iter(dataset.to_iter_dataset(_reading(data))), report
 
@@ -118,8 +116,7 @@ def eval_batches(
     config: Config,
     batch_size: int,
     *,
-    process: int = 0,
-    processes: int = 1,
+    share: Share = WHOLE,
 ) -> grain.IterDataset[Batch]:
     """Batches that hold every utterance of `source` once, shortest first, as they were recorded.
 
@@ -127,26 +124,25 @@ def eval_batches(
     of any length are taken.
 
     Args:
-        source, tokenizer, config, process, processes: as in `train_batches`.
-        batch_size: B, a multiple of `processes`.
+        source, tokenizer, config, share: as in `train_batches`.
+        batch_size: B.
 
     Raises:
         DataError: `batch_size` cannot be shared out.
     """
-    if batch_size % processes:
-        raise DataError(f"batch size {batch_size} must be a multiple of {processes} processes")
+    if batch_size % share.of:
+        raise DataError(f"batch size {batch_size} must be a multiple of {share.of}")
     data, rate = config.data, config.front_end.sample_rate
-    texts = [_tokens(tokenizer, utterance.text) for utterance in source.utterances]
-    every = range(len(texts))
+    every = np.arange(len(source.utterances))
     plan = evaluation_plan(
-        samples=[_samples(source, i, rate) for i in every],
-        tokens=[len(text) for text in texts],
+        samples=_samples(source, rate),
+        tokens=_lengths(source, tokenizer) + 1,
         bounds=_bounds(config.evaluation.bucket_seconds or data.bucket_seconds, rate),
         rows=batch_size,
     )
-    report = Report(source.title, len(texts), source.problems)
-    load = _Loader(source, texts, every, tokenizer.pad, report)
-    dataset = grain.MapDataset.source(plan).map(lambda rows: load(rows.slice(process, processes)))
+    report = Report(source.title, len(every), source.problems)
+    load = _Loader(source, tokenizer, every, report)
+    dataset = grain.MapDataset.source(plan).map(lambda rows: load(rows.take(share)))
     return dataset.to_iter_dataset(_reading(data))
 
 
@@ -156,14 +152,13 @@ class _Loader:
     def __init__(
         self,
         source: Source,
-        texts: Sequence[np.ndarray],
-        kept: Sequence[int],
-        pad: int,
+        tokenizer: Tokenizer,
+        kept: np.ndarray,
         report: Report,
-        labels: Sequence[np.ndarray] | None = None,
+        labels: bool = False,
     ) -> None:
-        self._source, self._texts, self._kept, self._labels = source, texts, kept, labels
-        self._pad, self._report = pad, report
+        self._source, self._tokenizer, self._kept = source, tokenizer, kept
+        self._report, self._labels = report, labels
 
     def __call__(self, rows: Rows) -> Batch:
         shape, features = rows.shape, self._source.features
@@ -175,7 +170,7 @@ class _Loader:
         batch = Batch(
             audio=empty,
             audio_length=np.zeros(shape.rows, np.int32),
-            tokens=np.full((shape.rows, shape.tokens), self._pad, np.int32),
+            tokens=np.full((shape.rows, shape.tokens), self._tokenizer.pad, np.int32),
             token_length=np.zeros(shape.rows, np.int32),
             index=np.full(shape.rows, -1, np.int32),
         )
@@ -187,7 +182,7 @@ class _Loader:
         for row, (planned, speed) in enumerate(zip(rows.index, rows.speed, strict=True)):
             if planned < 0:
                 continue
-            index = self._kept[planned]
+            index = int(self._kept[planned])
             try:
                 if features:
                     audio, samples = features.read(index, speed)
@@ -201,13 +196,13 @@ class _Loader:
                 continue
             # A header may promise less than the file holds: T is the limit.
             audio, samples = audio[: batch.audio.shape[1]], min(samples, shape.samples)
-            text = self._texts[index]
+            text = _tokens(self._tokenizer, self._source.utterances[index].text)
             batch.audio[row, : len(audio)] = audio
             batch.audio_length[row] = samples
             batch.tokens[row, : len(text)] = text
             batch.token_length[row] = len(text)
             if self._labels and batch.labels is not None and batch.label_length is not None:
-                label = self._labels[index]
+                label = self._tokenizer.ctc.encode(self._source.utterances[index].text)
                 batch.labels[row, : len(label)] = label
                 batch.label_length[row] = len(label)
             batch.index[row] = index
@@ -218,8 +213,16 @@ def _tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.array([*tokenizer.encode(text), tokenizer.eos], np.int32)
 
 
-def _samples(source: Source, index: int, rate: int) -> int:
-    return round(source.utterances[index].seconds * rate)
+def _lengths(source: Source, tokenizer: Tokenizer) -> np.ndarray:
+    """int32[N] tokens of each text, EOS apart."""
+    texts = (utterance.text for utterance in source.utterances)
+    return np.fromiter((len(tokenizer.encode(text)) for text in texts), np.int32)
+
+
+def _samples(source: Source, rate: int) -> np.ndarray:
+    """int64[N] samples of each utterance."""
+    seconds = np.fromiter((utterance.seconds for utterance in source.utterances), np.float64)
+    return np.rint(seconds * rate).astype(np.int64)
 
 
 def _bounds(bucket_seconds: Sequence[float], rate: int) -> list[int]:

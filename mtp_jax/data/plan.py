@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+Lengths = Sequence[int] | np.ndarray
 _TOKENS_MULTIPLE = 8  # L is a multiple of it: tidy for an accelerator, and few distinct shapes
 
 
@@ -25,6 +26,31 @@ class Shape(NamedTuple):
     samples: int
     tokens: int
     labels: int = 0
+
+
+class Share(NamedTuple):
+    """The part of every global batch that one process reads.
+
+    Attributes:
+        parts: which of the equal, consecutive parts of a batch, increasing.
+        of: into how many it is cut.
+    """
+
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def rows(self, count: int) -> np.ndarray:
+        """int[...] rows of a batch of `count`, increasing.
+
+        Raises:
+            ValueError: it cannot be cut so.
+        """
+        if count % self.of:
+            raise ValueError(f"{count} rows cannot be cut into {self.of} equal parts")
+        return np.arange(count).reshape(self.of, -1)[list(self.parts)].reshape(-1)
+
+
+WHOLE = Share()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +67,10 @@ class Rows:
     index: np.ndarray
     speed: np.ndarray
 
-    def slice(self, process: int, processes: int) -> Rows:
-        """The rows of one of several processes, which together hold all, in order."""
-        rows = self.shape.rows // processes
-        part = slice(process * rows, (process + 1) * rows)
-        return Rows(self.shape._replace(rows=rows), self.index[part], self.speed[part])
+    def take(self, share: Share) -> Rows:
+        """The rows of one process; those of all, in order, are the batch."""
+        rows = share.rows(self.shape.rows)
+        return Rows(self.shape._replace(rows=len(rows)), self.index[rows], self.speed[rows])
 
 
 class TrainPlan:
@@ -60,13 +85,13 @@ class TrainPlan:
 
     def __init__(
         self,
-        samples: Sequence[int],
-        tokens: Sequence[int],
+        samples: Lengths,
+        tokens: Lengths,
         bounds: Sequence[int],
         rows: Sequence[int],
         speeds: Sequence[float],
         seed: int,
-        labels: Sequence[int] = (),
+        labels: Lengths = (),
     ) -> None:
         """Plans over utterances given by their lengths.
 
@@ -135,7 +160,7 @@ class TrainPlan:
 
 
 def evaluation_plan(
-    samples: Sequence[int], tokens: Sequence[int], bounds: Sequence[int], rows: int
+    samples: Lengths, tokens: Lengths, bounds: Sequence[int], rows: int
 ) -> list[Rows]:
     """Every utterance once, shortest first, in batches of `rows`; only the last may have filler.
 

@@ -16,8 +16,10 @@ from mtp_jax.data.files import file_source
 from mtp_jax.data.grammar import SPLITS
 from mtp_jax.data.librispeech import read_tree
 from mtp_jax.data.manifest import read_manifest
+from mtp_jax.data.records import is_packed, record_source
 from mtp_jax.data.source import DataError, Problem, Report, Source, Utterance
 from mtp_jax.data.text import plain
+from mtp_jax.data.views import View
 
 # Name (embedded, its size, or what the catalogue calls it) and split, such as train[:10%].
 _DATASET = re.compile(r"(embedded(?:/([^:/]+))?|tfds:([^:]+)):(.+)")
@@ -30,8 +32,8 @@ def open_source(spec: str, data: Data, sample_rate: int) -> Source:
     Args:
         spec: as in `Data.train`: ``embedded:SPLIT`` (also ``embedded/noisy:SPLIT``, and
             ``embedded/tiny:SPLIT`` for tests),
-            ``tfds:NAME[/CONFIG]:SPLIT``, a manifest, a LibriSpeech directory, or several of
-            these joined by ``+``.
+            ``tfds:NAME[/CONFIG]:SPLIT``, a manifest, a LibriSpeech directory, a folder that
+            `mtp_jax.pack` made, or several of these joined by ``+``.
         data: says where things are cached, how many threads may read, and how long an utterance
             may be.
         sample_rate: Hz of the waveforms.
@@ -43,7 +45,8 @@ def open_source(spec: str, data: Data, sample_rate: int) -> Source:
     opened = [_open(part.strip(), data, sample_rate) for part in parts]
     whole = opened[0] if len(opened) == 1 else _concatenated(opened)
     if data.text == "plain":
-        alike = [dataclasses.replace(u, text=plain(u.text)) for u in whole.utterances]
+        given = whole.utterances
+        alike = View(len(given), lambda i: dataclasses.replace(given[i], text=plain(given[i].text)))
         whole = dataclasses.replace(whole, utterances=alike)
     usable = _usable(whole, data.bucket_seconds[-1])
     if not usable.utterances:
@@ -63,7 +66,7 @@ def _open(spec: str, data: Data, sample_rate: int) -> Source:
         name, size, catalogued, split = dataset.groups()
         cache_dir = Path(data.cache_dir).expanduser()
         if catalogued:
-            builder = tfds_builder(catalogued)
+            builder = tfds_builder(catalogued, data.tfds_dir)
         elif split.partition("[")[0] in SPLITS:  # before minutes go into making it
             builder = embedded(cache_dir, size or "default")
         else:
@@ -73,17 +76,23 @@ def _open(spec: str, data: Data, sample_rate: int) -> Source:
         raise DataError(
             f"source {spec!r} is no file or directory, nor embedded:SPLIT or tfds:NAME:SPLIT"
         )
+    if is_packed(path):
+        return record_source(path, sample_rate)
     recordings, problems = read_tree(path) if path.is_dir() else read_manifest(path)
     return file_source(path.name, recordings, problems, sample_rate, data.workers)
 
 
 def _concatenated(sources: Sequence[Source]) -> Source:
     """All utterances of all sources, one source after the other."""
-    ends = list(itertools.accumulate(len(source.utterances) for source in sources))
+    ends = [*itertools.accumulate(len(source.utterances) for source in sources)]
 
     def place(i: int) -> tuple[Source, int]:
         part = bisect.bisect_right(ends, i)
         return sources[part], i - (ends[part - 1] if part else 0)
+
+    def utterance(i: int) -> Utterance:
+        source, i = place(i)
+        return source.utterances[i]
 
     def waveform(i: int) -> np.ndarray:
         source, i = place(i)
@@ -96,7 +105,7 @@ def _concatenated(sources: Sequence[Source]) -> Source:
     return Source(
         name="+".join(source.title for source in sources),
         split="",
-        utterances=[u for source in sources for u in source.utterances],
+        utterances=View(ends[-1], utterance),
         problems=[p for source in sources for p in source.problems],
         waveform=waveform,
         digest=digest,
@@ -123,12 +132,12 @@ def _usable(source: Source, max_seconds: float) -> Source:
         return None
 
     found = [problem(utterance) for utterance in source.utterances]
-    kept = [i for i, reason in enumerate(found) if reason is None]
+    kept = np.flatnonzero([reason is None for reason in found])
     return Source(
         source.name,
         source.split,
-        [source.utterances[i] for i in kept],
+        View(len(kept), lambda i: source.utterances[int(kept[i])]),
         [*source.problems, *(reason for reason in found if reason is not None)],
-        lambda i: source.waveform(kept[i]),
-        lambda i: source.audio_digest(kept[i]),
+        lambda i: source.waveform(int(kept[i])),
+        lambda i: source.audio_digest(int(kept[i])),
     )

@@ -33,16 +33,25 @@ ID = ("id", "utterance_id", "audio_id", "path")
 _INDEX_VERSION = 1
 
 
-def tfds_builder(name: str) -> tfds.core.DatasetBuilder:
-    """The builder of ``NAME[/CONFIG]``, prepared in TFDS' own data folder if it is not yet.
+def tfds_builder(name: str, folder: str = "") -> tfds.core.DatasetBuilder:
+    """The builder of ``NAME[/CONFIG]``, prepared in its data folder if it is not yet.
+
+    Args:
+        name: ``NAME[/CONFIG]``.
+        folder: that data folder; empty takes TFDS_DATA_DIR, or TFDS' own.
 
     Raises:
         DataError: there is none of that name, or it cannot be prepared or read here.
     """
+    if "://" in folder:  # examples could be prepared there, but not read
+        raise DataError(
+            f"config.data.tfds_dir={folder} lies in a bucket, where ArrayRecord cannot read: mount"
+            " the bucket as a folder (docs/scaling-data.md) and name that"
+        )
     try:
         # Its own data folder; read here, as TFDS itself reads it only when it is imported.
-        folder = os.environ.get("TFDS_DATA_DIR")
-        builder = tfds.builder(name, data_dir=folder, try_gcs=False, file_format="array_record")
+        data_dir = folder or os.environ.get("TFDS_DATA_DIR")
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False, file_format="array_record")
         builder.download_and_prepare()
     except ImportError as error:
         package = error.name or "tensorflow-cpu"  # TFDS tells no name where TensorFlow is missing

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mtp_jax.sharding import constrain
+
 
 @struct.dataclass
 class KVCache:
@@ -41,9 +43,10 @@ class KVCache:
     ) -> KVCache:
         """A cache with no slot in use."""
         shape = (layers, rows, slots, kv_heads, head_size)
+        axes = ("layers", "batch", None, "kv_heads", None)
         return cls(
-            keys=jnp.zeros(shape, dtype),
-            values=jnp.zeros(shape, dtype),
+            keys=constrain(jnp.zeros(shape, dtype), *axes),
+            values=constrain(jnp.zeros(shape, dtype), *axes),
             length=jnp.zeros(rows, jnp.int32),
             rewind=jnp.zeros(rows, jnp.int32),
         )

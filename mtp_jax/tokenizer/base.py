@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from mtp_jax.paths import to_path
+
 # Names in a folder, the one to prefer first: a LLaMA's repository often has both, of which
 # `tokenizer.json` also holds the tokens added since.
 NAMES = ("tokenizer.json", "tokenizer.model")
@@ -63,7 +65,7 @@ class Tokenizer(abc.ABC):
         Raises:
             TokenizerError: there is none, or it cannot be used.
         """
-        file = _file(Path(path).expanduser())
+        file = _file(to_path(path))
         tokenizer, ctc = _read(file), file.with_name(CTC_NAME)
         return tokenizer.with_ctc(_read(ctc)) if ctc.exists() and ctc != file else tokenizer
 
@@ -104,7 +106,7 @@ class Tokenizer(abc.ABC):
         Raises:
             TokenizerError: it cannot be written.
         """
-        path = Path(path).expanduser()
+        path = to_path(path)
         path = path / self.file_name if path.is_dir() else path
         if self._ctc:  # first: where the file itself is, the tokenizer is whole
             self._ctc.save(path.with_name(CTC_NAME))

@@ -1,0 +1,47 @@
+"""Packs recordings into few large files, for training on many machines.
+
+    python -m mtp_jax.pack --data=train.jsonl --output=FOLDER [--workers=16] [--shard_size=4096]
+
+``--data`` is a manifest or an unpacked LibriSpeech folder, or several joined by ``+``. Killed at
+any time, the same command goes on where it stopped and gives the same files. Train on the folder
+by ``--config.data.train=FOLDER``; what was left out, and why, stands in its ``parts/``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import flags
+
+from mtp_jax import cli
+from mtp_jax.paths import to_path
+
+_DATA = flags.DEFINE_string("data", None, "manifests or LibriSpeech folders", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "folder to write", required=True)
+_RATE = flags.DEFINE_integer("sample_rate", 16_000, "Hz that the audio is kept at", lower_bound=1)
+_SIZE = flags.DEFINE_integer("shard_size", 4096, "utterances a file", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "processes", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse_arguments(argv)
+    if "://" in _OUTPUT.value:
+        raise flags.Error(f"--output={_OUTPUT.value} lies in a bucket: mount it, or copy later")
+    from mtp_jax.data.packing import pack  # imported late: errors in flags come at once
+
+    packed = pack(
+        _DATA.value,
+        to_path(_OUTPUT.value),
+        sample_rate=_RATE.value,
+        shard_size=_SIZE.value,
+        workers=_WORKERS.value,
+    )
+    print(
+        f"{_OUTPUT.value}: {packed.utterances} utterances in {packed.shards} files,"
+        f" {packed.made} of them made now; {packed.problems} items left out"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,156 @@
+"""Packed data: what went in comes out, in the same files however often it was killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mtp_jax.audio import AudioError
+from mtp_jax.config import Data
+from mtp_jax.data import DataError, open_source
+from mtp_jax.data.packing import pack
+from mtp_jax.data.source import Utterance
+
+RATE = 8000
+DATA = Data(bucket_seconds=(0.5, 2.0))
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    """23 recordings of noise, one said twice over in parts, and four lines that hold none."""
+    folder = tmp_path_factory.mktemp("recordings")
+    draw = np.random.default_rng(0)
+    lines = []
+    for i in range(23):
+        length = int(draw.integers(RATE // 5, RATE))
+        audio = draw.integers(-9000, 9000, length, dtype=np.int16)
+        soundfile.write(folder / f"{i}.wav", audio, RATE)
+        lines.append(
+            {
+                "audio_filepath": f"{i}.wav",
+                "text": f"número {i} ü",
+                "speaker": f"s{i % 3}",
+                "lang": "es",
+            }
+        )
+    lines[5] |= {"offset": 0.1, "duration": 0.1}
+    lines.insert(3, {"audio_filepath": "none.wav", "text": "missing"})
+    lines.insert(9, {"audio_filepath": "0.wav", "text": " "})
+    lines.insert(11, {"text": "no audio"})
+    (folder / "damaged.wav").write_bytes(b"RIFF")
+    lines.insert(17, {"audio_filepath": "damaged.wav", "text": "damaged"})
+    path = folder / "all.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Digest of each file that training reads."""
+    found = [*folder.glob("*.array_record"), folder / "index.safetensors"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+@pytest.fixture(scope="module")
+def packed(manifest, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    made = pack(str(manifest), folder, sample_rate=RATE, shard_size=4, workers=2)
+    assert made == (23, 4, 7, 7)
+    return folder
+
+
+def test_what_went_in_comes_out(manifest, packed):
+    """Every utterance, its text, speaker, language, length and samples; any order of reading."""
+    direct, read = open_source(str(manifest), DATA, RATE), open_source(str(packed), DATA, RATE)
+    assert len(read.utterances) == 23
+    assert list(read.utterances) == list(direct.utterances)
+    for i in np.random.default_rng(1).permutation(23):
+        np.testing.assert_array_equal(read.waveform(i), direct.waveform(i))
+    assert [p.id for p in read.problems] == ["4 items"]
+    lines = [x for p in (packed / "parts").iterdir() for x in p.read_text().splitlines()]
+    reasons = {values[1] for kind, values in map(json.loads, lines) if kind == "Problem"}
+    assert reasons == {"missing file", "no text", "wrong field", "unreadable audio"}
+
+
+def test_it_is_read_at_another_rate_and_joined_to_others(manifest, packed):
+    read = open_source(f"{packed}+{manifest}", dataclasses.replace(DATA, text="plain"), 2 * RATE)
+    assert len(read.utterances) == 46
+    assert read.utterances[0].text == read.utterances[23].text == "número 0 ü"
+    a, b = read.waveform(0), read.waveform(23)
+    assert abs(len(a) - len(b)) <= 1
+    np.testing.assert_allclose(a[:3000], b[:3000], atol=2)
+
+
+def test_opening_opens_no_audio(packed, tmp_path):
+    """The index is enough; a file of records that is gone is met, by name, when it is read."""
+    (tmp_path / "index.safetensors").write_bytes((packed / "index.safetensors").read_bytes())
+    read = open_source(str(tmp_path), DATA, RATE)
+    assert isinstance(read.utterances[22], Utterance)
+    with pytest.raises(AudioError, match=r"record 1 of .*00006\.array_record cannot be read"):
+        read.waveform(22 - 1)
+
+
+def test_killed_and_run_again_it_gives_the_same_files(manifest, packed, tmp_path):
+    command = [sys.executable, "-m", "mtp_jax.pack", f"--data={manifest}", f"--output={tmp_path}"]
+    command += ["--shard_size=4", f"--sample_rate={RATE}", "--workers=1"]
+    run = subprocess.Popen(command, cwd=Path(__file__).parent.parent, start_new_session=True)
+    parts = tmp_path / "parts"
+    while not any(parts.glob("0*.jsonl")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    until = time.monotonic() + 20
+    while time.monotonic() < until and _alive(run.pid):  # its process ends with it
+        time.sleep(0.1)
+    assert not _alive(run.pid)
+    if not (tmp_path / "index.safetensors").exists():
+        (parts / "00001.jsonl").unlink(missing_ok=True)  # as if killed just before
+        (tmp_path / ".00006.array_record.1").write_bytes(b"half")
+    made = pack(str(manifest), tmp_path, sample_rate=RATE, shard_size=4, workers=2)
+    assert made[:3] == (23, 4, 7)
+    assert made.made < 7
+    assert files(tmp_path) == files(packed)
+    again = pack(str(manifest), tmp_path, sample_rate=RATE, shard_size=4, workers=2)
+    assert again == (23, 4, 7, 0)
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_folder_of_other_data_is_refused(manifest, packed, tmp_path):
+    with pytest.raises(DataError, match="begun with other sample_rate: choose another folder"):
+        pack(str(manifest), packed, sample_rate=16_000, shard_size=4)
+    for spec, sentence in (
+        (str(tmp_path / "none.jsonl"), "is no manifest or LibriSpeech directory"),
+        ("embedded:train", "is no manifest or LibriSpeech directory"),
+        ("gs://bucket/x.jsonl", "lies in a bucket: mount the bucket as a folder"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            pack(spec, tmp_path / spec.replace("/", "_"))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match="lists nothing to pack"):
+        pack(str(tmp_path / "empty.jsonl"), tmp_path / "of_nothing")
+
+
+def test_a_damaged_index_is_refused(packed, tmp_path):
+    content = (packed / "index.safetensors").read_bytes()
+    for damaged in (content[:-5], b"", content.replace(b'"version":"1"', b'"version":"9"')):
+        (tmp_path / "index.safetensors").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"index\.safetensors cannot be read .*: pack the data"):
+            open_source(str(tmp_path), DATA, RATE)
