@@ -89,7 +89,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    rules, used = dict(RULES), set()
+    rules = dict(RULES)
+    used: set[str] = set()
     spec: list[tuple[str, ...] | None] = []
     for axis, size in zip(axes, x.shape, strict=True):
         names = _mesh_axes(rules.get(axis) if axis else None)

@@ -54,7 +54,8 @@ class Data:
         train, dev, test: a source each: ``embedded:SPLIT`` (the corpus that the project makes
             for itself; ``embedded/noisy:SPLIT`` is the same in rooms and noise),
             ``tfds:NAME[/CONFIG]:SPLIT``, the path of a JSON-lines manifest, a LibriSpeech
-            directory, or a folder that `mtp_jax.pack` made. Several, joined by ``+``, are read as one.
+            directory, or a folder that `mtp_jax.pack` made. Several, joined by ``+``, are read as
+            one.
         cache_dir: where the embedded corpus and the indices of sources are kept.
         tfds_dir: TFDS' data folder; empty takes TFDS_DATA_DIR, or TFDS' own.
         bucket_seconds: upper bounds of the length buckets; the last is the longest utterance
