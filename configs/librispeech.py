@@ -2,9 +2,11 @@
 
     python -m mtp_jax.train --config=configs/librispeech.py
 
-For an accelerator. The data come through TFDS (``pip install tensorflow-cpu``; 60 GB to download
+For an accelerator, or a TPU slice (``launch/tpu_vm.sh``, with ``--config.mesh.fsdp`` as there is
+need). The data come through TFDS (``pip install tensorflow-cpu``; 60 GB to download
 and as many to unpack), the pretrained parts from the Hub; folders do as well
-(``--config.data.train=LibriSpeech/train-clean-100``, ``--config.pretrained.decoder=FOLDER``).
+(``--config.data.train=LibriSpeech/train-clean-100``, or one that ``python -m mtp_jax.pack`` made,
+``--config.pretrained.decoder=FOLDER``).
 Nobody has run it on these splits yet, so there is no number to expect.
 """
 

@@ -84,14 +84,22 @@ def test_minus_one_takes_the_devices_that_remain(eight):
     assert "cannot be split 8 ways" in meshes["refusal"]
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp", "data_and_tensor", "fsdp_and_tensor"])
-def test_training_is_the_same_on_any_mesh(eight, mesh):
+@pytest.mark.parametrize(
+    ("mesh", "alone"),
+    [
+        ("data", "plain_one"),
+        ("fsdp", "plain_one"),
+        ("data_and_tensor", "plain_one"),
+        ("fsdp_and_tensor", "one"),
+    ],
+)
+def test_training_is_the_same_on_any_mesh(eight, mesh, alone):
     """Dropout, SpecAugment, MWER, accumulation and clipping included; a filler row in the batch.
 
     Sums run in another order, so gradients agree to float32 rounding; where a gradient is nearly
     nothing, Adam divides it by itself, so parameters agree to 1 % of the learning rate.
     """
-    with np.load(eight / "one.npz") as one, np.load(eight / f"{mesh}.npz") as many:
+    with np.load(eight / f"{alone}.npz") as one, np.load(eight / f"{mesh}.npz") as many:
         assert set(one) == set(many)
         moved = 0
         for name in one:
@@ -106,7 +114,8 @@ def test_training_is_the_same_on_any_mesh(eight, mesh):
         assert moved == sum(x.startswith("params/") for x in one)
         assert one["metrics_0/loss"] != one["metrics_1/loss"]
         assert one["metrics_0/utterances"] == 7
-        assert one["metrics_0/nbest_size"] == 3
+        if alone == "one":
+            assert one["metrics_0/nbest_size"] == 3
 
 
 def test_every_strategy_decodes_the_same_on_any_mesh(eight):
