@@ -6,7 +6,9 @@ knows the mesh. With one device every axis has size 1 and nothing changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -71,6 +73,40 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def over(mesh: jax.sharding.Mesh) -> AbstractContextManager[Any]:
+    """While a function is traced in this context, `constrain` splits its arrays over `mesh`."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x`, split as `RULES` has the logical names of its axes; unchanged outside of `over`.
+
+    With parameters and batch both split over ``fsdp``, XLA may as well gather the batch and sum
+    the products over the mesh; said once for each layer, it gathers the parameters. Axes that the
+    mesh does not divide stay whole.
+
+    Args:
+        x: an activation.
+        axes: a name for each of its axes; None is whole on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    split = PartitionSpec(
+        *(
+            names if names and size % _parts(mesh, names) == 0 else None
+            for size, names in zip(x.shape, (dict(RULES).get(a or "") for a in axes), strict=True)
+        )
+    )
+    return jax.lax.with_sharding_constraint(x, split)
+
+
+def _parts(mesh: Any, names: str | tuple[str, ...] | None) -> int:
+    """Devices along the mesh axes `names`."""
+    names = (names,) if isinstance(names, str) else tuple(names or ())
+    return math.prod(mesh.shape[name] for name in names)
+
+
 def batch_divisor(mesh: jax.sharding.Mesh) -> int:
     """Devices that a batch is split over; the batch size must be a multiple of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -90,9 +126,7 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
     def check(path: Any, shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
         for axis, names in enumerate(sharding.spec):
             names = (names,) if isinstance(names, str) else tuple(names or ())
-            parts = 1
-            for name in names:
-                parts *= mesh.shape[name]
+            parts = _parts(mesh, names)
             if shape.shape[axis] % parts:
                 raise MeshError(
                     f"parameter {jax.tree_util.keystr(path)} of shape {shape.shape} cannot be"
