@@ -9,6 +9,17 @@ import dataclasses
 
 from mtp_jax.config import Config, ConfigError, Decoder, RopeScaling, Whisper
 
+_SIZES = (
+    "width",
+    "layers",
+    "query_heads",
+    "kv_heads",
+    "head_size",
+    "feedforward",
+    "rope_theta",
+    "rope_scaling",
+    "tied",
+)
 _LLAMA_32 = RopeScaling("llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0)
 _LLAMA_31 = dataclasses.replace(_LLAMA_32, factor=8.0)
 
@@ -22,8 +33,7 @@ class Llama:
 
 
 def _llama(vocab_size: int, *sizes: int, theta: float, tied: bool = True) -> Llama:
-    names = ("width", "layers", "query_heads", "kv_heads", "head_size", "feedforward")
-    given = dict(zip(names, sizes, strict=True))
+    given = dict(zip(_SIZES, sizes, strict=False))
     return Llama(Decoder(**given, rope_theta=theta, tied=tied), vocab_size)  # type: ignore[arg-type]
 
 
@@ -87,9 +97,8 @@ def with_known_sizes(config: Config) -> tuple[Config, int]:
         llama = LLAMAS.get(name := _name(parts.decoder))
         if llama is None:
             raise ConfigError(_unknown("decoder", name, tuple(LLAMAS)))
-        kept = ("dropout", "remat", "scan_layers", "prompt_before", "prompt_after", "lora")
-        own = {field: getattr(config.decoder, field) for field in kept}
-        decoder, size = dataclasses.replace(llama.decoder, **own), llama.vocab_size
+        sizes = {f: getattr(llama.decoder, f) for f in _SIZES}
+        decoder, size = dataclasses.replace(config.decoder, **sizes), llama.vocab_size
         parts = dataclasses.replace(parts, decoder="")
         config = dataclasses.replace(config, decoder=decoder, pretrained=parts)
     return config, size

@@ -67,7 +67,7 @@ def _with_ctc_of(config: Config) -> Config:
             f"config.pretrained.ctc={config.pretrained.ctc} listens to another speech encoder or"
             " front end than this run: give both the same config.pretrained.encoder"
         )
-    kept = ("dropout", "remat", "scan_layers")
+    kept = ("dropout", "remat", "remat_products", "scan_layers")
     own = {name: getattr(config.encoder, name) for name in kept}
     return dataclasses.replace(config, encoder=dataclasses.replace(theirs.encoder, **own))
 
@@ -91,8 +91,8 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
         front_end=theirs.front_end,
         whisper=group("whisper", "cached", "lora"),
         adaptor=theirs.adaptor,
-        encoder=group("encoder", "dropout", "remat", "scan_layers"),
-        decoder=group("decoder", "dropout", "remat", "scan_layers", "lora"),
+        encoder=group("encoder", "dropout", "remat", "remat_products", "scan_layers"),
+        decoder=group("decoder", "dropout", "remat", "remat_products", "scan_layers", "lora"),
     )
 
 

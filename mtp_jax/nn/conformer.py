@@ -13,7 +13,15 @@ import jax.numpy as jnp
 
 from mtp_jax.config import Encoder, RopeScaling
 from mtp_jax.nn.attention import attend
-from mtp_jax.nn.layers import LayerNorm, Linear, parameter, rotary_frequencies, rotate, zero_padding
+from mtp_jax.nn.layers import (
+    LayerNorm,
+    Linear,
+    parameter,
+    remat,
+    rotary_frequencies,
+    rotate,
+    zero_padding,
+)
 from mtp_jax.sharding import constrain
 
 
@@ -167,9 +175,8 @@ class Conformer(nn.Module):
             x = nn.silu(x) if i + 1 < len(c.subsampling) else x
         real = frames_mask(length, x.shape[1])
         x = LayerNorm(dtype=self.dtype, name="subsampling_norm")(zero_padding(x, real))
-        block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
         stack = nn.scan(
-            block,
+            remat(Block, c),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,

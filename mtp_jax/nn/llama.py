@@ -15,6 +15,7 @@ from mtp_jax.nn.layers import (
     Linear,
     RMSNorm,
     parameter,
+    remat,
     rotary_frequencies,
     rotate,
     zero_padding,
@@ -221,9 +222,8 @@ class Llama(nn.Module):
             carry = (x, cache.keys, cache.values)
             if cache.prompt is not None:
                 prompt = (cache.prompt.keys, cache.prompt.values)
-        block = nn.remat(Layer, prevent_cse=not c.scan_layers) if c.remat else Layer
         stack = nn.scan(
-            block,
+            remat(Layer, c),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),

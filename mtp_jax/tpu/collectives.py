@@ -32,6 +32,10 @@ class Collective:
     group: tuple[int, ...]
     seconds: float
 
+    def scattered(self) -> Collective:
+        """An all-reduce of which each chip keeps only its part."""
+        return dataclasses.replace(self, kind="reduce-scatter", seconds=self.seconds / 2)
+
 
 def kind_of(instruction: Instruction) -> str:
     """Of `KINDS`; empty for what is none, and for the end of one that was started before."""

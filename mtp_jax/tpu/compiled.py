@@ -1,104 +1,125 @@
-"""Compiling for a TPU, once: what the compiler said is kept on disk."""
+"""What the TPU compiler makes of a program; kept on disk, as it takes a while to make.
+
+The compiler is stopped once the program is optimised, scheduled and laid out in memory: what is
+left, machine code for each fusion, takes ten times as long and changes none of it. It runs in a
+process of its own, `mtp_jax.tpu.worker`, which can be stopped so.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
-import hashlib
 import json
-import time
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
+from mtp_jax.config import Config, from_config_dict
 
 
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the compiler made of a program.
-
-    Attributes:
-        text: optimised HLO.
-        arguments, outputs, aliased, temporaries, code, peak: bytes a chip; aliased ones are
-            arguments whose place an output takes, and the peak is of all at a time.
-        seconds: that compilation took.
-    """
-
-    text: str
-    arguments: int
-    outputs: int
-    aliased: int
-    temporaries: int
-    code: int
-    peak: int
-    seconds: float
-
-    @property
-    def memory(self) -> int:
-        """Bytes a chip must have: what lives on, what is made, and the program."""
-        live = self.arguments + self.outputs - self.aliased + self.temporaries
-        return max(self.peak, live) + self.code
+class CompileError(RuntimeError):
+    """The compiler failed for no fault of the program's size; the message is its own."""
 
 
 class DoesNotFit(Exception):
     """The compiler found no way to run a program within the memory of a chip."""
 
 
-def compiled(lowered: Any, folder: Path | None) -> Compiled:
-    """Compiles `lowered`, unless `folder` holds what came of it before.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A program to compile.
+
+    Attributes:
+        config: of the run, its mesh included.
+        vocabulary: V; `labels` of the encoder's CTC, 0 if they are the decoder's tokens.
+        topology: as in ``v5e:4x4``.
+        program: "train", a strategy, or "call" for one decoder call.
+        rows, seconds, tokens: of the batch (see `programs.Load`).
+        width, prompt: of a call (see `programs.lower_call`).
+        codegen: whether machine code is generated too.
+    """
+
+    config: Config
+    vocabulary: int
+    labels: int
+    topology: str
+    program: str
+    rows: int
+    seconds: float
+    tokens: int
+    width: int = 1
+    prompt: int = 0
+    codegen: bool = False
+
+    def to_json(self) -> str:
+        """As `from_json` reads it."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Task:
+        """The inverse of `to_json`."""
+        values: dict[str, Any] = json.loads(text)
+        return cls(**values | {"config": from_config_dict(values["config"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What came of a program.
+
+    Attributes:
+        text: optimised and scheduled HLO.
+        arguments: bytes a chip, parameters and optimizer included.
+        coordinates: of each chip on the torus, in the order of the program's ids.
+        peak: bytes a chip at the worst moment, as the compiler allocated them; None unless machine
+            code was generated.
+        seconds: that it took.
+    """
+
+    text: str
+    arguments: int
+    coordinates: tuple[tuple[int, ...], ...]
+    peak: int | None
+    seconds: float
+
+
+def compiled(task: Task, folder: Path) -> Compiled:
+    """Compiles a program, unless `folder` holds what came of it before.
 
     Raises:
         DoesNotFit: a chip has too little memory.
+        CompileError: the compiler failed otherwise.
     """
-    key = hashlib.sha256(lowered.as_text().encode())
-    key.update(repr((jax.__version__, _libtpu_version(), _devices(lowered))).encode())
-    file = folder / f"{key.hexdigest()[:32]}.json.gz" if folder else None
-    if file and file.exists():
-        kept = json.loads(gzip.decompress(file.read_bytes()))
-        if "too_large" in kept:
-            raise DoesNotFit(kept["too_large"])
-        return Compiled(**kept)
-    start = time.perf_counter()
-    try:
-        program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        if file:
-            _write(file, {"too_large": reason})
-        raise DoesNotFit(reason) from error
-    memory = program.memory_analysis()
-    made = Compiled(
-        text=program.as_text(),
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
-        peak=memory.peak_memory_in_bytes,
-        seconds=time.perf_counter() - start,
-    )
-    if file:
-        _write(file, dataclasses.asdict(made))
-    return made
-
-
-def _write(file: Path, values: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(gzip.compress(json.dumps(values).encode()))
-
-
-def _libtpu_version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("libtpu")
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _devices(lowered: Any) -> str:
-    """The kind of the devices, and how many."""
-    devices = lowered._lowering.compile_args.get("device_list") or ()
-    return ",".join(f"{d.device_kind}{d.coords}" for d in devices)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        spec, answer = Path(scratch) / "task.json", Path(scratch) / "answer.json"
+        spec.write_text(task.to_json())
+        command = [sys.executable, "-m", "mtp_jax.tpu.worker", str(spec), str(answer), str(folder)]
+        dump = Path(scratch) / "dump"
+        settings = f"--xla_jf_dump_to={dump} --xla_jf_dump_hlo_text=true"
+        given = os.environ.get("LIBTPU_INIT_ARGS", "")
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "LIBTPU_INIT_ARGS": f"{given} {'' if task.codegen else settings}".strip(),
+            "MTP_JAX_DUMP": "" if task.codegen else str(dump),
+            # Without these libtpu asks the cloud's metadata server, and lets one process in.
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if not answer.exists():
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise CompileError(f"the TPU compiler failed on {task.program}: {lines[-1][:400]}")
+        told = json.loads(answer.read_text())
+    if "error" in told:
+        raise CompileError(told["error"])
+    kept = json.loads(gzip.decompress((folder / told["file"]).read_bytes()))
+    if "too_large" in kept:
+        raise DoesNotFit(kept["too_large"])
+    places = tuple(tuple(place) for place in kept.pop("coordinates"))
+    return Compiled(coordinates=places, **kept)

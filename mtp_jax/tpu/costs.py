@@ -90,6 +90,20 @@ def _pairs(
     )
 
 
+def passes(module: Module, instruction: Instruction) -> int:
+    """How often the matrix units go over the products of `instruction`.
+
+    They multiply bfloat16: float32 factors are made of three, "highest" precision of six products
+    of parts.
+    """
+    if found := re.search(r"operand_precision=\{(\w+)", instruction.attributes):
+        return {"highest": 6, "high": 3}.get(found.group(1), 1)
+    inner = [module.computations[n] for n in instruction.called if n in module.computations]
+    if instruction.opcode in ("while", "call", "conditional"):
+        return 1
+    return max((passes(module, i) for c in inner for i in c.instructions), default=1)
+
+
 def hbm_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
     """Bytes that `instruction` reads from the large memory and writes to it.
 
@@ -111,7 +125,7 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
         update = operands[1].shape[0]
         return update.hbm_bytes + (0.0 if instruction.shape[0].on_chip else update.bytes)
     if instruction.opcode == "fusion" and (inner := module.computations.get(instruction.called[0])):
-        return _fused(inner, operands, instruction)
+        return _fused(module, inner, operands, instruction)
     return _moved(instruction) + sum(a.hbm_bytes for x in operands for a in x.shape)
 
 
@@ -119,12 +133,10 @@ def _moved(instruction: Instruction) -> float:
     return sum(a.hbm_bytes for a in instruction.shape)
 
 
-def _fused(inner: Computation, operands: list[Instruction], fusion: Instruction) -> float:
-    parameters = {int(i.literal): i for i in inner.instructions if i.opcode == "parameter"}
-    readers: dict[str, list[Instruction]] = {}
-    for i in inner.instructions:
-        for name in i.operands:
-            readers.setdefault(name, []).append(i)
+def _fused(
+    module: Module, inner: Computation, operands: list[Instruction], fusion: Instruction
+) -> float:
+    parameters = inner.parameters
     total, updated = 0.0, set[str]()
     root = inner.root
     results = inner.operands(root) if root.opcode == "tuple" else [root]
@@ -141,7 +153,7 @@ def _fused(inner: Computation, operands: list[Instruction], fusion: Instruction)
             continue
         whole = sum(a.hbm_bytes for a in operand.shape)
         if whole:
-            total += min(whole, _read(inner, parameters[place], readers))
+            total += min(whole, _read(module, inner, parameters[place]))
     return total
 
 
@@ -152,14 +164,18 @@ def _seen_through(inner: Computation, instruction: Instruction) -> Instruction:
     return instruction
 
 
-def _read(inner: Computation, value: Instruction, readers: dict[str, list[Instruction]]) -> float:
+def _read(module: Module, inner: Computation, value: Instruction) -> float:
     """Bytes of `value` that are looked at."""
-    total = 0.0
-    for reader in readers.get(value.name, []):
+    array, total = value.shape[0], 0.0
+    for reader in inner.readers.get(value.name, ()):
         if reader.opcode in _SLICES and reader.operands[0] == value.name:
-            total += reader.shape[0].elements * value.shape[0].bytes / max(1, value.shape[0].elements)
+            total += reader.shape[0].elements * array.bytes / max(1, array.elements)
         elif reader.opcode == "bitcast":
-            total += _read(inner, reader, readers)
+            total += _read(module, inner, reader)
+        elif reader.opcode == "fusion" and reader.called[0] in module.computations:
+            within = module.computations[reader.called[0]]
+            for place in (i for i, name in enumerate(reader.operands) if name == value.name):
+                total += _read(module, within, within.parameters[place])
         else:
-            return value.shape[0].bytes
-    return total
+            return array.bytes
+    return min(total, array.bytes)

@@ -105,6 +105,20 @@ class Computation:
         """Its instructions."""
         return {i.name: i for i in self.instructions}
 
+    @functools.cached_property
+    def parameters(self) -> dict[int, Instruction]:
+        """What it is given, by place."""
+        return {int(i.literal): i for i in self.instructions if i.opcode == "parameter"}
+
+    @functools.cached_property
+    def readers(self) -> dict[str, list[Instruction]]:
+        """The instructions that read each one."""
+        found: dict[str, list[Instruction]] = {}
+        for i in self.instructions:
+            for name in dict.fromkeys(i.operands):
+                found.setdefault(name, []).append(i)
+        return found
+
     @property
     def root(self) -> Instruction:
         """What it returns."""
@@ -117,10 +131,17 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A program: its computations, and which one is run."""
+    """A program.
+
+    Attributes:
+        computations: by name.
+        entry: the one that is run.
+        aliased: places in its result that are written into an argument.
+    """
 
     computations: dict[str, Computation]
     entry: str
+    aliased: frozenset[int] = frozenset()
 
 
 def parse(text: str) -> Module:
@@ -143,7 +164,10 @@ def parse(text: str) -> Module:
             lines.append(_instruction(found.group(2), found.group(3), bool(found.group(1))))
     if entry not in computations:
         raise ValueError("the text holds no ENTRY computation: it is not optimised HLO")
-    return Module(computations, entry)
+    head = text[: text.index("\n")] if text.startswith("HloModule") else ""
+    aliases = re.search(r"input_output_alias=\{(.*?\)) \}", head)
+    places = re.findall(r"\{(\d*)\}: \(", aliases.group(1)) if aliases else []
+    return Module(computations, entry, frozenset(int(p or 0) for p in places))
 
 
 def arrays(shape: str) -> tuple[Array, ...]:

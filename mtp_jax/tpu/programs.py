@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import jax
@@ -45,16 +44,6 @@ def chips_of(where: Slice) -> list[jax.Device]:
     Raises:
         TopologyError: libtpu is missing, or knows no such slice.
     """
-    # Without them libtpu asks the cloud's metadata server, and lets one process in at a time.
-    quiet = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     name = f"{where.chip.name}:{'x'.join(map(str, where.shape))}"
@@ -71,8 +60,13 @@ def coordinates(mesh: jax.sharding.Mesh, where: Slice) -> list[tuple[int, ...]]:
     return [tuple(d.coords[: len(where.shape)]) for d in mesh.devices.flat]
 
 
-def lower_train_step(model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load) -> Any:
+def lower_train_step(
+    model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load
+) -> tuple[Any, Any]:
     """One training step, as `mtp_jax.training` runs it.
+
+    Returns:
+        The lowered program, and the shapes of its arguments; as all functions of this module.
 
     Raises:
         sharding.MeshError, ConfigError: the mesh does not fit the model, or nothing is trained.
@@ -80,7 +74,8 @@ def lower_train_step(model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load) ->
     optimizer = make_optimizer(model.config.optim)
     shapes, shardings = abstract_state(model, optimizer, mesh)
     step = make_train_step(model, optimizer, shardings)
-    return step.lower(placed(shapes, shardings), batch(model, mesh, load, training=True))
+    given = placed(shapes, shardings), batch(model, mesh, load, training=True)
+    return step.lower(*given), given
 
 
 def strategies(config: Config) -> dict[str, Strategy]:
@@ -98,18 +93,20 @@ def strategies(config: Config) -> dict[str, Strategy]:
 
 def lower_decode(
     model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load, strategy: Strategy
-) -> Any:
+) -> tuple[Any, Any]:
     """Front end, encoder and decoding of one batch, matrices held in the type of the products."""
-    scalars = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), strategy)
+    everywhere = sharding.replicated(mesh)
+    scalars = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), strategy
+    )
+    given = parameters(model, mesh), batch(model, mesh, load, training=False), scalars
     with sharding.over(mesh):
-        return decode.lower(
-            model, parameters(model, mesh), batch(model, mesh, load, training=False), scalars
-        )
+        return decode.lower(model, *given), given
 
 
 def lower_call(
     model: SpeechLlama, mesh: jax.sharding.Mesh, rows: int, prompt: int, width: int
-) -> Any:
+) -> tuple[Any, Any]:
     """One decoder call of a loop: what is fed, and all that is made of the hidden states.
 
     A call 1 wide feeds a token and reads head 1 (greedy); one S wide feeds S tokens, reads head 1
@@ -153,10 +150,14 @@ def lower_call(
     cache = jax.eval_shape(empty)
     shardings = KVCache(keys=store, values=store, length=row, rewind=row)
     ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=row)
+    given = (
+        parameters(model, mesh),
+        placed(cache, shardings),
+        ints((rows, width)),
+        ints((rows,)),
+    )
     with sharding.over(mesh):
-        return jax.jit(call, donate_argnums=1).lower(
-            parameters(model, mesh), placed(cache, shardings), ints((rows, width)), ints((rows,))
-        )
+        return jax.jit(call, donate_argnums=1).lower(*given), given
 
 
 def parameters(model: SpeechLlama, mesh: jax.sharding.Mesh) -> Any:

@@ -25,6 +25,7 @@ class Estimate:
         exposed_ici_seconds: of the last, what no computation hides.
         cycles: that the compiler says its fusions take, at most of what it says of each.
         traffic: (kind, bytes of one, chips that take part) of each collective, and how often.
+        spent: seconds by the name of the operation in the traced program.
         open_loops: loops whose trips depend on the data; each counts once.
     """
 
@@ -39,14 +40,16 @@ class Estimate:
     traffic: collections.Counter[tuple[str, float, int]] = dataclasses.field(
         default_factory=collections.Counter
     )
+    spent: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     open_loops: int = 0
 
     def add(self, other: Estimate, times: int = 1) -> None:
         """Adds `other`, that many times over."""
         for field in dataclasses.fields(self):
-            if field.name == "traffic":
-                for key, count in other.traffic.items():
-                    self.traffic[key] += times * count
+            if field.name in ("traffic", "spent"):
+                mine, theirs = getattr(self, field.name), getattr(other, field.name)
+                for key, count in theirs.items():
+                    mine[key] += times * count
             elif field.name == "open_loops":
                 self.open_loops += other.open_loops
             else:
@@ -90,8 +93,10 @@ def _walk(
     copies: dict[str, float] = {}  # the same of copies
     pieces = _last_piece(module, computation)
 
-    def pass_time(seconds: float, hbm: float) -> None:
+    def pass_time(seconds: float, hbm: float, name: str = "") -> None:
         total.seconds += seconds
+        if name and seconds:
+            total.spent[name] += seconds  # type: ignore[assignment]
         _drain(started, seconds)
         _drain(copies, max(0.0, seconds - hbm))
 
@@ -116,7 +121,8 @@ def _walk(
 
         operations = costs.flops(module, computation, i)
         moved = costs.hbm_bytes(module, computation, i)
-        compute, hbm = operations / chip.flops, moved / chip.hbm_bandwidth
+        passes = costs.passes(module, i)
+        compute, hbm = passes * operations / chip.flops, moved / chip.hbm_bandwidth
         total.flops += operations
         total.hbm_bytes += moved
         total.compute_seconds += compute
@@ -133,14 +139,15 @@ def _walk(
         if i.opcode in ("copy-start", "slice-start"):
             copies[i.name] = hbm
             continue
-        pass_time(max(compute, hbm), hbm)
+        name = _traced_name(i)
+        pass_time(max(compute, hbm), hbm, name)
         if i.opcode in ("copy-done", "slice-done") and i.operands:
-            pass_time(_take(copies, i.operands[0]), 0.0)
+            pass_time(_take(copies, i.operands[0]), 0.0, "copies")
         for channel in [c for c, last in pieces.items() if last == i.name and c in started]:
             # What is waited for goes out first, but those before it hold the links.
             waited = _take(started, channel)
             total.exposed_ici_seconds += waited
-            pass_time(waited, 0.0)
+            pass_time(waited, 0.0, "collectives")
     return total
 
 
@@ -176,6 +183,9 @@ def _collective(
         if inner := module.computations.get(name):
             for i in inner.instructions:
                 if found := _collective(module, inner, i, where, coordinates):
+                    # So the compiler for TPUs writes down a reduce-scatter.
+                    if name.startswith("all-reduce-scatter"):
+                        return found[0].scattered(), found[1]
                     return found
     return None
 
@@ -211,6 +221,11 @@ def _channel(module: Module, instruction: Instruction) -> str:
                 if channel := _channel(module, i):
                     return channel
     return ""
+
+
+def _traced_name(instruction: Instruction) -> str:
+    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    return found.group(1) if found else instruction.opcode
 
 
 def _cycles(instruction: Instruction) -> float:
