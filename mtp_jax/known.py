@@ -90,9 +90,7 @@ def with_known_sizes(config: Config) -> tuple[Config, int]:
         )
         front_end = dataclasses.replace(config.front_end, flavour="whisper", mel_bins=bins)
         parts = dataclasses.replace(parts, encoder="")
-        config = dataclasses.replace(
-            config, whisper=whisper, front_end=front_end, pretrained=parts
-        )
+        config = dataclasses.replace(config, whisper=whisper, front_end=front_end, pretrained=parts)
     if parts.decoder.startswith("hf://"):
         llama = LLAMAS.get(name := _name(parts.decoder))
         if llama is None:

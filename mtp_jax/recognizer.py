@@ -193,10 +193,11 @@ class Recognizer:
             return 0.0
         start = time.perf_counter()
         placed = self.place(batch._replace(tokens=batch.tokens[:, :0]))
-        if strategy is None:
-            lowered = ctc_greedy.lower(self.model, self.params, placed)
-        else:
-            lowered = decode.lower(self.model, self.params, placed, strategy)
+        with sharding.over(self.mesh):
+            if strategy is None:
+                lowered = ctc_greedy.lower(self.model, self.params, placed)
+            else:
+                lowered = decode.lower(self.model, self.params, placed, strategy)
         self._compiled[key] = lowered.compile()
         return time.perf_counter() - start
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -283,7 +283,8 @@ def heads_loss(
         own = call(model, params, "head_kernels")
         kernels = [lm_head, *(own[m].T for m in range(c.heads.count - 1))]
         parts = [scored(hidden[None], k, slice(m, m + 1)) for m, k in enumerate(kernels)]
-        loss, nats = sum(p[0] for p in parts), jnp.concatenate([p[1] for p in parts])
+        loss = jnp.sum(jnp.stack([p[0] for p in parts]))
+        nats = jnp.concatenate([p[1] for p in parts])
     return loss, jnp.sum(jnp.where(real, share * nats, 0.0), axis=(1, 2))
 
 
@@ -292,7 +293,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     shardings: Any,
     spelling: Spelling | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Any:
     """The jitted step; randomness is a pure function of the config's seed and the step.
 
     Args:

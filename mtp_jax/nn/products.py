@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x @ kernel in the type of `x`.
 

@@ -58,7 +58,11 @@ def _convolution(instruction: Instruction, operands: list[Instruction]) -> float
     spatial = [c for c in out if c.isdigit()]
 
     def numbers(name: str, default: int) -> list[int]:
-        return [int(x) for x in fields[name].split("x")] if name in fields else [default] * len(spatial)
+        return (
+            [int(x) for x in fields[name].split("x")]
+            if name in fields
+            else [default] * len(spatial)
+        )
 
     size, stride = numbers("size", 1), numbers("stride", 1)
     dilated, spread = numbers("lhs_dilate", 1), numbers("rhs_dilate", 1)
@@ -120,7 +124,8 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
         moved = instruction.shape[1]
         return sum(moved.bytes for x in (operands[0].shape[0], moved) if not x.on_chip)
     if instruction.opcode in _SLICES:
-        return _moved(instruction) + sum(a.hbm_bytes and b.bytes for a, b in [(operands[0].shape[0], instruction.shape[0])])
+        read = 0.0 if operands[0].shape[0].on_chip else instruction.shape[0].bytes
+        return _moved(instruction) + read
     if instruction.opcode == "dynamic-update-slice":
         update = operands[1].shape[0]
         return update.hbm_bytes + (0.0 if instruction.shape[0].on_chip else update.bytes)

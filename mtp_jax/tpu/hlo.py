@@ -154,14 +154,15 @@ def parse(text: str) -> Module:
     entry, name, lines = "", "", list[Instruction]()
     for line in text.splitlines():
         if not line[:1].isspace():
-            if head := _COMPUTATION.match(line):
-                name, lines = head.group(2), []
-                entry = name if head.group(1) else entry
+            if found := _COMPUTATION.match(line):
+                name, lines = found.group(2), []
+                entry = name if found.group(1) else entry
             elif line.startswith("}") and name:
                 computations[name] = Computation(name, tuple(lines))
                 name = ""
-        elif name and (found := _INSTRUCTION.match(line)):
-            lines.append(_instruction(found.group(2), found.group(3), bool(found.group(1))))
+        elif name and (line_of := _INSTRUCTION.match(line)):
+            root, its_name, rest = line_of.groups()
+            lines.append(_instruction(its_name, rest, root is not None))
     if entry not in computations:
         raise ValueError("the text holds no ENTRY computation: it is not optimised HLO")
     head = text[: text.index("\n")] if text.startswith("HloModule") else ""
@@ -220,7 +221,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     It is read off the compiler's annotation, or off a condition that compares a counter, which
     begins at a constant and grows by one, with a constant.
     """
-    if known := re.search(r'known_trip_count[^\d]*(\d+)', loop.attributes):
+    if known := re.search(r"known_trip_count[^\d]*(\d+)", loop.attributes):
         return int(known.group(1))
     condition = module.computations[loop.attribute("condition").lstrip("%")]
     test = condition.root

@@ -19,50 +19,45 @@ def temporary_bytes(module: Module) -> float:
     return _peak(module, module.computations[module.entry], module.aliased)
 
 
-def _peak(module: Module, computation: Computation, outside: frozenset[int]) -> float:
+def _peak(module: Module, computation: Computation, outside: frozenset[int] | None) -> float:
     """Greatest sum of bytes that `computation` makes and has not let go of.
 
     Args:
-        outside: places in its result whose arrays belong to the caller.
+        outside: places in its result that the caller has room for; None stands for all.
     """
     made: dict[str, float] = {}
     value: dict[str, list[set[str]]] = {}
-    inner: dict[str, float] = {}
+    within: dict[str, float] = {}
     for i in computation.instructions:
-        value[i.name] = _buffers(module, computation, i, value, made)
-        if i.opcode in ("while", "call", "conditional"):
-            parts = [module.computations[n] for n in i.called if n in module.computations]
-            everything = frozenset(range(10**6)) if i.opcode == "while" else frozenset[int]()
-            inner[i.name] = max((_peak(module, part, everything) for part in parts), default=0.0)
-    last = {name: at for at, i in enumerate(computation.instructions) for name in i.operands}
+        value[i.name] = _buffers(module, i, value, made)
+        parts = [module.computations[n] for n in i.called if n in module.computations]
+        if i.opcode == "while":
+            within[i.name] = max(_peak(module, part, None) for part in parts)
+        elif i.opcode in ("call", "conditional"):
+            within[i.name] = max((_peak(module, part, frozenset()) for part in parts), default=0.0)
     end = len(computation.instructions)
+    last = {name: at for at, i in enumerate(computation.instructions) for name in i.operands}
     until: dict[str, int] = {}
-    for i in computation.instructions:
-        for buffer in set().union(*value[i.name]):
-            until[buffer] = max(until.get(buffer, 0), last.get(i.name, 0))
-    root = computation.root
-    for place, buffers in enumerate(value[root.name]):
-        for buffer in buffers:
-            if place in outside:
-                made[buffer] = 0.0 if until.get(buffer, 0) >= end - 1 else made.get(buffer, 0.0)
-            else:
-                until[buffer] = end
-    peak, live = 0.0, 0.0
-    gone: dict[int, float] = {}
     for at, i in enumerate(computation.instructions):
-        live += sum(made.get(b, 0.0) for b in set().union(*value[i.name]) if b.split("|")[0] == i.name)
-        peak = max(peak, live + inner.get(i.name, 0.0))
         for buffer in set().union(*value[i.name]):
-            if buffer.split("|")[0] == i.name:
-                over = max(until.get(buffer, at), at)
-                gone[over] = gone.get(over, 0.0) + made.get(buffer, 0.0)
-        live -= gone.pop(at, 0.0)
+            until[buffer] = max(until.get(buffer, at), last.get(i.name, at))
+    for place, buffers in enumerate(value[computation.root.name]):
+        if outside is not None and place not in outside:
+            until |= dict.fromkeys(buffers, end)
+    live, peak = 0.0, 0.0
+    gone = [0.0] * (end + 1)
+    for at, i in enumerate(computation.instructions):
+        own = {b for b in set().union(*value[i.name]) if b.rpartition("|")[0] == i.name}
+        for buffer in own:
+            live += made[buffer]
+            gone[until[buffer]] += made[buffer]
+        peak = max(peak, live + within.get(i.name, 0.0))
+        live -= gone[at]
     return peak
 
 
 def _buffers(
     module: Module,
-    computation: Computation,
     i: Instruction,
     value: dict[str, list[set[str]]],
     made: dict[str, float],
@@ -82,25 +77,21 @@ def _buffers(
         return [set().union(*(p for o in operands for p in o)) for _ in i.shape]
     if i.opcode == "while":
         return operands[0]
-    in_place = _updated(module, computation, i)
+    in_place = _updated(module, i)
+    prefetch = i.opcode in ("copy-start", "slice-start")  # of what, into what, and a context
     parts = []
     for place, array in enumerate(i.shape):
-        if place in in_place and in_place[place] < len(i.operands):
+        if in_place.get(place, len(i.operands)) < len(i.operands):
             parts.append(set().union(*value.get(i.operands[in_place[place]], [])))
-        elif array.hbm_bytes and i.opcode not in ("copy-start", "slice-start"):
-            name = f"{i.name}|{place}"
-            made[name] = array.hbm_bytes
-            parts.append({name})
-        elif i.opcode in ("copy-start", "slice-start") and place == 1 and array.hbm_bytes:
-            name = f"{i.name}|{place}"
-            made[name] = array.hbm_bytes
-            parts.append({name})
+        elif array.hbm_bytes and (not prefetch or place == 1):
+            made[f"{i.name}|{place}"] = array.hbm_bytes
+            parts.append({f"{i.name}|{place}"})
         else:
             parts.append(set())
     return parts
 
 
-def _updated(module: Module, computation: Computation, i: Instruction) -> dict[int, int]:
+def _updated(module: Module, i: Instruction) -> dict[int, int]:
     """Which parts of the result are operands with a slice written into them."""
     if i.opcode == "dynamic-update-slice":
         return {0: 0}

@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from mtp_jax.nn.speech_llama import SpeechLlama
@@ -71,8 +70,3 @@ def _jaxprs(params: dict[str, Any]) -> list[Any]:
         if hasattr(value, "eqns"):
             found.append(value)
     return found
-
-
-def parameters(shapes: Any) -> int:
-    """How many parameters there are."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes) if jnp.issubdtype(x.dtype, jnp.inexact))

@@ -60,9 +60,7 @@ def coordinates(mesh: jax.sharding.Mesh, where: Slice) -> list[tuple[int, ...]]:
     return [tuple(d.coords[: len(where.shape)]) for d in mesh.devices.flat]
 
 
-def lower_train_step(
-    model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load
-) -> tuple[Any, Any]:
+def lower_train_step(model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load) -> tuple[Any, Any]:
     """One training step, as `mtp_jax.training` runs it.
 
     Returns:
@@ -148,7 +146,7 @@ def lower_call(
     )
     row = sharding.batch_sharding(mesh)
     cache = jax.eval_shape(empty)
-    shardings = KVCache(keys=store, values=store, length=row, rewind=row)
+    shardings = cache.replace(keys=store, values=store, length=row, rewind=row)  # type: ignore[attr-defined]
     ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=row)
     given = (
         parameters(model, mesh),

@@ -1,6 +1,6 @@
 """Compiles one program in a process of its own; `mtp_jax.tpu.compiled` starts it.
 
-    python -m mtp_jax.tpu.worker TASK.json ANSWER.json FOLDER
+python -m mtp_jax.tpu.worker TASK.json ANSWER.json FOLDER
 """
 
 from __future__ import annotations
