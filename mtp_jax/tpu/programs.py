@@ -146,7 +146,7 @@ def lower_call(
     )
     row = sharding.batch_sharding(mesh)
     cache = jax.eval_shape(empty)
-    shardings = cache.replace(keys=store, values=store, length=row, rewind=row)  # type: ignore[attr-defined]
+    shardings = cache.replace(keys=store, values=store, length=row, rewind=row)
     ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=row)
     given = (
         parameters(model, mesh),
