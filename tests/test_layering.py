@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "tokenizer", "audio", "data"},
     "drafters": {"decoding", "nn"},
 }
-COMMANDS = {"mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export"}
+COMMANDS = {"mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export", "mtp_jax.compile"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 

@@ -88,6 +88,14 @@ def test_a_loop_that_depends_on_data_runs_as_often_as_is_said():
     assert estimate(module, loop_trips=3).flops == 3 * estimate(module).flops == 3 * 2000
 
 
+def test_a_loop_may_take_steps_of_two():
+    """As those do that multiply and hand on in both directions of a ring."""
+    text = LOOP.replace("%n, %x, %stack)\n}", "%n.2, %x, %stack)\n}").replace(
+        "  ROOT %out", "  %two = s32[] constant(2)\n  %n.2 = s32[] add(%n, %two)\n  ROOT %out"
+    )
+    assert estimate(hlo.parse(text)).flops == 3 * 2000  # 2, 4 and 6
+
+
 def test_arrays_in_the_chips_own_memory_cost_no_traffic():
     text = LOOP.replace("f32[5,10]{1,0:T(8,128)}", "f32[5,10]{1,0:T(8,128)S(1)}")
     assert estimate(hlo.parse(text)).hbm_bytes == 5 * 4 * (10 * 20 + 5 * 20 + 1)

@@ -219,7 +219,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     """How often a ``while`` runs its body; None if that depends on the data.
 
     It is read off the compiler's annotation, or off a condition that compares a counter, which
-    begins at a constant and grows by one, with a constant.
+    begins at a constant and grows by another (0 and 1, if these are not written down).
     """
     if known := re.search(r"known_trip_count[^\d]*(\d+)", loop.attributes):
         return int(known.group(1))
@@ -231,8 +231,18 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     if len(sides) != 2 or sides[1].opcode != "constant" or sides[0].opcode != "get-tuple-element":
         return None
     limit, place = int(sides[1].literal), int(sides[0].attribute("index"))
-    start = _constant_at(computation, loop, place)
-    return limit - start if start is not None else limit
+    start = _constant_at(computation, loop, place) or 0
+    body = module.computations[loop.attribute("body").lstrip("%")]
+    return -(-(limit - start) // _step(body, place))
+
+
+def _step(body: Computation, place: int) -> int:
+    """What a loop adds to its counter in each trip."""
+    if body.root.opcode != "tuple":
+        return 1
+    grown = body.by_name[body.root.operands[place]]
+    found = [int(i.literal) for i in body.operands(grown) if i.opcode == "constant"]
+    return found[0] if grown.opcode == "add" and found else 1
 
 
 def _constant_at(computation: Computation, loop: Instruction, place: int) -> int | None:
