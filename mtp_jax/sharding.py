@@ -73,6 +73,11 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def spec(*axes: str | None) -> PartitionSpec:
+    """How an array whose axes have these logical names is split."""
+    return PartitionSpec(*(dict(RULES)[axis] if axis else None for axis in axes))
+
+
 def over(mesh: jax.sharding.Mesh) -> AbstractContextManager[Any]:
     """While a function is traced in this context, `constrain` splits its arrays over `mesh`."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

@@ -9,15 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mtp_jax.config import Config, from_config_dict
+
+# These only read what the compiler made.
+_READERS = (
+    "chips",
+    "collectives",
+    "compiled",
+    "costs",
+    "hlo",
+    "memory",
+    "meshes",
+    "model_flops",
+    "plan",
+    "roofline",
+)
 
 
 class CompileError(RuntimeError):
@@ -92,18 +108,26 @@ def compiled(task: Task, folder: Path) -> Compiled:
         DoesNotFit: a chip has too little memory.
         CompileError: the compiler failed otherwise.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    file = folder / f"{_key(task, given)}.json.gz"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _run_worker(task, file, given)
+    kept = json.loads(gzip.decompress(file.read_bytes()))
+    if "too_large" in kept:
+        raise DoesNotFit(kept["too_large"])
+    places = tuple(tuple(place) for place in kept.pop("coordinates"))
+    return Compiled(coordinates=places, **kept)
+
+
+def _run_worker(task: Task, file: Path, given: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        spec, answer = Path(scratch) / "task.json", Path(scratch) / "answer.json"
+        spec, dump, error = (Path(scratch) / name for name in ("task.json", "dump", "error"))
         spec.write_text(task.to_json())
-        command = [sys.executable, "-m", "mtp_jax.tpu.worker", str(spec), str(answer), str(folder)]
-        dump = Path(scratch) / "dump"
         settings = f"--xla_jf_dump_to={dump} --xla_jf_dump_hlo_text=true"
-        given = os.environ.get("LIBTPU_INIT_ARGS", "")
         env = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "LIBTPU_INIT_ARGS": f"{given} {'' if task.codegen else settings}".strip(),
-            "MTP_JAX_DUMP": "" if task.codegen else str(dump),
+            "LIBTPU_INIT_ARGS": given if task.codegen else f"{given} {settings}".strip(),
             # Without these libtpu asks the cloud's metadata server, and lets one process in.
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -111,15 +135,32 @@ def compiled(task: Task, folder: Path) -> Compiled:
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
+        command = [sys.executable, "-m", "mtp_jax.tpu.worker"]
+        command += [str(path) for path in (spec, file, dump, error)]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if not answer.exists():
+        if error.exists():
+            raise CompileError(error.read_text())
+        if not file.exists():
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise CompileError(f"the TPU compiler failed on {task.program}: {lines[-1][:400]}")
-        told = json.loads(answer.read_text())
-    if "error" in told:
-        raise CompileError(told["error"])
-    kept = json.loads(gzip.decompress((folder / told["file"]).read_bytes()))
-    if "too_large" in kept:
-        raise DoesNotFit(kept["too_large"])
-    places = tuple(tuple(place) for place in kept.pop("coordinates"))
-    return Compiled(coordinates=places, **kept)
+
+
+def _key(task: Task, flags: str) -> str:
+    """Of all that decides what the compiler makes of a task: itself, our sources, versions."""
+    key = hashlib.sha256(f"{task.to_json()} {flags} {_versions()}".encode())
+    package = Path(__file__).parent.parent
+    here = Path(__file__).parent
+    readers = {here / f"{name}.py" for name in _READERS}
+    for source in sorted(set(package.rglob("*.py")) - readers - {package / "compile.py"}):
+        key.update(source.read_bytes())
+    return key.hexdigest()[:32]
+
+
+def _versions() -> str:
+    found = []
+    for name in ("jax", "flax", "optax", "libtpu"):
+        try:
+            found.append(metadata.version(name))
+        except metadata.PackageNotFoundError:
+            found.append("none")
+    return " ".join(found)

@@ -172,6 +172,8 @@ def _seen_through(inner: Computation, instruction: Instruction) -> Instruction:
 def _read(module: Module, inner: Computation, value: Instruction) -> float:
     """Bytes of `value` that are looked at."""
     array, total = value.shape[0], 0.0
+    if value.root:
+        return array.bytes
     for reader in inner.readers.get(value.name, ()):
         if reader.opcode in _SLICES and reader.operands[0] == value.name:
             total += reader.shape[0].elements * array.bytes / max(1, array.elements)
@@ -180,7 +182,10 @@ def _read(module: Module, inner: Computation, value: Instruction) -> float:
         elif reader.opcode == "fusion" and reader.called[0] in module.computations:
             within = module.computations[reader.called[0]]
             for place in (i for i, name in enumerate(reader.operands) if name == value.name):
-                total += _read(module, within, within.parameters[place])
+                given = within.parameters[place]
+                viewed = _seen_through(within, within.root) is given
+                where, what = (inner, reader) if viewed else (within, given)
+                total += _read(module, where, what)
         else:
             return array.bytes
     return min(total, array.bytes)

@@ -113,7 +113,7 @@ class Planner:
     def decode(self, strategy: str, load: Load) -> Row:
         """Front end, encoder, prefill, and the loop of decoder calls."""
         row, _ = self._row(strategy, load)
-        if not row["fits"]:
+        if "flops" not in row:
             return row
         before, once = row.pop("before"), row.pop("once")
         call, heads = once - before, self.config.heads.count
@@ -129,12 +129,12 @@ class Planner:
         }
 
     def call(self, rows: int, prompt: int, width: int) -> Row:
-        """One decoder call."""
-        load = Load(rows, 0.0, 0)
-        row, estimate = self._row("call", load, width=width, prompt=prompt)
-        if estimate is not None:
-            row |= {"width": width, "rows": rows, "call_seconds": estimate.seconds}
-        return row
+        """One decoder call out of a loop of them."""
+        row, _ = self._row("call", Load(rows, 0.0, 0), width=width, prompt=prompt)
+        if "flops" not in row:
+            return row | {"width": width}
+        seconds = row.pop("once") - row.pop("before")
+        return row | {"width": width, "call_seconds": seconds}
 
     def sweep(self, load: Load) -> Iterator[Row]:
         """The training step on every mesh of the slice that its state fits on."""
@@ -179,9 +179,11 @@ class Planner:
         estimate = roofline.estimate(module, self.where, made.coordinates)
         temporary = memory.temporary_bytes(module)
         peak = made.peak or made.arguments + temporary
-        if program not in ("train", "call"):
+        if program != "train":
             still = roofline.estimate(module, self.where, made.coordinates, loop_trips=0)
             row |= {"before": still.seconds, "once": estimate.seconds}
+        if program == "call":  # without what comes before the loop
+            estimate.add(still, -1)
         return row | {
             "argument_bytes": made.arguments,
             "temporary_bytes": temporary,
@@ -215,4 +217,5 @@ def _collectives(estimate: roofline.Estimate) -> list[Row]:
             "largest": max(sizes),
         }
         for (kind, chips), sizes in sorted(found.items())
+        if sum(sizes.values())
     ]

@@ -102,10 +102,10 @@ def lower_decode(
         return decode.lower(model, *given), given
 
 
-def lower_call(
+def lower_calls(
     model: SpeechLlama, mesh: jax.sharding.Mesh, rows: int, prompt: int, width: int
 ) -> tuple[Any, Any]:
-    """One decoder call of a loop: what is fed, and all that is made of the hidden states.
+    """A loop of decoder calls, as many as an argument says.
 
     A call 1 wide feeds a token and reads head 1 (greedy); one S wide feeds S tokens, reads head 1
     at each, and heads 2..S at one (verification).
@@ -122,40 +122,43 @@ def lower_call(
         model = dataclasses.replace(model, config=dataclasses.replace(c, heads=heads))
     nothing: Any = None
     encoded = Encoded(nothing, nothing, nothing, nothing)
+    State = tuple[jax.Array, jax.Array, KVCache]
 
-    def call(params: Any, cache: KVCache, tokens: jax.Array, count: jax.Array) -> Any:
+    def calls(params: Any, cache: KVCache, tokens: jax.Array, limit: jax.Array) -> State:
         seen = view(model, products_type(params, c.train.dtype), encoded)
-        hidden, cache = seen.extend(tokens, count, cache)
-        said = most_likely(seen.next_token(hidden))
-        if width == 1:
-            return said, cache
-        agrees = said[:, :-1] == tokens[:, 1:]
-        kept = jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
-        last = jnp.take_along_axis(said, kept[:, None], axis=1)[:, 0]
-        drafts = seen.draft(at(hidden, kept), last, nothing)
-        return drafts.tokens, said, cache.shortened(width - 1 - kept)
+
+        def step(state: State) -> State:
+            done, tokens, cache = state
+            hidden, cache = seen.extend(tokens, jnp.full(rows, width), cache)
+            said = most_likely(seen.next_token(hidden))
+            if width == 1:
+                return done + 1, said, cache
+            agrees = said[:, :-1] == tokens[:, 1:]
+            kept = jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
+            last = jnp.take_along_axis(said, kept[:, None], axis=1)
+            drafts = seen.draft(at(hidden, kept), last[:, 0], nothing)
+            tokens = jnp.concatenate([last, drafts.tokens], axis=1)
+            return done + 1, tokens, cache.shortened(width - 1 - kept)
+
+        return jax.lax.while_loop(lambda s: s[0] < limit, step, (jnp.int32(0), tokens, cache))
 
     d, dtype = c.decoder, jnp.dtype(c.train.dtype)
     empty = functools.partial(
         KVCache.empty, d.layers, rows, prompt + c.data.max_tokens, d.kv_heads, d.head_size, dtype
     )
-    spec = jax.sharding.PartitionSpec
-    rules = dict(sharding.RULES)
-    store = jax.sharding.NamedSharding(
-        mesh, spec(None, rules["batch"], None, rules["kv_heads"], None)
-    )
-    row = sharding.batch_sharding(mesh)
+    split = sharding.spec(None, "batch", None, "kv_heads", None)
+    store, row = jax.sharding.NamedSharding(mesh, split), sharding.batch_sharding(mesh)
     cache = jax.eval_shape(empty)
     shardings = cache.replace(keys=store, values=store, length=row, rewind=row)
-    ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=row)
+    ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     given = (
         parameters(model, mesh),
         placed(cache, shardings),
-        ints((rows, width)),
-        ints((rows,)),
+        ints((rows, width), sharding=row),
+        ints((), sharding=sharding.replicated(mesh)),
     )
     with sharding.over(mesh):
-        return jax.jit(call, donate_argnums=1).lower(*given), given
+        return jax.jit(calls, donate_argnums=1).lower(*given), given
 
 
 def parameters(model: SpeechLlama, mesh: jax.sharding.Mesh) -> Any:
