@@ -32,8 +32,17 @@ ALLOWED: dict[str, set[str]] = {
     "importers": {"config", "nn", "importers", "params", "sharding"},
     "data": {"config", "tokenizer", "audio", "data"},
     "drafters": {"decoding", "nn"},
+    "known": {"config"},
+    "tpu.hlo": set(),
+    "tpu.chips": set(),
+    "tpu.costs": {"tpu.hlo"},
+    "tpu.memory": {"tpu.hlo"},
+    "tpu.collectives": {"tpu.hlo", "tpu.chips"},
+    "tpu.roofline": {"tpu"},
+    "tpu.compiled": {"config"},
 }
 COMMANDS = {"mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export", "mtp_jax.compile"}
+COMMANDS |= {"mtp_jax.tpu.worker"}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 
