@@ -207,7 +207,8 @@ def _collectives(estimate: roofline.Estimate) -> list[Row]:
     """By kind and chips: how many, and their bytes."""
     found: dict[tuple[str, int], collections.Counter[float]] = {}
     for (kind, size, chips), count in estimate.traffic.items():
-        found.setdefault((kind, chips), collections.Counter())[size] += count
+        if count:
+            found.setdefault((kind, chips), collections.Counter())[size] += count
     return [
         {
             "kind": kind,
@@ -217,5 +218,4 @@ def _collectives(estimate: roofline.Estimate) -> list[Row]:
             "largest": max(sizes),
         }
         for (kind, chips), sizes in sorted(found.items())
-        if sum(sizes.values())
     ]

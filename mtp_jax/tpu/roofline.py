@@ -62,7 +62,7 @@ def estimate(
 ) -> Estimate:
     """What running `module` once costs each chip.
 
-    Assumptions, all of which are kind to the chip but the first:
+    Assumptions:
 
     - instructions run one after another, as the compiler scheduled them; within one, matrix units
       and memory work at the same time, each at its published rate: the slower one counts;
@@ -195,17 +195,11 @@ def _last_piece(module: Module, computation: Computation) -> dict[str, str]:
     last: dict[str, str] = {}
     begun: dict[str, str] = {}
     for i in computation.instructions:
-        if channel := _channel(module, i):
-            last[channel] = i.name
-        elif collectives.kind_of(i):
-            last[i.name] = i.name
-            begun[i.name] = i.name
-        elif i.opcode.endswith("-done") and i.operands and i.operands[0] in begun:
-            last[begun[i.operands[0]]] = i.name
-        if i.opcode.endswith("-start"):
-            begun[i.name] = _channel(module, i) or i.name
-        elif i.opcode.endswith("-done") and i.operands and i.operands[0] in begun:
-            last[begun[i.operands[0]]] = i.name
+        key = _channel(module, i) or (i.name if collectives.kind_of(i) else "")
+        if not key and i.opcode.endswith("-done") and i.operands:
+            key = begun.get(i.operands[0], "")
+        if key:
+            last[key], begun[i.name] = i.name, key
     return last
 
 
