@@ -12,6 +12,7 @@ from mtp_jax import drafters
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Decoded, Model, Strategy
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call
+from mtp_jax.params import products_type
 from mtp_jax.speech_features import speech_features
 
 
@@ -43,6 +44,7 @@ def view(model: SpeechLlama, params: Any, encoded: Encoded) -> Model:
 def decode(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) -> Decoded:
     """Decodes a batch of waveforms; rows with ``index`` -1 are filler."""
     limit = model.config.data.max_tokens
+    params = products_type(params, model.config.train.dtype)  # once, not in every call
     encoded = encode(model, params, batch)
     return strategy.decode(view(model, params, encoded), jnp.asarray(batch.index) >= 0, limit)
 

@@ -13,18 +13,22 @@ def expected() -> tuple[type[Exception], ...]:
     from mtp_jax.processes import ProcessError
     from mtp_jax.sharding import MeshError
     from mtp_jax.tokenizer import TokenizerError
+    from mtp_jax.tpu.chips import TopologyError
+    from mtp_jax.tpu.compiled import CompileError
     from mtp_jax.training import TrainingStopped
     from mtp_jax.workdir import WorkdirError
 
     return (
         AudioError,
         CheckpointError,
+        CompileError,
         ConfigError,
         DataError,
         MeshError,
         PretrainedError,
         ProcessError,
         TokenizerError,
+        TopologyError,
         TrainingStopped,
         WorkdirError,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -48,6 +51,111 @@ def cross_entropy(
         target = (1 - label_smoothing) * target + label_smoothing * jnp.mean(logits, axis=-1)
     nats = jnp.where(real, log_z - target, 0.0)
     return jnp.sum(nats), jnp.sum(real, dtype=jnp.float32)
+
+
+def chunked_cross_entropy(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weight: jax.Array,
+    columns: int,
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of ``hidden @ kernel.T`` whose logits never exist whole, nor their gradient.
+
+    The vocabulary is gone through in parts: once for the normaliser (a running log-sum-exp, as in
+    Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018), and once more for
+    the gradients, of which each part of the kernel's is made in one go.
+
+    Args:
+        hidden: [..., D].
+        kernel: [V, D], of any type; products are in the type of `hidden`, their sums float32.
+        targets: int32[...].
+        weight: float32[...] of each target; where it is 0, hidden and target may be anything.
+        columns: of the vocabulary in a part, about.
+        label_smoothing: as in `cross_entropy`.
+
+    Returns:
+        The weighted sum of nats, through which gradients flow, and float32[...] nats of each
+        target, through which none do.
+    """
+    parts = max(1, round(kernel.shape[0] / columns))
+    hidden = jnp.where(weight[..., None] > 0, hidden, jnp.zeros((), hidden.dtype))
+    nats = _chunked(hidden, kernel, targets, parts, label_smoothing)
+    return jnp.sum(jnp.where(weight > 0, weight * nats, 0.0)), jax.lax.stop_gradient(nats)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _chunked(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, parts: int, smoothing: float
+) -> jax.Array:
+    return _chunked_forward(hidden, kernel, targets, parts, smoothing)[0]
+
+
+def _part_logits(hidden: jax.Array, kernel: jax.Array, tokens: jax.Array, size: int) -> jax.Array:
+    """float32[..., C] logits of the `tokens` whose rows `kernel` [C, D] holds."""
+    product = jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+    return jnp.where(tokens < size, product, -jnp.inf)
+
+
+def _chunked_forward(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, parts: int, smoothing: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    size, real = kernel.shape[0], jnp.zeros(targets.shape)
+
+    def part(carry: tuple[jax.Array, ...], x: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        top, total, target, mean = carry
+        logits = _part_logits(hidden, x[0], x[1], size)
+        new = jnp.maximum(top, jnp.max(logits, axis=-1))
+        total = total * jnp.exp(top - new) + jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
+        mine = x[1] == targets[..., None]
+        target += jnp.sum(jnp.where(mine, logits, 0.0), axis=-1)
+        if smoothing:
+            mean += jnp.sum(jnp.where(x[1] < size, logits, 0.0), axis=-1) / size
+        return (new, total, target, mean), None
+
+    start = (real - jnp.inf, real, real, real)
+    (top, total, target, mean), _ = jax.lax.scan(part, start, _in_parts(hidden, kernel, parts))
+    log_z = top + jnp.log(total)
+    nats = log_z - (1 - smoothing) * target - smoothing * mean
+    return nats, (hidden, kernel, targets, log_z)
+
+
+def _chunked_backward(
+    parts: int, smoothing: float, saved: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    hidden, kernel, targets, log_z = saved
+    size, rows = kernel.shape[0], "".join("abcdefg"[: targets.ndim])
+
+    def part(of_hidden: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits = _part_logits(hidden, x[0], x[1], size)
+        error = jnp.exp(logits - log_z[..., None])
+        error -= (1 - smoothing) * (x[1] == targets[..., None])
+        if smoothing:
+            error -= jnp.where(x[1] < size, smoothing / size, 0.0)
+        error = (error * cotangent[..., None]).astype(hidden.dtype)
+        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        of_kernel = product(f"{rows}v,{rows}d->vd", error, hidden)
+        return of_hidden + product(f"{rows}v,vd->{rows}d", error, x[0]), of_kernel
+
+    start = jnp.zeros(hidden.shape, jnp.float32)
+    of_hidden, of_kernel = jax.lax.scan(part, start, _in_parts(hidden, kernel, parts))
+    of_kernel = jnp.moveaxis(of_kernel, 0, 1).reshape(-1, kernel.shape[1])[:size]
+    return of_hidden.astype(hidden.dtype), of_kernel.astype(kernel.dtype), None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _in_parts(hidden: jax.Array, kernel: jax.Array, parts: int) -> tuple[jax.Array, jax.Array]:
+    """Rows of `kernel` in `parts` of even size, and int32 which tokens they are.
+
+    Every part has rows from all over the vocabulary: one that is split over devices stays so.
+    """
+    rows = -(-kernel.shape[0] // parts)
+    padded = jnp.pad(kernel.astype(hidden.dtype), ((0, rows * parts - kernel.shape[0]), (0, 0)))
+    tokens = jnp.arange(rows * parts).reshape(rows, parts)
+    return jnp.moveaxis(padded.reshape(rows, parts, -1), 1, 0), tokens.T
 
 
 def head_weights(count: int, weight: float, decay: float) -> jax.Array:

@@ -65,7 +65,7 @@ def _with_ctc_of(config: Config) -> Config:
             " front end than this run: give both the same config.pretrained.encoder"
         )
     whisper = whisper if whisper.lora.rank else ours
-    kept = ("dropout", "remat", "scan_layers")
+    kept = ("dropout", "remat", "remat_products", "scan_layers")
     own: dict[str, Any] = {name: getattr(config.encoder, name) for name in kept}
     encoder = dataclasses.replace(theirs.encoder, **own)
     return dataclasses.replace(config, whisper=whisper, encoder=encoder)
@@ -90,8 +90,8 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
         front_end=theirs.front_end,
         whisper=group("whisper", "cached", "lora"),
         adaptor=theirs.adaptor,
-        encoder=group("encoder", "dropout", "remat", "scan_layers"),
-        decoder=group("decoder", "dropout", "remat", "scan_layers", "lora"),
+        encoder=group("encoder", "dropout", "remat", "remat_products", "scan_layers"),
+        decoder=group("decoder", "dropout", "remat", "remat_products", "scan_layers", "lora"),
     )
 
 

@@ -85,3 +85,17 @@ def merge_lora(tree: Mapping[str, Any], lora: Lora) -> Params:
 
     kept = {path: x for path, x in leaves.items() if not path.endswith(("lora_a", "lora_b"))}
     return nested({path: merged(path, x) for path, x in kept.items()})
+
+
+def products_type(tree: Params, dtype: str) -> Params:
+    """`tree` with every matrix in the type of the activations, in which its products are made.
+
+    Nothing that is computed changes, and what is read of memory halves. Norms, and the CTC head,
+    whose product is float32, stay as they are.
+    """
+
+    def cast(path: str, x: jax.Array) -> jax.Array:
+        matrix = path.endswith(("kernel", "embedding", "lm_head", "lora_a", "lora_b"))
+        return x.astype(dtype) if matrix and not path.startswith("ctc/") else x
+
+    return nested({path: cast(path, x) for path, x in by_path(tree).items()})

@@ -36,7 +36,15 @@ def with_sizes(config: Config) -> Config:
         )
     if config.pretrained.decoder:
         llama = importers.llama_architecture(importers.resolve(config.pretrained.decoder))
-        kept = ("dropout", "remat", "scan_layers", "prompt_before", "prompt_after", "lora")
+        kept = (
+            "dropout",
+            "remat",
+            "remat_products",
+            "scan_layers",
+            "prompt_before",
+            "prompt_after",
+            "lora",
+        )
         own = {name: getattr(config.decoder, name) for name in kept}
         config = dataclasses.replace(config, decoder=dataclasses.replace(llama.config, **own))
     return config

@@ -201,7 +201,7 @@ class Recognizer:
             return 0.0
         start = time.perf_counter()
         placed = self.place(batch._replace(tokens=batch.tokens[:, :0]))
-        with jax.set_mesh(self.mesh):  # which the caches are split over
+        with sharding.over(self.mesh):
             if strategy is None:
                 lowered = ctc_greedy.lower(self.model, self.params, placed)
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -72,26 +73,36 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_divisor(mesh: jax.sharding.Mesh) -> int:
-    """Devices that a batch is split over; the batch size must be a multiple of it."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+def spec(*axes: str | None) -> PartitionSpec:
+    """How an array whose axes have these logical names is split."""
+    return PartitionSpec(*(dict(RULES)[axis] if axis else None for axis in axes))
+
+
+def over(mesh: jax.sharding.Mesh) -> AbstractContextManager[Any]:
+    """While a function is traced in this context, `constrain` splits its arrays over `mesh`."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x`, split as `RULES` has it over the mesh of ``jax.set_mesh``; as it is where none is set.
+    """`x`, split as `RULES` has the logical names of its axes; unchanged outside of `over`.
 
-    An axis that its mesh axes do not divide (a batch of 1, fewer heads than devices) stays whole.
+    With parameters and batch both split over ``fsdp``, XLA may as well gather the batch and sum
+    the products over the mesh; said once for each layer, it gathers the parameters. An axis that
+    its mesh axes do not divide (a batch of 1, fewer heads than devices) stays whole.
 
     Args:
         x: inside ``jit``.
-        axes: logical names of its axes, None for those that stay whole.
+        axes: a name for each of its axes; None is whole on every device.
+
+    Raises:
+        MeshError: two of the axes share a mesh axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     rules = dict(RULES)
     used: set[str] = set()
-    spec: list[tuple[str, ...] | None] = []
+    split: list[tuple[str, ...] | None] = []
     for axis, size in zip(axes, x.shape, strict=True):
         names = _mesh_axes(rules.get(axis) if axis else None)
         if twice := used.intersection(names):
@@ -100,13 +111,22 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
                 " mend sharding.RULES"
             )
         used |= set(names)
-        divides = size % math.prod(mesh.shape[name] for name in names) == 0
-        spec.append(names if names and divides else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+        split.append(names if names and size % _parts(mesh, names) == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*split))
 
 
 def _mesh_axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (rule,) if isinstance(rule, str) else tuple(rule or ())
+
+
+def _parts(mesh: Any, names: tuple[str, ...]) -> int:
+    """Devices along the mesh axes `names`."""
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def batch_divisor(mesh: jax.sharding.Mesh) -> int:
+    """Devices that a batch is split over; the batch size must be a multiple of it."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -147,7 +167,7 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
     def check(path: Any, shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
         for axis, rule in enumerate(sharding.spec):
             names = _mesh_axes(rule)
-            parts = math.prod(mesh.shape[name] for name in names)
+            parts = _parts(mesh, names)
             if shape.shape[axis] % parts:
                 raise MeshError(
                     f"parameter {jax.tree_util.keystr(path)} of shape {shape.shape} cannot be"

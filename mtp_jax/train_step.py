@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ import optax
 from flax import struct
 
 from mtp_jax import losses, sharding
-from mtp_jax.config import ConfigError
+from mtp_jax.config import Config, ConfigError
 from mtp_jax.data import Batch
 from mtp_jax.features import spec_augment
 from mtp_jax.mwer import mwer_loss
@@ -76,6 +76,44 @@ def parameter_shapes(model: SpeechLlama, mesh: jax.sharding.Mesh) -> tuple[Any, 
     return nn.unbox(boxed), sharding.parameter_shardings(boxed, mesh)
 
 
+def abstract_state(
+    model: SpeechLlama,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    imported: Collection[str] = (),
+) -> tuple[TrainState, TrainState]:
+    """Shapes of a state, and their shardings; nothing is made.
+
+    Args:
+        model, optimizer, mesh: as for `init_state`.
+        imported: paths of frozen parameters that checkpoints leave out.
+
+    Raises:
+        sharding.MeshError: the mesh does not divide a parameter.
+        ConfigError: all parameters are frozen.
+    """
+    params, by_param = parameter_shapes(model, mesh)
+    shapes = _parts(model.config, params, imported)
+    shardings = _parts(model.config, by_param, imported)
+    if not shapes["params"]:
+        raise ConfigError("config.optim.freeze leaves nothing to train: let some pattern go")
+    everywhere = sharding.replicated(mesh)
+    opt_state = jax.eval_shape(optimizer.init, shapes["params"])
+    by_opt = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda kept, param: kept if _masked(kept) else param,
+        opt_state,
+        shardings["params"],
+        transform_non_params=lambda _: everywhere,
+        is_leaf=_masked,
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return (
+        TrainState(step=step, opt_state=opt_state, **shapes),
+        TrainState(step=everywhere, opt_state=by_opt, **shardings),
+    )
+
+
 def init_state(
     model: SpeechLlama,
     optimizer: optax.GradientTransformation,
@@ -98,33 +136,8 @@ def init_state(
         ConfigError: all parameters are frozen.
     """
     c, initial, imported = model.config, by_path(initial or {}), by_path(imported or {})
-    given, is_frozen = initial | imported, matches(c.optim.freeze)
-
-    def part_of(path: str) -> str:
-        if path in imported:
-            return "imported"
-        return "frozen" if is_frozen(path) else "params"
-
-    def parts(tree: Params) -> dict[str, Params]:
-        leaves = by_path(tree)
-        return {
-            part: nested({path: x for path, x in leaves.items() if part_of(path) == part})
-            for part in ("params", "frozen", "imported")
-        }
-
-    shapes, by_param = parameter_shapes(model, mesh)
-    shapes, shardings = parts(shapes), parts(by_param)
-    if not shapes["params"]:
-        raise ConfigError("config.optim.freeze leaves nothing to train: let some pattern go")
-    everywhere = sharding.replicated(mesh)
-    by_opt = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda kept, param: kept if _masked(kept) else param,
-        jax.eval_shape(optimizer.init, shapes["params"]),
-        shardings["params"],
-        transform_non_params=lambda _: everywhere,
-        is_leaf=_masked,
-    )
+    given = initial | imported
+    _, shardings = abstract_state(model, optimizer, mesh, imported)
 
     def fresh(given: dict[str, jax.Array]) -> Params:
         params = merge(nn.unbox(init_params(model, jax.random.key(c.seed))), nested(given))
@@ -133,14 +146,32 @@ def init_state(
         # What was given stays where it is: only the others are made here.
         return nested({path: x for path, x in by_path(params).items() if path not in given})
 
-    drawn = nested({path: x for path, x in by_path(by_param).items() if path not in given})
-    whole = parts(merge(jax.jit(fresh, out_shardings=drawn)(given), nested(given)))
+    by_param = by_path(shardings.model_params)
+    drawn = nested({path: x for path, x in by_param.items() if path not in given})
+    params = merge(jax.jit(fresh, out_shardings=drawn)(given), nested(given))
+    whole = _parts(c, params, imported)
     state = TrainState(
-        step=jax.device_put(np.int32(0), everywhere),
-        opt_state=jax.jit(optimizer.init, out_shardings=by_opt)(whole["params"]),
+        step=jax.device_put(np.int32(0), shardings.step),
+        opt_state=jax.jit(optimizer.init, out_shardings=shardings.opt_state)(whole["params"]),
         **whole,
     )
-    return state, TrainState(step=everywhere, opt_state=by_opt, **shardings)
+    return state, shardings
+
+
+def _parts(config: Config, tree: Params, imported: Collection[str]) -> dict[str, Params]:
+    """The leaves of `tree` by the field of `TrainState` that they belong to."""
+    is_frozen = matches(config.optim.freeze)
+
+    def part_of(path: str) -> str:
+        if path in imported:
+            return "imported"
+        return "frozen" if is_frozen(path) else "params"
+
+    leaves = by_path(tree)
+    return {
+        part: nested({path: x for path, x in leaves.items() if part_of(path) == part})
+        for part in ("params", "frozen", "imported")
+    }
 
 
 def _masked(node: Any) -> bool:
@@ -193,22 +224,7 @@ def loss_fn(
         model, params, "__call__", features, frames, fed, length, key is None, rngs=rngs
     )
 
-    def head(logits: jax.Array, m: jax.Array | int) -> jax.Array:
-        targets, real = losses.shifted_targets(tokens, length, m)
-        nats, count = losses.cross_entropy(logits, targets, real, c.loss.label_smoothing)
-        return nats / jnp.maximum(count, 1)
-
-    @jax.checkpoint
-    def later_head(m: jax.Array) -> jax.Array:  # one head's logits exist at a time
-        return head(call(model, params, "head_logits", hidden, m), m)
-
-    by_head = head(call(model, params, "next_token", hidden), 1)[None]
-    if c.heads.count > 1:
-        later = jax.lax.map(later_head, jnp.arange(2, c.heads.count + 1))
-        by_head = jnp.concatenate([by_head, later])
-    weights = losses.head_weights(c.heads.count, c.loss.head_weight, c.loss.head_decay)
-    loss = jnp.sum(weights * by_head)
-
+    loss, by_head = heads_loss(model, params, hidden, tokens, length)
     labels, label_length = tokens, jnp.maximum(length - 1, 0)  # CTC has no EOS
     if batch.labels is not None:
         labels, label_length = jnp.asarray(batch.labels), jnp.asarray(batch.label_length)
@@ -233,12 +249,52 @@ def loss_fn(
     }
 
 
+def heads_loss(
+    model: SpeechLlama, params: Any, hidden: jax.Array, tokens: jax.Array, length: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted cross-entropy of all heads; logits of ``config.loss.columns`` tokens at a time.
+
+    Args:
+        model, params: the recogniser.
+        hidden: [B, L, D], of which the one at i predicts ``tokens[:, i + m - 1]`` through head m.
+        tokens: int32[B, L], EOS included; `length`: int32[B].
+
+    Returns:
+        The loss, and float32[M] nats a token of each head.
+    """
+    c = model.config
+    heads = jnp.arange(1, c.heads.count + 1)
+    shifted = jax.vmap(losses.shifted_targets, (None, None, 0))
+    targets, real = shifted(tokens, length, heads)  # [M, B, L]
+    share = real / jnp.maximum(jnp.sum(real, axis=(1, 2), keepdims=True), 1)
+    weights = losses.head_weights(c.heads.count, c.loss.head_weight, c.loss.head_decay)
+
+    def scored(x: jax.Array, kernel: jax.Array, rows: slice) -> tuple[jax.Array, jax.Array]:
+        weight = weights[rows, None, None] * share[rows]
+        return losses.chunked_cross_entropy(
+            x, kernel, targets[rows], weight, c.loss.columns, c.loss.label_smoothing
+        )
+
+    lm_head = call(model, params, "lm_head")
+    if c.heads.kind == "latent":
+        states = call(model, params, "head_states", hidden)
+        states = sharding.constrain(states, None, "batch", None, None)
+        loss, nats = scored(states, lm_head, slice(None))
+    else:
+        own = call(model, params, "head_kernels")
+        kernels = [lm_head, *(own[m].T for m in range(c.heads.count - 1))]
+        parts = [scored(hidden[None], k, slice(m, m + 1)) for m, k in enumerate(kernels)]
+        loss = jnp.sum(jnp.stack([p[0] for p in parts]))
+        nats = jnp.concatenate([p[1] for p in parts])
+    return loss, jnp.sum(jnp.where(real, share * nats, 0.0), axis=(1, 2))
+
+
 def make_train_step(
     model: SpeechLlama,
     optimizer: optax.GradientTransformation,
     shardings: Any,
     spelling: Spelling | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Any:
     """The jitted step; randomness is a pure function of the config's seed and the step.
 
     Args:
@@ -246,7 +302,7 @@ def make_train_step(
         shardings: of the state, from `init_state`; the state is donated.
         spelling: as in `loss_fn`.
     """
-    seed = model.config.seed
+    seed, mesh = model.config.seed, shardings.step.mesh
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -255,7 +311,8 @@ def make_train_step(
             whole = dataclasses.replace(state, params=params).model_params
             return loss_fn(model, whole, batch, key, spelling)
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        with sharding.over(mesh):
+            grads, metrics = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)

@@ -264,7 +264,6 @@ def _loop(
             disable=not processes.is_main(),
         ) as bar,
         Terminated() as terminated,
-        jax.set_mesh(recognizer.mesh),
     ):
         say = bar.write if processes.is_main() else log.debug
         for step in range(start, last):

@@ -34,7 +34,7 @@ from mtp_jax.decoding import Greedy, PrefixBeam, Threshold, Verify
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary, call
 from mtp_jax.optim import make_optimizer
 from mtp_jax.recognizer import Recognizer
-from mtp_jax.sharding import MeshError, batch_divisor, batch_sharding, make_mesh
+from mtp_jax.sharding import MeshError, batch_divisor, batch_sharding, make_mesh, over
 from mtp_jax.train_step import TrainState, init_state, make_train_step
 from mtp_jax.words import Spelling
 
@@ -152,8 +152,7 @@ def run(out: Path) -> None:
         step = make_train_step(model, optimizer, shardings, SPELLING)
         for seed in (0, 1):
             placed = jax.device_put(batch(seed), batch_sharding(mesh))
-            with jax.set_mesh(mesh):
-                state, metrics = step(state, placed)
+            state, metrics = step(state, placed)
             arrays |= {f"metrics_{seed}/{key}": x for key, x in metrics.items()}
         arrays |= parts(state)
         shards[name] = {
@@ -182,7 +181,7 @@ def decode_all(out: Path, name: str, mesh: jax.sharding.Mesh, state: TrainState)
             [[*h.tokens], h.calls, [[*a.tokens] for a in h.nbest]]
             for h in recognizer.run(SOURCE, [batch(0)], strategy).hypotheses
         ]
-    with jax.set_mesh(mesh):
+    with over(mesh):
         prefill = jax.jit(lambda p, e: call(MODEL, p, "prefill", e, 4)[1].keys)
         encoded = jax.jit(lambda p, b: encode(MODEL, p, b))
         placed = recognizer.place(batch(0))

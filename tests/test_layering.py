@@ -44,10 +44,18 @@ ALLOWED: dict[str, set[str]] = {
     "transcription.joining": {"transcription.results"},
     "transcription.formats": {"transcription.results"},
     "transcription.spelling": {"tokenizer"},
+    "known": {"config"},
+    "tpu.hlo": set(),
+    "tpu.chips": set(),
+    "tpu.costs": {"tpu.hlo"},
+    "tpu.memory": {"tpu.hlo"},
+    "tpu.collectives": {"tpu.hlo", "tpu.chips"},
+    "tpu.roofline": {"tpu"},
+    "tpu.compiled": {"config"},
 }
 COMMANDS = {
-    *("mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export"),
-    *("mtp_jax.transcribe", "mtp_jax.calibrate", "mtp_jax.pack"),
+    *("mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export", "mtp_jax.compile"),
+    *("mtp_jax.transcribe", "mtp_jax.calibrate", "mtp_jax.pack", "mtp_jax.tpu.worker"),
 }
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.losses import cross_entropy, ctc, head_weights, mwer, shifted_targets
+from mtp_jax.losses import (
+    chunked_cross_entropy,
+    cross_entropy,
+    ctc,
+    head_weights,
+    mwer,
+    shifted_targets,
+)
 
 EOS = 2
 TOKENS = np.array([[5, 6, 7, EOS, 0], [5, EOS, 0, 0, 0], [5, 6, 7, 8, EOS], [0, 0, 0, 0, 0]])
@@ -260,3 +267,51 @@ def test_mwer_moves_probability_to_fewer_errors():
     down = gradient(np.zeros((1, 3), np.float32))[0]
     assert down[0] < down[1] < 0 < down[2]
     assert float(np.sum(down)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("columns", [2, 3, 9, 100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_by_parts_of_the_vocabulary_is_cross_entropy(columns, smoothing):
+    """Loss and gradients, whether or not the parts divide it; a NaN in padding is nothing."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(*TOKENS.shape, 6)).astype(np.float32)
+    kernel = rng.normal(size=(10, 6)).astype(np.float32)
+    targets, real = map(np.asarray, shifted_targets(TOKENS, LENGTH, 2))
+    weight = np.where(real, rng.uniform(0.5, 2.0, real.shape), 0.0).astype(np.float32)
+
+    def plain(hidden, kernel):
+        log_p = jax.nn.log_softmax(hidden @ kernel.T)
+        of_target = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+        nats = -(1 - smoothing) * of_target - smoothing * jnp.mean(log_p, axis=-1)
+        return jnp.sum(weight * nats), nats
+
+    def ours(hidden, kernel):
+        loss, nats = chunked_cross_entropy(hidden, kernel, targets, weight, columns, smoothing)
+        return 3.0 * loss, nats  # the gradient is not of 1
+
+    (loss, nats), gradients = jax.jit(jax.value_and_grad(plain, (0, 1), True))(hidden, kernel)
+    hidden[~real] = np.nan
+    (found, by_token), found_gradients = jax.jit(jax.value_and_grad(ours, (0, 1), True))(
+        hidden, kernel
+    )
+    assert float(found) == pytest.approx(3.0 * float(loss), rel=1e-5)
+    np.testing.assert_allclose(by_token[real], nats[real], rtol=1e-5)
+    for mine, theirs in zip(found_gradients, gradients, strict=True):
+        np.testing.assert_allclose(mine, 3.0 * theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_no_whole_logits_exist_in_cross_entropy_by_parts():
+    """The largest array that the traced program makes, loops included, holds one part's."""
+    hidden, kernel = jnp.zeros((4, 8, 6)), jnp.zeros((1000, 6))
+    targets, weight = jnp.zeros((4, 8), jnp.int32), jnp.ones((4, 8))
+
+    def loss(hidden, kernel):
+        return chunked_cross_entropy(hidden, kernel, targets, weight, 100)[0]
+
+    def largest(jaxpr) -> int:
+        inner = [getattr(v, "jaxpr", v) for e in jaxpr.eqns for v in e.params.values()]
+        sizes = [v.aval.size for e in jaxpr.eqns for v in e.outvars]
+        return max([*sizes, *(largest(j) for j in inner if hasattr(j, "eqns"))])
+
+    traced = jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, kernel)
+    assert largest(traced.jaxpr) == max(kernel.size, 4 * 8 * 100)

@@ -109,7 +109,7 @@ class Encoder:
         feedforward: width of the feed-forward layers as a multiple of D.
         kernel: frames that the depthwise convolution sees (odd).
         dropout: rate on every residual branch, in training.
-        remat, scan_layers: as in `Decoder`.
+        remat, remat_products, scan_layers: as in `Decoder`.
     """
 
     subsampling: tuple[int, ...] = (4, 2)
@@ -121,6 +121,7 @@ class Encoder:
     kernel: int = 15
     dropout: float = 0.0
     remat: bool = False
+    remat_products: bool = True
     scan_layers: bool = False
 
     def __post_init__(self) -> None:
@@ -204,6 +205,8 @@ class Decoder:
         tied: the LM head is the transposed embedding.
         dropout: rate on every residual branch, in training.
         remat: recompute each layer in the backward pass instead of storing it.
+        remat_products: with `remat`, recompute matrix products too; False stores their outputs, and
+            recomputes norms, activations and the scores of attention, which takes little time.
         scan_layers: compile one layer and loop over it; False unrolls the loop (the parameters
             are laid out alike, so that a checkpoint serves both).
         prompt_before, prompt_after: text put around the audio, tokenised without BOS.
@@ -222,6 +225,7 @@ class Decoder:
     tied: bool = True
     dropout: float = 0.0
     remat: bool = False
+    remat_products: bool = True
     scan_layers: bool = False
     prompt_before: str = ""
     prompt_after: str = ""

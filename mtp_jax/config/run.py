@@ -156,14 +156,17 @@ class Loss:
         head_decay: see above.
         label_smoothing: mass moved from the target to all tokens evenly.
         ctc: weight of the encoder's CTC loss.
+        columns: tokens of the vocabulary whose logits exist at a time, about.
     """
 
     head_weight: float = 0.5
     head_decay: float = 1.0
     label_smoothing: float = 0.0
     ctc: float = 0.5
+    columns: int = 8192
 
     def __post_init__(self) -> None:
+        check(self.columns > 0, "loss.columns", "must be positive")
         for name in ("head_weight", "head_decay", "ctc"):
             check(getattr(self, name) >= 0, f"loss.{name}", "must not be negative")
         check(0 <= self.label_smoothing < 1, "loss.label_smoothing", "must be within [0, 1)")

@@ -11,6 +11,7 @@ is then kept, and attended to, once, and only what each row added is moved when 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -99,12 +100,24 @@ class KVCache:
         )
 
     def moved(self, rows: jax.Array) -> KVCache:
-        """Row r as row ``rows[r]`` was: int32[B], of the same prompt as r; no prompt is copied."""
+        """Row r as row ``rows[r]`` was: int32[B], of the same prompt as r; no prompt is copied.
+
+        Rows are picked prompt by prompt: where these are split over devices, none needs another's.
+        """
+        prompts = 1 if self.prompt is None else len(self.prompt.length)
+        each = len(self.length) // prompts
+        place = rows.reshape(prompts, each) % each
+
+        def pick(x: jax.Array, axis: int) -> jax.Array:
+            split = x.reshape(*x.shape[:axis], prompts, each, *x.shape[axis + 1 :])
+            take = functools.partial(jnp.take, axis=axis, mode="clip")
+            return jax.vmap(take, (axis, 0), axis)(split, place).reshape(x.shape)
+
         return dataclasses.replace(
             self,
-            keys=self.keys[:, rows],
-            values=self.values[:, rows],
-            length=self.length[rows],
+            keys=pick(self.keys, 1),
+            values=pick(self.values, 1),
+            length=pick(self.length, 0),
         )
 
     def shortened(self, rejected: jax.Array) -> KVCache:

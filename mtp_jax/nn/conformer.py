@@ -13,7 +13,16 @@ import jax.numpy as jnp
 
 from mtp_jax.config import Encoder, RopeScaling
 from mtp_jax.nn.attention import attend
-from mtp_jax.nn.layers import LayerNorm, Linear, parameter, rotary_frequencies, rotate, zero_padding
+from mtp_jax.nn.layers import (
+    LayerNorm,
+    Linear,
+    parameter,
+    remat,
+    rotary_frequencies,
+    rotate,
+    zero_padding,
+)
+from mtp_jax.sharding import constrain
 
 
 def frames_mask(length: jax.Array, frames: int) -> jax.Array:
@@ -65,6 +74,7 @@ class FeedForward(nn.Module):
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         hidden = c.feedforward * width
         x = nn.silu(Linear(hidden, ("embed", "mlp"), True, self.dtype, name="up")(x))
+        x = constrain(x, "batch", None, "mlp")
         return Linear(width, ("mlp", "embed"), True, self.dtype, name="down")(x)
 
 
@@ -123,11 +133,16 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, None]:
         c = self.config
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        x = x + 0.5 * drop(FeedForward(c, self.dtype, name="feedforward_1")(x))
-        x = x + drop(SelfAttention(c, self.dtype, name="attention")(x, real))
-        x = x + drop(Convolution(c, self.dtype, name="convolution")(x, real))
-        x = x + 0.5 * drop(FeedForward(c, self.dtype, name="feedforward_2")(x))
-        return LayerNorm(dtype=self.dtype, name="norm")(x), None
+
+        def add(x: jax.Array, y: jax.Array) -> jax.Array:
+            return constrain(x + y, "batch", None, None)
+
+        x = constrain(x, "batch", None, None)
+        x = add(x, 0.5 * drop(FeedForward(c, self.dtype, name="feedforward_1")(x)))
+        x = add(x, drop(SelfAttention(c, self.dtype, name="attention")(x, real)))
+        x = add(x, drop(Convolution(c, self.dtype, name="convolution")(x, real)))
+        x = add(x, 0.5 * drop(FeedForward(c, self.dtype, name="feedforward_2")(x)))
+        return constrain(LayerNorm(dtype=self.dtype, name="norm")(x), "batch", None, None), None
 
 
 class Conformer(nn.Module):
@@ -156,12 +171,12 @@ class Conformer(nn.Module):
                 c.width, stride, c.subsampling_kernel, self.dtype, name=f"subsampling_{i}"
             )
             x, length = convolution(x, length)
+            x = constrain(x, "batch", None, None)
             x = nn.silu(x) if i + 1 < len(c.subsampling) else x
         real = frames_mask(length, x.shape[1])
         x = LayerNorm(dtype=self.dtype, name="subsampling_norm")(zero_padding(x, real))
-        block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
         stack = nn.scan(
-            block,
+            remat(Block, c),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,

@@ -58,6 +58,22 @@ class Heads(nn.Module):
         y = hidden.astype(self.dtype) @ self.kernel[head - 2].astype(self.dtype)
         return unembed(y) if self.config.kind == "latent" else y.astype(jnp.float32)
 
+    def states(self, hidden: jax.Array) -> jax.Array:
+        """[M - 1, ..., D] of hidden states [..., D]: what the un-embedding reads of each head.
+
+        Of latent heads alone; independent ones read `hidden` itself.
+        """
+        if self.config.count == 1:
+            return jnp.zeros((0, *hidden.shape), hidden.dtype)
+        kernel = self.kernel.astype(self.dtype)
+        return jnp.einsum("...d,mdx->m...x", hidden.astype(self.dtype), kernel)
+
+    def kernels(self) -> jax.Array:
+        """[M - 1, D, V] of independent heads."""
+        if self.config.count == 1:
+            return jnp.zeros((0, self.width, self.vocab_size))
+        return self.kernel
+
     def all(self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., D]."""
         if self.config.count == 1:

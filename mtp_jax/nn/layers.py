@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import TypeVar, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from mtp_jax.config import Lora, RopeScaling
+from mtp_jax.config import Decoder, Encoder, Lora, RopeScaling
 from mtp_jax.nn.products import matmul
 
+PRODUCT = "product"  # the name by which `remat` knows the outputs of matrix products
+Module = TypeVar("Module", bound=nn.Module)
 Axes = tuple[str | None, ...]
 Initializer = nn.initializers.Initializer
 
@@ -60,7 +63,16 @@ class Linear(nn.Module):
             init = nn.initializers.normal(self.bias_std)
             bias = parameter(self, "bias", init, self.axes[-1:], (self.features,))
             y += bias.astype(self.dtype)
-        return y
+        return checkpoint_name(y, PRODUCT)
+
+
+def remat(module: type[Module], config: Encoder | Decoder) -> type[Module]:
+    """`module`, recomputed in the backward pass as `config` says."""
+    if not config.remat:
+        return module
+    kept = None if config.remat_products else jax.checkpoint_policies.save_only_these_names(PRODUCT)
+    again: type[Module] = nn.remat(module, prevent_cse=not config.scan_layers, policy=kept)
+    return again
 
 
 class RMSNorm(nn.Module):

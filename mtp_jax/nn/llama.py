@@ -15,10 +15,12 @@ from mtp_jax.nn.layers import (
     Linear,
     RMSNorm,
     parameter,
+    remat,
     rotary_frequencies,
     rotate,
     zero_padding,
 )
+from mtp_jax.sharding import constrain
 
 Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
 Prompt = tuple[jax.Array, jax.Array] | None  # a layer's keys and values that rows share
@@ -82,7 +84,7 @@ class Attention(nn.Module):
 
         def project(heads: int, axis: str, name: str) -> jax.Array:
             y = linear(heads * c.head_size, ("embed", axis), name=name)(x)
-            return y.reshape(rows, width, heads, c.head_size)
+            return constrain(y.reshape(rows, width, heads, c.head_size), "batch", None, axis, None)
 
         frequencies, factor = rotary_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
         q = rotate(project(c.query_heads, "heads", "query"), positions, frequencies, factor)
@@ -118,6 +120,7 @@ class Layer(nn.Module):
         prompt: Prompt,
     ) -> tuple[Carry, None]:
         c, (x, keys, values) = self.config, carry
+        x = constrain(x, "batch", None, None)
         drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
 
         def norm(name: str) -> RMSNorm:
@@ -129,11 +132,12 @@ class Layer(nn.Module):
         y, keys, values = Attention(c, self.dtype, name="attention")(
             norm("attention_norm")(x), keys, values, layer, positions, slots, mask, prompt
         )
-        x = x + drop(y)
+        x = constrain(x + drop(y), "batch", None, None)
         y = norm("feedforward_norm")(x)
         gate = nn.silu(linear(c.feedforward, ("embed", "mlp"), "gate")(y))
         y = gate * linear(c.feedforward, ("embed", "mlp"), "up")(y)
-        x = x + drop(linear(c.width, ("mlp", "embed"), "down")(y))
+        y = constrain(y, "batch", None, "mlp")
+        x = constrain(x + drop(linear(c.width, ("mlp", "embed"), "down")(y)), "batch", None, None)
         return (x, keys, values), None
 
 
@@ -167,10 +171,13 @@ class Llama(nn.Module):
         """Embeddings [..., D] of float32[..., V] tokens of which only the odds are known."""
         return probabilities.astype(self.dtype) @ self.embedding.astype(self.dtype)
 
+    def unembedding(self) -> jax.Array:
+        """[V, D] kernel of head 1."""
+        return self.embedding if self.config.tied else self.lm_head
+
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., D]."""
-        kernel = self.embedding if self.config.tied else self.lm_head
-        logits = hidden.astype(self.dtype) @ kernel.T.astype(self.dtype)
+        logits = hidden.astype(self.dtype) @ self.unembedding().T.astype(self.dtype)
         return logits.astype(jnp.float32)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
@@ -215,9 +222,8 @@ class Llama(nn.Module):
             carry = (x, cache.keys, cache.values)
             if cache.prompt is not None:
                 prompt = (cache.prompt.keys, cache.prompt.values)
-        block = nn.remat(Layer, prevent_cse=not c.scan_layers) if c.remat else Layer
         stack = nn.scan(
-            block,
+            remat(Layer, c),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),

@@ -5,10 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-_ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
-_ROWS_BY_ROWS = (((1,), (1,)), ((), ()))
-_COLUMNS_BY_COLUMNS = (((0,), (0,)), ((), ()))
-
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x @ kernel in the type of `x`.
@@ -26,12 +22,12 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     if x.dtype == jnp.float32:
         return x @ kernel.astype(x.dtype)
-    return _low_precision(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+    return _low_precision(x, kernel)
 
 
 @jax.custom_vjp
 def _low_precision(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _product(x, kernel.astype(x.dtype), _ROWS_BY_COLUMNS).astype(x.dtype)
+    return _product(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,)).astype(x.dtype)
 
 
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -42,12 +38,17 @@ def _backward(
     saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    of_x = _product(cotangent, kernel.astype(x.dtype), _ROWS_BY_ROWS).astype(x.dtype)
-    return of_x, _product(x, cotangent, _COLUMNS_BY_COLUMNS).astype(kernel.dtype)
+    last, rows = (x.ndim - 1,), tuple(range(x.ndim - 1))
+    of_x = _product(cotangent, kernel.astype(x.dtype), last, (1,)).astype(x.dtype)
+    return of_x, _product(x, cotangent, rows, rows).astype(kernel.dtype)
 
 
 _low_precision.defvjp(_forward, _backward)
 
 
-def _product(a: jax.Array, b: jax.Array, axes: jax.lax.DotDimensionNumbers) -> jax.Array:
+def _product(
+    a: jax.Array, b: jax.Array, axes_of_a: tuple[int, ...], axes_of_b: tuple[int, ...]
+) -> jax.Array:
+    # The axes of a batch stay apart: a TPU pads each to its tiles, and joining them copies.
+    axes = ((axes_of_a, axes_of_b), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)

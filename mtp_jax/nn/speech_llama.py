@@ -174,6 +174,18 @@ class SpeechLlama(nn.Module):
         """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., D]."""
         return self.heads(hidden, self.decoder.unembed, head)
 
+    def head_states(self, hidden: jax.Array) -> jax.Array:
+        """[M, ..., D] of hidden states [..., D]: what the LM head reads of each latent head."""
+        return jnp.concatenate([hidden[None], self.heads.states(hidden)])
+
+    def head_kernels(self) -> jax.Array:
+        """[M - 1, D, V] kernels of the independent heads."""
+        return self.heads.kernels()
+
+    def lm_head(self) -> jax.Array:
+        """[V, D], from hidden states to logits of head 1."""
+        return self.decoder.unembedding()
+
     def next_token(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., D]."""
         return self.decoder.unembed(hidden)

@@ -18,9 +18,11 @@ from mtp_jax.config import Whisper
 from mtp_jax.nn.attention import attend
 from mtp_jax.nn.conformer import frames_mask
 from mtp_jax.nn.layers import LayerNorm, Linear, zero_padding
+from mtp_jax.sharding import constrain
 
 Count = TypeVar("Count", int, jax.Array)
 
+_WHOLE = ("batch", None, None)  # axes of what a layer hands on
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
@@ -61,10 +63,11 @@ class Block(nn.Module):
         y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
         q, k, v = project("query", True), project("key", False), project("value", True)
         y = attend(q, k, v, real).reshape(rows, frames, width)
-        x = x + linear(width, ("heads", "embed"), True, name="output")(y)
+        x = constrain(x + linear(width, ("heads", "embed"), True, name="output")(y), *_WHOLE)
         y = LayerNorm(dtype=self.dtype, name="feedforward_norm")(x)
         y = _gelu(linear(4 * width, ("embed", "mlp"), True, name="up")(y))
-        return x + linear(width, ("mlp", "embed"), True, name="down")(y), None
+        y = constrain(y, "batch", None, "mlp")
+        return constrain(x + linear(width, ("mlp", "embed"), True, name="down")(y), *_WHOLE), None
 
 
 class WhisperEncoder(nn.Module):
@@ -99,7 +102,7 @@ class WhisperEncoder(nn.Module):
         length = encoded_length(length)
         real = frames_mask(length, x.shape[1])
         table = sinusoids(c.positions, c.width)[: x.shape[1]]
-        x = zero_padding(x + table.astype(self.dtype), real)
+        x = constrain(zero_padding(x + table.astype(self.dtype), real), *_WHOLE)
         stack = nn.scan(
             Block,
             variable_axes={"params": 0},

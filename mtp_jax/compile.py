@@ -1,0 +1,197 @@
+"""Plans a run on TPUs with no TPU: compiles its programs and says what they cost a chip.
+
+    python -m mtp_jax.compile --config=configs/scale.py:1b --topology=v5p:4x4x4
+        [--utterances_per_chip=16] [--seconds=15] [--tokens=64] [--strategy=greedy,verify]
+        [--notrain] [--sweep] [--calls=1,8,64 --call_widths=1,4] [--profile] [--output=FILE.json]
+        [--config.mesh.fsdp=16 ...]
+
+TOPOLOGY is v5e, v5p or v6e and the chips along each axis: v5e:4x4, v5p:4x4x4, v6e:16x16. The
+compiler is the real one, from the package ``libtpu``; docs/scaling.md says how its output becomes
+seconds, and what to make of them. --sweep compiles the training step on every mesh of data x fsdp
+x tensor that can hold it. --calls estimates single decoder calls at these batch sizes. Neither
+data nor weights are needed: models on the Hub are known by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mtp_jax import cli
+from mtp_jax.config import Config, ConfigError, from_config_dict
+
+STRATEGIES = ("greedy", "threshold", "verify", "prefix_beam")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the run, a file of configs/")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "of the slice, as in v5e:4x4", required=True)
+_TRAIN = flags.DEFINE_bool("train", True, "compile the training step")
+_STRATEGY = flags.DEFINE_list("strategy", list(STRATEGIES), "to compile; empty for none")
+_SWEEP = flags.DEFINE_bool("sweep", False, "try every mesh, with the training step alone")
+_EACH = flags.DEFINE_integer(
+    "utterances_per_chip", 0, "size of the batch; default: that of the config"
+)
+_SECONDS = flags.DEFINE_float("seconds", 0.0, "an utterance; default: the longest bucket")
+_TOKENS = flags.DEFINE_integer("tokens", 0, "an utterance; default: config.data.max_tokens")
+_CALLS = flags.DEFINE_list("calls", [], "batch sizes of single decoder calls to estimate")
+_WIDTHS = flags.DEFINE_list("call_widths", ["1", "4"], "tokens that these are wide")
+_PROFILE = flags.DEFINE_bool("profile", False, "list the operations that take most time")
+_CODEGEN = flags.DEFINE_bool("codegen", False, "generate machine code too: ten times as long")
+_OUTPUT = flags.DEFINE_string("output", None, "file for all figures, as JSON")
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse_arguments(argv)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    for name in _STRATEGY.value:
+        if name not in STRATEGIES:
+            raise flags.Error(f"--strategy={name} is not one of {', '.join(STRATEGIES)}")
+    sizes, widths = numbers("calls", _CALLS.value), numbers("call_widths", _WIDTHS.value)
+    if not isinstance(_CONFIG.value, ConfigDict):  # ml_collections keeps a failure to itself
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise flags.Error(f"--config={file} is not a config file: configs/ holds some")
+    config, vocabulary = sized(from_config_dict(_CONFIG.value))
+
+    from mtp_jax.tpu.chips import Slice  # imported late: errors in flags come at once
+    from mtp_jax.tpu.plan import Planner
+    from mtp_jax.tpu.programs import Load
+
+    where = Slice.parse(_TOPOLOGY.value)
+    folder = pathlib.Path(config.data.cache_dir).expanduser() / "tpu"
+    planner = Planner(config, vocabulary, where, _TOPOLOGY.value, folder, _CODEGEN.value)
+    seconds = _SECONDS.value or config.data.bucket_seconds[-1]
+    tokens = _TOKENS.value or config.data.max_tokens
+    each = _EACH.value * where.chips
+    data, fsdp, _ = planner.sizes()
+    load = Load(each or config.data.batch_size, seconds, tokens)
+    if not _SWEEP.value and load.rows % (data * fsdp):
+        raise ConfigError(
+            f"a batch of {load.rows} utterances cannot be shared out over {data * fsdp} devices:"
+            " give --utterances_per_chip, or another config.mesh"
+        )
+    rows: list[dict[str, Any]] = []
+
+    def show(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(report(row, where.chip.hbm_bytes), flush=True)
+
+    if _SWEEP.value:
+        for row in planner.sweep(load):
+            show(row)
+        best = min((r for r in rows if r["fits"]), key=lambda r: r["step_seconds"], default=None)
+        print(f"best: {best['mesh']} (data x fsdp x tensor)" if best else "no mesh fits")
+    elif sizes:
+        prompt = round(seconds * 100) // frames_per_embedding(config) + 1
+        for size in sizes:
+            for width in widths:
+                show(planner.call(size, prompt, width))
+    else:
+        if _TRAIN.value:
+            show(planner.train(load))
+        for name in _STRATEGY.value:
+            show(planner.decode(name, load))
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def numbers(flag: str, values: list[str]) -> list[int]:
+    """Positive whole numbers of a flag.
+
+    Raises:
+        flags.Error: one is not.
+    """
+    for value in values:
+        if not (value.isdigit() and int(value) > 0):
+            raise flags.Error(f"--{flag}={value} must be a positive number")
+    return [int(value) for value in values]
+
+
+def frames_per_embedding(config: Config) -> int:
+    """Log-mel frames that become one audio embedding."""
+    stride = 2 if config.whisper.present else 1
+    for each in config.encoder.subsampling:
+        stride *= each
+    return stride
+
+
+def sized(config: Config) -> tuple[Config, Any]:
+    """`config` with all its sizes, and its vocabulary; models on the Hub are not asked for.
+
+    Raises:
+        ConfigError, PretrainedError, TokenizerError, WorkdirError: a size cannot be found out.
+    """
+    from mtp_jax.known import with_known_sizes
+    from mtp_jax.model import completed
+    from mtp_jax.nn.speech_llama import Vocabulary
+    from mtp_jax.tokenizer import Tokenizer
+
+    given = config.init_from or config.tokenizer.model or config.pretrained.decoder
+    config, size = with_known_sizes(config)
+    config = completed(config)
+    labels = config.tokenizer.ctc_vocab_size
+    if not size and given and pathlib.Path(given).expanduser().exists():
+        tokenizer = Tokenizer.load(pathlib.Path(given).expanduser())
+        size = tokenizer.vocab_size
+        labels = 0 if tokenizer.ctc is tokenizer else tokenizer.ctc.vocab_size
+    return config, Vocabulary(size or config.tokenizer.vocab_size, bos=1, eos=2, labels=labels)
+
+
+def report(row: dict[str, Any], hbm: float) -> str:
+    """What one program costs a chip, in a few lines."""
+    name = row.get("program", "train")
+    if not row["fits"] and "flops" not in row:
+        return f"{name} on {row['mesh']}: does not fit: {row['why']}"
+    gib = 2**30
+    head = f"{name} on {row['topology']}, mesh {row['mesh']}, {row['rows']} utterances"
+    if name == "call":
+        head += f", {row['width']} wide"
+    lines = [
+        head,
+        f"  memory     {row['argument_bytes'] / gib:.2f} GiB arguments,"
+        f" {row['temporary_bytes'] / gib:.2f} GiB temporaries, {row['peak_bytes'] / gib:.2f} GiB at"
+        f" the peak of {hbm / gib:.1f} GiB: {'fits' if row['fits'] else 'DOES NOT FIT'}",
+        f"  work       {row['flops'] / 1e12:.3f} TFLOP, {row['hbm_bytes'] / 1e9:.2f} GB moved",
+    ]
+    lines += [
+        f"  {what['kind']:<19} {what['count']} x over {what['chips']} chips,"
+        f" {what['bytes'] / 1e6:.1f} MB in all, {what['largest'] / 1e6:.2f} MB the largest"
+        for what in row["collectives"]
+    ]
+    lines.append(
+        f"  roofline   compute {_ms(row['compute_seconds'])}, memory {_ms(row['hbm_seconds'])},"
+        f" interconnect {_ms(row['ici_seconds'])} ({_ms(row['exposed_ici_seconds'])} not hidden)"
+    )
+    if row["cycles"]:
+        lines.append(f"  compiler   {row['cycles'] / 1e6:.1f} M cycles of fusions")
+    if name == "train":
+        lines.append(
+            f"  estimate   {_ms(row['step_seconds'])} a step, MFU {row['mfu']:.3f},"
+            f" {row['tokens_per_second']:,.0f} tokens/s,"
+            f" {row['audio_per_second']:,.0f} s of audio/s"
+        )
+    elif name == "call":
+        lines.append(f"  estimate   {_ms(row['call_seconds'])} a call")
+    else:
+        slow, fast = row["tokens_per_second"]
+        lines.append(
+            f"  estimate   {_ms(row['before_seconds'])} up to the first token,"
+            f" {_ms(row['call_seconds'])} a call; {slow:,.0f} tokens/s at one a call, {fast:,.0f}"
+            " at the most"
+        )
+    if _PROFILE.value:
+        lines += [f"    {_ms(seconds):>10}  {what}" for what, seconds in row["spent"].items()]
+    return "\n".join(lines)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms"
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    sys.exit(cli.run(main))

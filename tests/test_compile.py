@@ -1,0 +1,249 @@
+"""`mtp_jax.compile`: what it refuses, what it knows by name, and a program compiled for TPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import librispeech, scale
+from mtp_jax.compile import frames_per_embedding, numbers, report, sized
+from mtp_jax.config import (
+    Config,
+    ConfigError,
+    Decoder,
+    Encoder,
+    FrontEnd,
+    Heads,
+    Mesh,
+    Optim,
+    Pretrained,
+    from_config_dict,
+)
+from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.optim import make_optimizer
+from mtp_jax.sharding import MeshError, make_mesh
+from mtp_jax.tpu.chips import Slice
+from mtp_jax.tpu.compiled import Task
+from mtp_jax.tpu.model_flops import count, train_step_flops
+from mtp_jax.tpu.plan import Planner
+from mtp_jax.tpu.programs import Load
+from mtp_jax.train_step import abstract_state, init_state
+
+ROOT = Path(__file__).parent.parent
+TINY = Config(
+    front_end=FrontEnd(mel_bins=8),
+    encoder=Encoder(subsampling=(4, 2), width=32, layers=2, heads=2, kernel=3, scan_layers=True),
+    decoder=Decoder(
+        width=32, layers=3, head_size=16, feedforward=64, query_heads=4, scan_layers=True
+    ),
+    heads=Heads(count=3),
+    mesh=Mesh(data=-1, fsdp=2),
+)
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler is the package libtpu: pip install libtpu",
+)
+
+
+def planner(folder: Path, topology: str = "v5e:2x2") -> Planner:
+    return Planner(TINY, Vocabulary(64, 1, 2), Slice.parse(topology), topology, folder)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mtp_jax.compile", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--topology=v4:2x2"], "--topology=v4:2x2 names no known chip"),
+        (["--topology=v5e:4x4", "--strategy=best"], "--strategy=best is not one of greedy"),
+        (["--topology=v5e:4x4", "--calls=0"], "--calls=0 must be a positive number"),
+        (
+            ["--topology=v5e:4x4", "--config.data.batch_size=24"],
+            "a batch of 24 utterances cannot be shared out over 16 devices",
+        ),
+        (
+            ["--topology=v5e:4x4", "--config.mesh.fsdp=3"],
+            "does not make the 16 chips of v5e:4x4: set one size to -1",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_a_sentence(arguments, sentence):
+    done = run("--config=configs/scale.py:125m", *arguments)
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_models_on_the_hub_are_known_by_name():
+    config, vocabulary = sized(from_config_dict(librispeech.get_config()))
+    assert (config.whisper.width, config.whisper.layers, config.front_end.mel_bins) == (512, 6, 80)
+    assert (config.decoder.width, config.decoder.layers, config.decoder.kv_heads) == (576, 30, 3)
+    assert config.decoder.lora.rank == 32  # the run's own
+    assert config.decoder.remat
+    assert (vocabulary.size, vocabulary.labels) == (49152, 0)
+    assert frames_per_embedding(config) == 8
+
+
+def test_a_model_that_is_not_known_is_refused_by_name():
+    unknown = Config(pretrained=Pretrained(decoder="hf://nobody/llama"))
+    with pytest.raises(ConfigError, match="hf://nobody/llama is not among the models"):
+        sized(unknown)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"), [("125m", 122_702_592), ("1b", 1_235_814_400), ("8b", 8_030_261_248)]
+)
+def test_decoders_have_the_sizes_of_their_namesakes(size, parameters):
+    """Those of LLaMA 3 are as published; nothing of them is made here."""
+    config, vocabulary = sized(from_config_dict(scale.get_config(size)))
+    mesh = make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
+    state, _ = abstract_state(SpeechLlama(config, vocabulary), make_optimizer(config.optim), mesh)
+    found = sum(x.size for x in jax.tree.leaves(state.params["decoder"]))
+    assert found == parameters
+
+
+def test_an_abstract_state_is_that_of_a_real_one():
+    model, optimizer = SpeechLlama(TINY, Vocabulary(64, 1, 2)), make_optimizer(Optim())
+    mesh = make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
+    shapes, shardings = abstract_state(model, optimizer, mesh)
+    real, real_shardings = init_state(model, optimizer, mesh)
+    assert jax.tree.structure(shapes) == jax.tree.structure(real)
+    for shape, array in zip(jax.tree.leaves(shapes), jax.tree.leaves(real), strict=True):
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+    assert shardings == real_shardings
+
+
+def test_operations_of_a_traced_program():
+    """Loops by their length, branches by the longer one, backwards twice forwards."""
+
+    def loss(x, k):
+        y, _ = jax.lax.scan(lambda y, _: (y @ k, None), x, None, length=3)
+        return jax.lax.cond(x[0, 0] > 0, lambda y: jnp.sum(y @ k), lambda y: jnp.sum(y), y)
+
+    x, k = jnp.ones((2, 4)), jnp.ones((4, 4))
+    once = 2 * 2 * 4 * 4
+    assert count(jax.make_jaxpr(loss)(x, k).jaxpr) == 4 * once
+    assert count(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, k).jaxpr) == 3 * 4 * once
+
+
+def test_frozen_parameters_spare_operations_and_recomputation_adds_none():
+    mesh, load = make_mesh(Mesh(1, 1, 1), jax.devices()[:1]), Load(2, 1.0, 5)
+
+    def needed(**options) -> float:
+        decoder = dataclasses.replace(TINY.decoder, remat=options.pop("remat", False))
+        optim = Optim(freeze=options.pop("freeze", ()))
+        config = dataclasses.replace(TINY, decoder=decoder, optim=optim)
+        return train_step_flops(SpeechLlama(config, Vocabulary(64, 1, 2)), mesh, load)
+
+    whole = needed()
+    assert needed(remat=True) == whole
+    assert 0.6 * whole < needed(freeze=("decoder/*",)) < whole
+
+
+def test_a_task_survives_json(tmp_path):
+    task = Task(TINY, 64, 8, "v5e:2x2", "train", 4, 1.0, 5)
+    assert Task.from_json(task.to_json()) == task
+
+
+def test_a_mesh_that_cannot_hold_the_state_is_not_compiled(tmp_path, monkeypatch):
+    """Nor one that the batch, or a parameter, does not divide by."""
+    small = planner(tmp_path)
+    chip = dataclasses.replace(small.where.chip, hbm_bytes=0.75 * small.state_bytes())
+    where = dataclasses.replace(small.where, chip=chip)
+    small = dataclasses.replace(small, where=where)
+    monkeypatch.setattr(Planner, "train", lambda self, load: {"fits": True, "mesh": self.sizes()})
+    found = {str(row["mesh"]): row for row in small.sweep(Load(2, 1.0, 5))}
+    assert len(found) == 6
+    assert found["4x1x1"]["why"] == found["1x4x1"]["why"] == "the batch does not divide"
+    assert "the state alone takes" in found["2x1x2"]["why"]
+    assert found["(1, 2, 2)"]["fits"]
+
+
+def test_the_state_of_a_mesh_is_split(tmp_path):
+    whole, half = planner(tmp_path).on(Mesh(4, 1, 1)), planner(tmp_path).on(Mesh(2, 2, 1))
+    assert 0.5 < half.state_bytes() / whole.state_bytes() < 0.55
+    with pytest.raises(MeshError, match="does not make the 4 chips of v5e:2x2"):
+        planner(tmp_path).on(Mesh(3, 1, 1)).sizes()
+
+
+def test_numbers_of_a_flag():
+    assert numbers("calls", ["1", "8"]) == [1, 8]
+
+
+@needs_libtpu
+def test_a_training_step_compiled_for_tpus(tmp_path):
+    """The compiler's program does what the model needs, within its memory, over the mesh."""
+    load = Load(8, 1.0, 5)
+    row = planner(tmp_path).train(load)
+    assert row["fits"]
+    assert row["mesh"] == "2x2x1"
+    assert 0.7 < row["flops"] / row["model_flops"] < 2.0
+    state = planner(tmp_path).state_bytes()
+    assert state < row["argument_bytes"] < state + 8 * 16_000 * 2
+    assert 0 < row["mfu"] < 1
+    assert row["step_seconds"] >= max(row["compute_seconds"], row["exposed_ici_seconds"])
+    assert {what["chips"] for what in row["collectives"]} <= {2, 4}
+    assert "train on v5e:2x2, mesh 2x2x1, 8 utterances" in report_of(row)
+    files = list(tmp_path.iterdir())
+    again = planner(tmp_path).train(load)
+    assert again == row
+    assert list(tmp_path.iterdir()) == files  # the same, from the file
+
+
+@needs_libtpu
+def test_a_decoder_call_compiled_for_tpus(tmp_path):
+    one, three = (
+        dataclasses.replace(planner(tmp_path), where=Slice.parse("v5e:1x1"), topology="v5e:1x1")
+        .on(Mesh(1, 1, 1))
+        .call(rows=2, prompt=12, width=width)
+        for width in (1, 3)
+    )
+    assert 0 < one["call_seconds"] < three["call_seconds"]
+    assert three["flops"] > one["flops"] > 0
+    assert json.dumps(three)
+
+
+def report_of(row) -> str:
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()
+    return report(row, 16e9)
+
+
+def test_matrices_in_the_type_of_their_products_change_nothing():
+    from mtp_jax.nn.speech_llama import call
+    from mtp_jax.params import by_path, products_type
+    from mtp_jax.train_step import init_params
+
+    config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, dtype="bfloat16"))
+    model = SpeechLlama(config, Vocabulary(64, 1, 2))
+    import flax.linen as nn
+
+    params = nn.unbox(init_params(model, jax.random.key(0)))
+    features = np.random.default_rng(0).normal(size=(2, 16, 8)).astype(np.float32)
+    given = (features, np.array([16, 9]), np.array([[3, 4, 2], [5, 2, 0]]), np.array([3, 2]))
+
+    @jax.jit
+    def outputs(params):
+        hidden, encoded = call(model, params, "__call__", *given)
+        return call(model, params, "all_logits", hidden), encoded.ctc_logits
+
+    rounded = products_type(params, "bfloat16")
+    for a, b in zip(outputs(params), outputs(rounded), strict=True):
+        np.testing.assert_array_equal(a, b)
+    kept = {p for p, x in by_path(rounded).items() if x.dtype == jnp.float32}
+    assert "ctc/kernel" in kept
+    assert not any(p.endswith("kernel") for p in kept - {"ctc/kernel"})
