@@ -46,7 +46,8 @@ class Transcriber:
 
     Attributes:
         sample_rate: Hz of the waveforms that `decode` takes.
-        longest: seconds of the longest piece.
+        longest: seconds of the longest piece; `lengths`: to which pieces are padded, in samples.
+        sizes: to which batches are padded. Each length, size and strategy is a program.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class Transcriber:
         self.sample_rate = config.front_end.sample_rate
         seconds = config.evaluation.bucket_seconds or config.data.bucket_seconds
         self.longest = seconds[-1]
-        self._bounds = [math.ceil(s * self.sample_rate) for s in seconds]
+        self.sizes = tuple(sorted({1, min(4, batch_size), batch_size}))
+        self.lengths = tuple(math.ceil(s * self.sample_rate) for s in seconds)
         self._reader = Reader(recognizer)
         self._compiled: dict[Any, Any] = {}
         self._lock = threading.Lock()
@@ -316,13 +318,12 @@ class Transcriber:
     def _batch(self, waveforms: Sequence[np.ndarray]) -> Batch:
         """A batch of one of few shapes."""
         longest = max(len(waveform) for waveform in waveforms)
-        bound = next((b for b in self._bounds if b >= longest), None)
+        bound = next((b for b in self.lengths if b >= longest), None)
         if bound is None:
             raise ValueError(f"a piece of {longest / self.sample_rate:.1f} s exceeds `longest`")
-        sizes = sorted({1, min(4, self.batch_size), self.batch_size, len(waveforms)})
-        rows = next(size for size in sizes if size >= len(waveforms))
         if len(waveforms) > self.batch_size:
             raise ValueError(f"{len(waveforms)} pieces exceed a batch of {self.batch_size}")
+        rows = next(size for size in self.sizes if size >= len(waveforms))
         audio = np.zeros((rows, bound), np.int16)
         length = np.zeros(rows, np.int32)
         for row, waveform in enumerate(waveforms):
