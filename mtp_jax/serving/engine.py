@@ -171,7 +171,7 @@ class Engine:
                     if self._closing:
                         return
                     piece = Piece(0.0, np.zeros(samples, np.int16), 0.0)
-                    self.model.decode([piece] * size, name)
+                    self.model.prepare([piece] * size, name)
 
     def _next_batch(self) -> list[tuple[Job, Waiting]]:
         """Waits for work; empty when the engine is closed."""
@@ -220,9 +220,11 @@ class Engine:
 
     def _decode(self, batch: list[tuple[Job, Waiting]]) -> None:
         rate, longest = self.model.sample_rate, self.model.longest
-        start = time.perf_counter()
+        pieces, strategy = [item.piece for _, item in batch], batch[0][0].strategy
         try:
-            segments = self.model.decode([item.piece for _, item in batch], batch[0][0].strategy)
+            self.model.prepare(pieces, strategy)
+            start = time.perf_counter()
+            segments = self.model.decode(pieces, strategy)
         except Exception as error:
             log.exception("decoding failed")
             with self._change:

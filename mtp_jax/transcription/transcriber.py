@@ -208,6 +208,10 @@ class Transcriber:
         """
         return self._decode(pieces, strategy)[0]
 
+    def prepare(self, pieces: Sequence[Piece], strategy: Named = "verify") -> None:
+        """Compiles what `decode` needs for such a batch, unless it is there."""
+        self._program(self._batch([piece.audio for piece in pieces]), self._traced(strategy))
+
     def join(self, segments: Sequence[Segment], pieces: Sequence[Piece]) -> tuple[Segment, ...]:
         """Segments of one recording, in order, without words that two of them share."""
         recording: Recording[None] = Recording(None)
@@ -300,9 +304,7 @@ class Transcriber:
 
     def _decode(self, pieces: Sequence[Piece], strategy: Named) -> tuple[list[Segment], float]:
         """Segments, and the seconds that they took, compilation apart."""
-        chosen = self.strategy(strategy) if isinstance(strategy, str) else strategy
-        if chosen is not None:  # leaves as arrays of one type: another tau compiles nothing anew
-            chosen = jax.tree.map(jnp.float32, chosen)
+        chosen = self._traced(strategy)
         if not pieces:
             return [], 0.0
         batch = self._batch([piece.audio for piece in pieces])
@@ -314,6 +316,11 @@ class Transcriber:
         kind = "ctc" if chosen is None else "decoder"
         segments = self._reader.segments(heard, pieces, self.sample_rate, kind, self.calibration)
         return segments, time.perf_counter() - start
+
+    def _traced(self, strategy: Named) -> Strategy | None:
+        """With leaves as arrays of one type: another tau compiles nothing anew."""
+        chosen = self.strategy(strategy) if isinstance(strategy, str) else strategy
+        return None if chosen is None else cast(Strategy, jax.tree.map(jnp.float32, chosen))
 
     def _batch(self, waveforms: Sequence[np.ndarray]) -> Batch:
         """A batch of one of few shapes."""

@@ -121,6 +121,8 @@ async function transcribe() {
   $("stop").hidden = false;
   $("again").disabled = false;
   say(`Decoding ${recording.name}`, "busy");
+  const slow = setTimeout(() => view.calls || say(
+    `Decoding ${recording.name}. A strategy's first use takes longer: its programs are compiled.`, "busy"), 5000);
   try {
     await send(recording, mine.signal, view);
     say(view.summary());
@@ -131,6 +133,7 @@ async function transcribe() {
       say(error.message, "wrong");
     }
   } finally {
+    clearTimeout(slow);
     if (running === mine) {
       running = null;
       $("stop").hidden = true;
