@@ -19,6 +19,8 @@ from mtp_jax.transcription.results import Segment, Token, Word
 from mtp_jax.transcription.spelling import Spelled, labels_of, spell
 from mtp_jax.transcription.step import Heard, columns
 
+_PER_TOKEN = ("tokens", "call", "log_probs")  # what comes to the host
+_PER_ROW = ("length", "calls", "frames", "proposed", "accepted")
 _LABELS = 32  # columns are fetched in multiples of it: few shapes
 _UNHEARD = -20.0  # log-probability of a word that has no place in the audio
 _ONSET, _DECAY = 0.5, 2.0  # frames by which CTC is late with a word, and early with its end
@@ -80,10 +82,7 @@ class Reader:
         host: dict[str, Any] = {
             name: np.asarray(x)
             for name, x in jax.device_get(
-                {
-                    name: getattr(heard, name)
-                    for name in ("tokens", "length", "call", "calls", "log_probs", "frames")
-                }
+                {name: getattr(heard, name) for name in (*_PER_TOKEN, *_PER_ROW)}
             ).items()
         }
         rows = [self._row(heard, host, row, kind) for row in range(len(pieces))]
@@ -101,7 +100,14 @@ class Reader:
             found = align(table, np.searchsorted(unique[i], row.labels).tolist())
             seconds = len(piece.audio) / sample_rate
             segment = self._segment(row, found, piece.start, seconds, len(table), kind, calibration)
-            made.append(dataclasses.replace(segment, decoder_calls=int(host["calls"][i])))
+            calls, proposed, accepted = (
+                int(host[name][i]) for name in ("calls", "proposed", "accepted")
+            )
+            made.append(
+                dataclasses.replace(
+                    segment, decoder_calls=calls, proposed=proposed, accepted=accepted
+                )
+            )
         return made
 
     def _row(self, heard: Heard, host: dict[str, Any], i: int, kind: str) -> _Row:

@@ -55,6 +55,7 @@ class Segment:
         complete: EOS was reached.
         evidence: of each word, what its confidence is made of: log-probability of its tokens by
             head 1, and the mean log-probability of its frames in the CTC alignment.
+        proposed, accepted: drafts of heads 2..M that were put to the test, and those that passed.
     """
 
     start: float
@@ -66,6 +67,8 @@ class Segment:
     looped: bool = False
     complete: bool = True
     evidence: tuple[tuple[float, float], ...] = ()
+    proposed: int = 0
+    accepted: int = 0
 
     @property
     def text(self) -> str:

@@ -30,6 +30,7 @@ class Heard:
             decoder.
         ctc: float32[B, T, labels + 1] log-probabilities; the last class is the blank.
         frames: int32[B] real ones of these.
+        proposed, accepted: int32[B] drafts of heads 2..M that were put to the test, and passed.
     """
 
     tokens: jax.Array
@@ -39,6 +40,8 @@ class Heard:
     log_probs: jax.Array
     ctc: jax.Array
     frames: jax.Array
+    proposed: jax.Array
+    accepted: jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -59,6 +62,8 @@ def hear(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) -> H
         log_probs=token_log_probs(model, params, encoded, decoded.tokens, decoded.length),
         ctc=jax.nn.log_softmax(encoded.ctc_logits),
         frames=encoded.ctc_length,
+        proposed=decoded.proposed.sum(axis=-1),
+        accepted=decoded.accepted.sum(axis=-1),
     )
 
 
@@ -75,6 +80,8 @@ def hear_ctc(model: SpeechLlama, params: Any, batch: Batch) -> Heard:
         log_probs=jnp.zeros(tokens.shape, jnp.float32),
         ctc=jax.nn.log_softmax(encoded.ctc_logits),
         frames=encoded.ctc_length,
+        proposed=jnp.zeros_like(length),
+        accepted=jnp.zeros_like(length),
     )
 
 

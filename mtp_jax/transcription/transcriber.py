@@ -46,7 +46,8 @@ class Transcriber:
 
     Attributes:
         sample_rate: Hz of the waveforms that `decode` takes.
-        longest: seconds of the longest piece.
+        longest: seconds of the longest piece; `lengths`: to which pieces are padded, in samples.
+        sizes: to which batches are padded. Each length, size and strategy is a program.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class Transcriber:
         self.sample_rate = config.front_end.sample_rate
         seconds = config.evaluation.bucket_seconds or config.data.bucket_seconds
         self.longest = seconds[-1]
-        self._bounds = [math.ceil(s * self.sample_rate) for s in seconds]
+        self.sizes = tuple(sorted({1, min(4, batch_size), batch_size}))
+        self.lengths = tuple(math.ceil(s * self.sample_rate) for s in seconds)
         self._reader = Reader(recognizer)
         self._compiled: dict[Any, Any] = {}
         self._lock = threading.Lock()
@@ -206,6 +208,10 @@ class Transcriber:
         """
         return self._decode(pieces, strategy)[0]
 
+    def prepare(self, pieces: Sequence[Piece], strategy: Named = "verify") -> None:
+        """Compiles what `decode` needs for such a batch, unless it is there."""
+        self._program(self._batch([piece.audio for piece in pieces]), self._traced(strategy))
+
     def join(self, segments: Sequence[Segment], pieces: Sequence[Piece]) -> tuple[Segment, ...]:
         """Segments of one recording, in order, without words that two of them share."""
         recording: Recording[None] = Recording(None)
@@ -298,9 +304,7 @@ class Transcriber:
 
     def _decode(self, pieces: Sequence[Piece], strategy: Named) -> tuple[list[Segment], float]:
         """Segments, and the seconds that they took, compilation apart."""
-        chosen = self.strategy(strategy) if isinstance(strategy, str) else strategy
-        if chosen is not None:  # leaves as arrays of one type: another tau compiles nothing anew
-            chosen = jax.tree.map(jnp.float32, chosen)
+        chosen = self._traced(strategy)
         if not pieces:
             return [], 0.0
         batch = self._batch([piece.audio for piece in pieces])
@@ -313,16 +317,20 @@ class Transcriber:
         segments = self._reader.segments(heard, pieces, self.sample_rate, kind, self.calibration)
         return segments, time.perf_counter() - start
 
+    def _traced(self, strategy: Named) -> Strategy | None:
+        """With leaves as arrays of one type: another tau compiles nothing anew."""
+        chosen = self.strategy(strategy) if isinstance(strategy, str) else strategy
+        return None if chosen is None else cast(Strategy, jax.tree.map(jnp.float32, chosen))
+
     def _batch(self, waveforms: Sequence[np.ndarray]) -> Batch:
         """A batch of one of few shapes."""
         longest = max(len(waveform) for waveform in waveforms)
-        bound = next((b for b in self._bounds if b >= longest), None)
+        bound = next((b for b in self.lengths if b >= longest), None)
         if bound is None:
             raise ValueError(f"a piece of {longest / self.sample_rate:.1f} s exceeds `longest`")
-        sizes = sorted({1, min(4, self.batch_size), self.batch_size, len(waveforms)})
-        rows = next(size for size in sizes if size >= len(waveforms))
         if len(waveforms) > self.batch_size:
             raise ValueError(f"{len(waveforms)} pieces exceed a batch of {self.batch_size}")
+        rows = next(size for size in self.sizes if size >= len(waveforms))
         audio = np.zeros((rows, bound), np.int16)
         length = np.zeros(rows, np.int32)
         for row, waveform in enumerate(waveforms):

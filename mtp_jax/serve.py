@@ -1,0 +1,109 @@
+"""Serves a model over HTTP, in the shapes of the OpenAI audio API, with a page to try it on.
+
+    python -m mtp_jax.serve --model=DIR [--host=127.0.0.1] [--port=8000]
+
+DIR is a workdir or a folder that a model was exported to. docs/serving.md has the requests, the
+limits and the metrics. SIGTERM or Ctrl-C ends it once what it holds is answered, and new requests
+are refused meanwhile; a second Ctrl-C ends it at once.
+
+The exit status is 0 after it was told to end, 1 if the model or the address cannot be used, 2 if
+the flags are wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from mtp_jax import cli
+from mtp_jax.config import STRATEGIES
+
+_MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all")
+_PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one", lower_bound=0, upper_bound=65535)
+_NAMES = flags.DEFINE_list(
+    "names", None, "that requests may call the model; default: its folder's, and whisper-1"
+)
+_STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(STRATEGIES)}")
+_TAU = flags.DEFINE_float("tau", None, "of threshold and prefix_beam; default: the model's")
+_SECONDS = flags.DEFINE_float("max_seconds", 7200.0, "of a recording", lower_bound=0.0)
+_BYTES = flags.DEFINE_integer("max_bytes", 100_000_000, "of a recording", lower_bound=1)
+_UPLOAD = flags.DEFINE_float("upload_seconds", 300.0, "for a recording to arrive", lower_bound=0.0)
+_QUEUE = flags.DEFINE_integer("queue", 64, "requests held at a time", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 16, "pieces decoded at once", lower_bound=1)
+_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "that a piece waits for others", lower_bound=0.0)
+_WARM = flags.DEFINE_list("warm", None, "strategies compiled at the start; default: --strategy")
+
+log = logging.getLogger("mtp_jax")
+
+
+def main(argv: list[str]) -> int:
+    cli.refuse_arguments(argv)
+    warm = tuple(_WARM.value if _WARM.value is not None else [_STRATEGY.value])
+    for flag, name in (("strategy", _STRATEGY.value), *(("warm", name) for name in warm)):
+        if name not in STRATEGIES:
+            raise flags.Error(f"--{flag}={name} is not one of {', '.join(STRATEGIES)}")
+    if _TAU.value is not None and not 0 < _TAU.value <= 1:
+        raise flags.Error(f"--tau={_TAU.value:g} is no probability: choose one up to 1")
+    try:
+        import uvicorn
+
+        from mtp_jax.serving.app import Service, Settings
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("mtp_jax"):
+            raise
+        log.error(
+            "error: the package %s is missing: pip install 'mtp_jax[serve]', or"
+            " pip install -r requirements-serve.txt",
+            error.name,
+        )
+        return 1
+    from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
+    from mtp_jax.workdir import Workdir
+
+    model = load(_MODEL.value, batch_size=_BATCH.value)
+    cli.start_jax(Workdir(_MODEL.value).read_config())
+    name = Path(_MODEL.value).expanduser().resolve().name
+    settings = Settings(
+        models=tuple(_NAMES.value or dict.fromkeys([name, "whisper-1"])),
+        strategy=_STRATEGY.value,
+        tau=_TAU.value,
+        max_bytes=_BYTES.value,
+        max_seconds=_SECONDS.value,
+        queue=_QUEUE.value,
+        upload_seconds=_UPLOAD.value,
+        max_wait=_WAIT.value / 1000,
+        warm=warm,
+    )
+    try:
+        family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
+        listener = socket.create_server((_HOST.value, _PORT.value), family=family, backlog=1024)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        log.error(
+            "error: %s:%d cannot be listened on (%s): choose another --host or --port",
+            *(_HOST.value, _PORT.value, reason),
+        )
+        return 1
+    with listener:
+        shown = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
+        log.info(
+            "http://%s:%d serves %s; compiling, see /health/ready",
+            *(shown, listener.getsockname()[1], name),
+        )
+        config = uvicorn.Config(Service(model, settings).app(), log_level="warning")
+        # uvicorn raises the signal again once all is done: that is no reason to die of it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *unused: None)
+        uvicorn.Server(config).run(sockets=[listener])
+    log.info("ended: all requests were answered")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,365 @@
+"""The application: routes, admission, and one request from its first byte to its last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from mtp_jax.audio import AudioError, audio_seconds
+from mtp_jax.config import STRATEGIES
+from mtp_jax.serving.answers import answer, delta, done, event
+from mtp_jax.serving.engine import Engine, TooLong
+from mtp_jax.serving.job import Event, Job
+from mtp_jax.serving.metrics import Metrics
+from mtp_jax.serving.options import Options, read_options
+from mtp_jax.serving.refusal import Refused
+from mtp_jax.serving.upload import Body, Gone
+from mtp_jax.transcription.outputs import shown
+from mtp_jax.transcription.results import Segment, Transcript
+from mtp_jax.transcription.transcriber import Transcriber
+
+_PAGE = Path(__file__).parent / "page"
+_MEDIA = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_GONE = 499  # nginx's status of a request whose client left
+_LONGEST_RETRY = 60  # s
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+log = logging.getLogger("mtp_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the service offers, and how much it takes.
+
+    Attributes:
+        models: names that the model answers to, its own first.
+        strategy, tau: where a request names none.
+        max_bytes, max_seconds: of a recording.
+        queue: requests held at a time, uploads included.
+        upload_seconds: that a recording may take to arrive.
+        max_wait: s that a piece of audio waits for others to share its batch with.
+        warm: strategies that are compiled at the start.
+    """
+
+    models: tuple[str, ...]
+    strategy: str = "verify"
+    tau: float | None = None
+    max_bytes: int = 100_000_000
+    max_seconds: float = 7200.0
+    queue: int = 64
+    upload_seconds: float = 300.0
+    max_wait: float = 0.005
+    warm: tuple[str, ...] = ("verify",)
+
+
+class Service:
+    """One model behind the routes of the OpenAI audio API, and what belongs to a service.
+
+    Args:
+        model: what transcribes.
+        settings: limits and defaults.
+    """
+
+    def __init__(self, model: Transcriber, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.metrics = Metrics()
+        self.engine = Engine(
+            model, settings.max_wait, settings.max_seconds, self.metrics, settings.warm
+        )
+        self.held = 0
+        self.started = int(time.time())
+        self._typical = 1.0  # s that a request takes, of late
+        self._folder = tempfile.TemporaryDirectory(prefix="mtp_jax-serve-")
+        normalizer = model.recognizer.model.config.evaluation.normalizer
+        self._language = "english" if normalizer == "english" else "unknown"
+        self.metrics.held.set_function(lambda: self.held)
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/v1/audio/transcriptions", self.transcribe, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/v1/models/{name:path}", self.one_model),
+                Route("/health", self.health),
+                Route("/health/live", self.health),
+                Route("/health/ready", self.ready),
+                Route("/metrics", self.prometheus),
+                Route("/", _page("index.html")),
+                *(Route(f"/{name}", _page(name)) for name in ("page.css", "page.js", "icon.svg")),
+            ],
+            exception_handlers={HTTPException: _no_route, Exception: _broken},
+            lifespan=self._lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        del app
+        self.engine.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(self.engine.close)
+            self._folder.cleanup()
+
+    async def transcribe(self, request: Request) -> Response:
+        """POST /v1/audio/transcriptions."""
+        return _Transcription(self)
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse(
+            {"object": "list", "data": list(map(self._model, self.settings.models))}
+        )
+
+    async def one_model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        name = request.path_params["name"]
+        if name not in self.settings.models:
+            there = ", ".join(self.settings.models)
+            message = f"the model {name[:80]!r} does not exist: this service has {there}"
+            return Refused(404, message, "model", "model_not_found").response()
+        return JSONResponse(self._model(name))
+
+    async def health(self, request: Request) -> Response:
+        """GET /health and /health/live: the process answers."""
+        return JSONResponse({"status": "live", "ready": self.engine.ready, "held": self.held})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /health/ready: 200 once programs are compiled, else 503."""
+        if self.engine.ready:
+            return JSONResponse({"status": "ready"})
+        return Refused(
+            503, "the service is not ready: its programs are being compiled", retry_after=5
+        ).response()
+
+    async def prometheus(self, request: Request) -> Response:
+        """GET /metrics."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def admit(self) -> None:
+        """Takes one of the places in the queue.
+
+        Raises:
+            Refused: there is none.
+        """
+        if self.held >= self.settings.queue:
+            wait = min(max(math.ceil(self._typical), 1), _LONGEST_RETRY)
+            raise Refused(
+                503,
+                f"the service holds {self.held} requests, and takes no more: try again in {wait} s",
+                code="queue_full",
+                retry_after=wait,
+            )
+        self.held += 1
+
+    def release(self, status: int, seconds: float) -> None:
+        """Gives the place back."""
+        self.held -= 1
+        if status == 200:
+            self._typical += 0.1 * (seconds - self._typical)
+            self.metrics.latency.observe(seconds)
+
+    def temporary(self) -> str:
+        """A new file."""
+        handle, path = tempfile.mkstemp(dir=self._folder.name)
+        os.close(handle)
+        return path
+
+    def language(self, options: Options) -> str:
+        """What verbose_json says of it: the request's, or that of the model's texts."""
+        return options.language or self._language
+
+    def _model(self, name: str) -> dict[str, object]:
+        s = self.settings
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "mtp_jax",
+            "strategies": list(STRATEGIES),
+            "strategy": s.strategy,
+            "tau": self.model.tau if s.tau is None else s.tau,
+            "max_bytes": s.max_bytes,
+            "max_seconds": s.max_seconds,
+        }
+
+
+class _Transcription(Response):
+    """The answer to one request for a transcription; all that it holds is given back."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, start, status = self._service, time.monotonic(), 500
+        settings = service.settings
+        body = Body(scope, receive, settings.max_bytes, settings.upload_seconds)
+        try:
+            try:
+                service.admit()
+            except Refused as refused:
+                await body.discard()
+                status = refused.status
+                await refused.response()(scope, receive, send)
+                return
+            try:
+                status = await self._serve(body, scope, receive, send)
+            finally:
+                service.release(status, time.monotonic() - start)
+        except asyncio.CancelledError:
+            status = _GONE
+            raise
+        finally:
+            service.metrics.requests.labels(str(status)).inc()
+
+    async def _serve(self, body: Body, scope: Scope, receive: Receive, send: Send) -> int:
+        """Answers; returns the status."""
+        service, settings = self._service, self._service.settings
+        form: FormData | None = None
+        job: Job | None = None
+        path = service.temporary()
+        try:
+            try:
+                form = await body.form()
+                options = read_options(form, settings.models, settings.strategy, settings.tau)
+                await run_in_threadpool(_save, options.file, path)
+                name = shown(options.file.filename or "the recording")[:200]
+                await run_in_threadpool(self._check, path, name)
+                strategy = service.model.strategy(options.strategy, options.tau)
+                loop = asyncio.get_running_loop()
+
+                def emit(happened: Event) -> None:
+                    with contextlib.suppress(RuntimeError):  # the loop was closed
+                        loop.call_soon_threadsafe(self._events.put_nowait, happened)
+
+                job = service.engine.submit(path, strategy, options.strategy, emit)
+                response = await self._response(body, options, path, name)
+            except Refused as refused:
+                await body.discard()
+                response = refused.response()
+            await response(scope, receive, send)
+            return response.status_code
+        except Gone:
+            return _GONE
+        finally:
+            if job:
+                service.engine.cancel(job)
+            if form:
+                await form.close()
+            Path(path).unlink(missing_ok=True)
+
+    def _check(self, path: str, name: str) -> None:
+        """Refuses what its header already tells."""
+        try:
+            if audio_seconds(path) > self._service.settings.max_seconds:
+                raise self._refused(TooLong(), path, name)
+        except AudioError as error:
+            # A length that is unknown is counted as it is read.
+            if "how long it is" not in str(error):
+                raise self._refused(error, path, name) from None
+
+    async def _response(self, body: Body, options: Options, path: str, name: str) -> Response:
+        """The whole answer, or the beginning of a stream; waits for what decides its status.
+
+        Raises:
+            Refused: the recording cannot be used.
+            Gone: nobody waits.
+        """
+        gone = asyncio.ensure_future(body.gone())
+        try:
+            while True:
+                following = asyncio.ensure_future(self._events.get())
+                await asyncio.wait((gone, following), return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    following.cancel()
+                    raise Gone
+                happened = following.result()
+                if isinstance(happened, Exception):
+                    raise self._refused(happened, path, name)
+                if options.stream:
+                    return StreamingResponse(
+                        self._stream(happened, options, path, name),
+                        media_type="text/event-stream",
+                        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+                    )
+                if isinstance(happened, Transcript):
+                    return answer(happened, options, self._service.language(options))
+        finally:
+            gone.cancel()
+
+    async def _stream(
+        self, happened: Event, options: Options, path: str, name: str
+    ) -> AsyncIterator[str]:
+        """Server-sent events, from the first that `happened`."""
+        first = True
+        while isinstance(happened, Segment):
+            if happened.words or "blocks" in options.include:
+                yield event(delta(happened, first, options))
+            first = first and not happened.words
+            happened = await self._events.get()
+        if isinstance(happened, Transcript):
+            yield event(done(happened, options))
+        else:
+            yield event(self._refused(happened, path, name).body)
+        yield "data: [DONE]\n\n"
+
+    def _refused(self, error: Exception, path: str, name: str) -> Refused:
+        """What went wrong with a recording, in a sentence about the name that it was sent under."""
+        if isinstance(error, AudioError):
+            sentence = " ".join(str(error).replace(path, name).split())
+            return Refused(400, sentence, "file", "invalid_audio")
+        if isinstance(error, TooLong):
+            longest = self._service.settings.max_seconds
+            sentence = f"{name} is longer than {longest:g} s: send it in parts"
+            return Refused(413, sentence, "file", "audio_too_long")
+        return Refused(500, f"{name} could not be decoded: the log of the service says why")
+
+
+def _save(file: UploadFile, path: str) -> None:
+    file.file.seek(0)
+    with Path(path).open("wb") as out:
+        shutil.copyfileobj(file.file, out, 1 << 20)
+
+
+def _page(name: str):  # type: ignore[no-untyped-def]  # a route
+    async def page(request: Request) -> Response:
+        content = await run_in_threadpool((_PAGE / name).read_bytes)
+        return Response(content, media_type=_MEDIA[name.rpartition(".")[2]], headers=_HEADERS)
+
+    return page
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    sentence = f"{request.method} {request.url.path[:80]}: {error.detail}"
+    response = Refused(error.status_code, sentence).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    return Refused(500, "the service failed: its log says why").response()

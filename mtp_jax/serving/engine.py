@@ -1,0 +1,251 @@
+"""Dynamic batching: pieces of several requests, decoded together by one thread.
+
+A few threads read recordings and cut them; one owns the model. It takes pieces from the requests in
+turn, so that an hour of audio does not keep a sentence waiting, and decodes as many as there are,
+up to a batch. Where fewer wait it gives others `max_wait` to come.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from mtp_jax.audio import AudioError, audio_blocks
+from mtp_jax.decoding import Strategy
+from mtp_jax.serving.job import Cancelled, Event, Job, Waiting
+from mtp_jax.serving.metrics import Metrics
+from mtp_jax.transcription.cutting import Piece, cut, halves
+from mtp_jax.transcription.transcriber import Transcriber
+
+_READERS = 4
+_AHEAD = 2  # batches of one recording that are cut ahead of decoding
+
+log = logging.getLogger("mtp_jax")
+
+
+class TooLong(Exception):
+    """The recording is longer than the service takes."""
+
+
+class Engine:
+    """Decodes recordings of many requests in batches; `start` and `close` it.
+
+    Args:
+        model: what transcribes. No other thread decodes with it while the engine runs.
+        max_wait: seconds that a piece waits for others to share its batch with.
+        max_seconds: of a recording.
+        metrics: told what is done.
+        warm: strategies whose programs are compiled before `ready`, by name.
+    """
+
+    def __init__(
+        self,
+        model: Transcriber,
+        max_wait: float,
+        max_seconds: float,
+        metrics: Metrics,
+        warm: tuple[str, ...] = (),
+    ) -> None:
+        self.model, self.max_wait, self.max_seconds = model, max_wait, max_seconds
+        self._metrics, self._warm = metrics, warm
+        self._jobs: deque[Job] = deque()  # those with pieces waiting, whose turn is first first
+        self._change = threading.Condition()
+        self._closing = False
+        self._readers = ThreadPoolExecutor(_READERS, "mtp_jax-read")
+        self._worker = threading.Thread(target=self._work, name="mtp_jax-decode", daemon=True)
+        self._ready = threading.Event()
+        metrics.watch_pieces(lambda: sum(len(job.waiting) for job in list(self._jobs)))
+
+    def start(self) -> None:
+        """Starts the thread that decodes; it compiles first."""
+        self._worker.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether programs are compiled and the thread that decodes is alive."""
+        return self._ready.is_set() and self._worker.is_alive()
+
+    def close(self) -> None:
+        """Ends all threads; jobs that are not over are given up."""
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        self._worker.join()
+        self._readers.shutdown(cancel_futures=True)
+
+    def submit(
+        self, path: str, strategy: Strategy | None, name: str, emit: Callable[[Event], None]
+    ) -> Job:
+        """Begins to transcribe a file.
+
+        Args:
+            path: of the file, there until the job is over.
+            strategy, name: that decodes it.
+            emit: told each `Segment` in order, as soon as nothing can change it, and at last the
+                `Transcript`, or what went wrong: `AudioError`, `TooLong`, or any other error.
+        """
+        calibrated = self.model.calibration is not None
+
+        def pieces(job: Job) -> Iterator[Piece]:
+            rate = self.model.sample_rate
+
+            def counted() -> Iterator[np.ndarray]:
+                for block in audio_blocks(path, rate):
+                    job.seconds += len(block) / rate
+                    if job.cancelled:
+                        raise Cancelled
+                    if job.seconds > self.max_seconds:
+                        raise TooLong
+                    yield block
+
+            return cut(counted(), rate, self.model.longest)
+
+        job = Job(pieces, strategy, name, calibrated, emit)
+        self._readers.submit(self._read, job)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for `job`: it is given up as soon as can be."""
+        with self._change:
+            job.cancelled = True
+            self._fail(job, Cancelled())
+            parked, job.parked = job.parked, False
+        if parked and not self._closing:
+            self._readers.submit(self._read, job)
+
+    def _read(self, job: Job) -> None:
+        """Cuts the recording until enough of it waits."""
+        try:
+            while True:
+                with self._change:
+                    if job.over:
+                        break
+                    if job.outstanding >= _AHEAD * self.model.batch_size:
+                        job.parked = True
+                        return
+                piece = next(job.pieces, None)
+                with self._change:
+                    if piece is None:
+                        job.all_read()
+                        break
+                    if not job.over:
+                        job.add(piece)
+                        self._queue(job)
+        except Exception as error:
+            if not isinstance(error, (AudioError, TooLong, Cancelled)):
+                log.exception("reading a recording failed")
+            with self._change:
+                self._fail(job, error)
+        job.pieces.close()  # type: ignore[attr-defined]  # a generator
+
+    def _queue(self, job: Job) -> None:
+        if job.waiting and job not in self._jobs:
+            self._jobs.append(job)
+        self._change.notify_all()
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        job.fail(error)
+        if job in self._jobs:
+            self._jobs.remove(job)
+
+    def _work(self) -> None:
+        try:
+            self._compile()
+            self._ready.set()
+            while batch := self._next_batch():
+                self._decode(batch)
+        except Exception:
+            log.exception("the thread that decodes ended")
+            raise
+
+    def _compile(self) -> None:
+        for name in self._warm:
+            for samples in self.model.lengths:
+                for size in self.model.sizes:
+                    if self._closing:
+                        return
+                    piece = Piece(0.0, np.zeros(samples, np.int16), 0.0)
+                    self.model.prepare([piece] * size, name)
+
+    def _next_batch(self) -> list[tuple[Job, Waiting]]:
+        """Waits for work; empty when the engine is closed."""
+        with self._change:
+            while not self._closing:
+                if not self._jobs:
+                    self._change.wait()
+                    continue
+                batch = self._choose()
+                left = batch[0][1].since + self.max_wait - time.monotonic()
+                if len(batch) < self.model.batch_size and left > 0:
+                    self._change.wait(left)
+                    continue
+                for job, item in batch:
+                    job.waiting.remove(item)
+                    self._jobs.remove(job)
+                    if job.waiting:
+                        self._jobs.append(job)  # it is the turn of others
+                return batch
+            return []
+
+    def _choose(self) -> list[tuple[Job, Waiting]]:
+        """The piece whose turn it is, and others that cost it no time.
+
+        They have its strategy, and need no more padding than it does: the longest first.
+        """
+        first = self._jobs[0]
+        length = self._length(first.waiting[0])
+        mates = [
+            (turn, place, job, item)
+            for place, job in enumerate(self._jobs)
+            if job.strategy == first.strategy
+            for turn, item in enumerate(job.waiting)
+            if self._length(item) <= length
+        ]
+        head = mates.pop(0)
+        mates.sort(key=lambda mate: (-self._length(mate[3]), mate[0], mate[1]))
+        found = [(job, item) for _, _, job, item in [head, *mates]]
+        # Rows of padding cost time on a CPU: a batch is at least half full.
+        sizes = [size for size in self.model.sizes if size <= 2 * len(found)]
+        return found[: sizes[-1]]
+
+    def _length(self, item: Waiting) -> int:
+        """To which a piece is padded, in samples."""
+        return next(n for n in self.model.lengths if n >= len(item.piece.audio))
+
+    def _decode(self, batch: list[tuple[Job, Waiting]]) -> None:
+        rate, longest = self.model.sample_rate, self.model.longest
+        pieces, strategy = [item.piece for _, item in batch], batch[0][0].strategy
+        try:
+            self.model.prepare(pieces, strategy)
+            start = time.perf_counter()
+            segments = self.model.decode(pieces, strategy)
+        except Exception as error:
+            log.exception("decoding failed")
+            with self._change:
+                for job, _ in batch:
+                    self._fail(job, error)
+            return
+        seconds = time.perf_counter() - start
+        samples = sum(len(item.piece.audio) for _, item in batch)
+        self._metrics.decoded(batch[0][0].name, segments, samples / rate, seconds)
+        with self._change:
+            for (job, item), segment in zip(batch, segments, strict=True):
+                if job.over:
+                    continue
+                job.decode_seconds += seconds * len(item.piece.audio) / samples
+                job.calls += segment.decoder_calls
+                parts = [] if segment.complete else halves(item.piece, rate, longest)
+                if parts:  # the text had no end: less audio has less of it
+                    job.split(item, parts)
+                    self._queue(job)
+                else:
+                    job.found(item, segment)
+                if job.parked and job.outstanding < self.model.batch_size:
+                    job.parked = False
+                    self._readers.submit(self._read, job)

@@ -1,0 +1,310 @@
+"use strict";
+// Sends a recording to the service and shows, segment by segment, what each decoder call emitted.
+
+const $ = (id) => document.getElementById(id);
+const RATE = 16000; // Hz of what the page records
+const STEP = 45; // ms between blocks
+const ABOUT = {
+  verify: "Drafts of several heads, checked by the first: the text of greedy decoding, in fewer calls.",
+  threshold: "Takes a head's token where its probability is at least tau: fewer calls, perhaps another text.",
+  greedy: "One token a call: what the others are compared with.",
+  prefix_beam: "Keeps several texts at a time; tau decides how many tokens a call may add to each.",
+  ctc: "The encoder's own text: the decoder is not asked, so there are no blocks.",
+};
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+
+let recording = null; // {blob, name} that was sent last
+let running = null; // AbortController of the request under way
+let recorder = null; // MediaRecorder
+
+// ---- What the service offers
+
+async function begin() {
+  const models = (await (await fetch("v1/models")).json()).data;
+  const model = models[0];
+  $("model").textContent = model.id;
+  for (const name of ["verify", "threshold", "greedy", "prefix_beam", "ctc"]) {
+    if (model.strategies.includes(name)) $("strategy").add(new Option(name.replace("_", " "), name));
+  }
+  $("strategy").value = model.strategy;
+  $("tau").value = model.tau;
+  controls();
+  if (!navigator.mediaDevices || !window.MediaRecorder) {
+    $("record").disabled = true;
+    say("The microphone needs https, or this machine's own address: choose a file.");
+  }
+}
+
+function controls() {
+  const strategy = $("strategy").value;
+  const used = strategy === "threshold" || strategy === "prefix_beam";
+  $("tau").disabled = !used;
+  $("tau-label").classList.toggle("off", !used);
+  $("tau-value").value = Number($("tau").value).toFixed(2);
+  $("about").textContent = ABOUT[strategy] || "";
+}
+
+function say(text, kind = "") {
+  $("status").textContent = text;
+  $("status").className = kind;
+}
+
+// ---- Recordings
+
+async function record() {
+  if (recorder) return recorder.stop();
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+  } catch (error) {
+    return say(`The microphone cannot be used (${error.name}): allow it, or choose a file.`, "wrong");
+  }
+  const parts = [];
+  const started = Date.now();
+  recorder = new MediaRecorder(stream);
+  const clock = setInterval(() => say(`Recording, ${((Date.now() - started) / 1000).toFixed(0)} s`), 500);
+  recorder.ondataavailable = (event) => parts.push(event.data);
+  recorder.onstop = async () => {
+    clearInterval(clock);
+    stream.getTracks().forEach((track) => track.stop());
+    const heard = new Blob(parts, { type: recorder.mimeType });
+    recorder = null;
+    $("record").setAttribute("aria-pressed", "false");
+    $("record-label").textContent = "Record";
+    try {
+      await take(await asWav(heard), "microphone.wav");
+    } catch {
+      say("The browser cannot read what it recorded: choose a file.", "wrong");
+    }
+  };
+  recorder.start();
+  $("record").setAttribute("aria-pressed", "true");
+  $("record-label").textContent = "Stop";
+  say("Recording");
+}
+
+// The browser reads formats that the service does not (WebM, MP4): to 16-bit mono WAV.
+async function asWav(blob) {
+  const context = new OfflineAudioContext(1, 1, RATE);
+  const audio = await context.decodeAudioData(await blob.arrayBuffer());
+  const count = audio.length;
+  const view = new DataView(new ArrayBuffer(44 + 2 * count));
+  const word = (at, text) => [...text].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
+  word(0, "RIFF"); view.setUint32(4, 36 + 2 * count, true); word(8, "WAVEfmt ");
+  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
+  view.setUint32(24, RATE, true); view.setUint32(28, 2 * RATE, true);
+  view.setUint16(32, 2, true); view.setUint16(34, 16, true);
+  word(36, "data"); view.setUint32(40, 2 * count, true);
+  const channels = Array.from({ length: audio.numberOfChannels }, (_, i) => audio.getChannelData(i));
+  for (let i = 0; i < count; i++) {
+    const mean = channels.reduce((sum, channel) => sum + channel[i], 0) / channels.length;
+    view.setInt16(44 + 2 * i, Math.round(Math.max(-1, Math.min(1, mean)) * 32767), true);
+  }
+  return new Blob([view], { type: "audio/wav" });
+}
+
+async function take(blob, name) {
+  if ($("player").src) URL.revokeObjectURL($("player").src);
+  recording = { blob, name };
+  $("player").src = URL.createObjectURL(blob);
+  $("player").hidden = false;
+  await transcribe();
+}
+
+// ---- Transcripts
+
+async function transcribe() {
+  if (!recording) return;
+  if (running) running.abort();
+  const mine = (running = new AbortController());
+  const view = new View($("strategy").value);
+  $("stop").hidden = false;
+  $("again").disabled = false;
+  say(`Decoding ${recording.name}`, "busy");
+  const slow = setTimeout(() => view.calls || say(
+    `Decoding ${recording.name}. A strategy's first use takes longer: its programs are compiled.`, "busy"), 5000);
+  try {
+    await send(recording, mine.signal, view);
+    say(view.summary());
+  } catch (error) {
+    if (error.name === "AbortError") {
+      if (running === mine) say("Cancelled.");
+    } else {
+      say(error.message, "wrong");
+    }
+  } finally {
+    clearTimeout(slow);
+    if (running === mine) {
+      running = null;
+      $("stop").hidden = true;
+    }
+  }
+}
+
+async function send(what, signal, view) {
+  let response = await post(what, signal);
+  if (response.status === 400) {
+    const { error } = await response.clone().json();
+    if (error.code === "invalid_audio" && !what.read) {
+      const wav = await asWav(what.blob).catch(() => null);
+      if (wav) {
+        what.blob = wav;
+        what.read = true;
+        response = await post(what, signal);
+      }
+    }
+  }
+  if (!response.ok) {
+    const body = await response.json().catch(() => null);
+    throw new Error(body ? sentence(body.error.message) : `The service answered ${response.status}.`);
+  }
+  for await (const event of events(response)) {
+    if (event.error) throw new Error(sentence(event.error.message));
+    if (event.type === "transcript.text.delta") await view.segment(event, signal);
+    if (event.type === "transcript.text.done") view.done(event);
+  }
+}
+
+async function post(what, signal) {
+  const form = new FormData();
+  form.append("strategy", $("strategy").value);
+  if (!$("tau").disabled) form.append("tau", $("tau").value);
+  form.append("stream", "true");
+  form.append("include[]", "blocks");
+  form.append("file", what.blob, what.name);
+  try {
+    return await fetch("v1/audio/transcriptions", { method: "POST", body: form, signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The service cannot be reached: is it running?");
+  }
+}
+
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    text += value;
+    for (let end; (end = text.indexOf("\n\n")) >= 0; text = text.slice(end + 2)) {
+      const data = text.slice(0, end).replace(/^data: /, "");
+      if (data === "[DONE]") return;
+      yield JSON.parse(data);
+    }
+  }
+  throw new Error("The answer broke off: decode again.");
+}
+
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+
+class View {
+  constructor(strategy) {
+    this.strategy = strategy;
+    this.tokens = this.calls = 0;
+    this.words = false;
+    this.end = null;
+    $("transcript").replaceChildren();
+    $("result").hidden = false;
+    $("note").textContent = "";
+    this.counts();
+  }
+
+  // A segment arrives whole; its blocks appear one after another, in the order of their calls.
+  async segment(event, signal) {
+    const area = $("transcript");
+    const line = document.createElement("p");
+    area.setAttribute("aria-busy", "true");
+    area.append(line);
+    for (const block of event.blocks) {
+      signal.throwIfAborted();
+      line.append(this.block(block));
+      this.tokens += block.tokens.length;
+      this.calls = this.calls + (block.call ? 1 : 0);
+      this.counts();
+      if (!still.matches) await new Promise((done) => setTimeout(done, STEP));
+    }
+    area.setAttribute("aria-busy", "false");
+    this.words ||= event.delta.trim() !== "";
+  }
+
+  block({ call, tokens }) {
+    const found = document.createElement("span");
+    found.className = call ? "block" : "block plain";
+    const count = `${tokens.length} token${tokens.length === 1 ? "" : "s"}`;
+    if (call) found.title = `call ${call}: ${count}`;
+    for (const { text, end } of tokens) {
+      const token = document.createElement("span");
+      token.className = end ? "token end" : "token";
+      token.textContent = end ? "■" : text;
+      if (end) token.setAttribute("aria-hidden", "true");
+      found.append(token);
+    }
+    return found;
+  }
+
+  done(event) {
+    this.end = event;
+    this.calls = event.decoder_calls;
+    this.counts();
+    $("note").textContent = !this.words ? "" : this.strategy === "ctc"
+      ? "No decoder calls: this text is the encoder's own."
+      : "Against one call a token; ■ is the token that ends a text, and counts. Blocks of a segment"
+        + " are shown one after another, once it is finished.";
+    if (!this.words) {
+      const nothing = document.createElement("p");
+      nothing.className = "hint";
+      nothing.textContent = "Nobody speaks in this recording.";
+      $("transcript").append(nothing);
+    }
+  }
+
+  counts() {
+    const saved = this.tokens - this.calls;
+    const counted = this.strategy !== "ctc";
+    $("tokens").textContent = this.tokens;
+    $("calls").textContent = this.calls;
+    $("saved").textContent = !counted ? "–" : this.calls && saved > 0
+      ? `${saved} (${(this.tokens / this.calls).toFixed(1)}× fewer)` : saved;
+  }
+
+  summary() {
+    const { duration, decode_seconds: spent } = this.end;
+    return `${duration.toFixed(1)} s of audio, decoded in ${spent.toFixed(2)} s with ${this.strategy.replace("_", " ")}.`;
+  }
+}
+
+// ---- Wiring
+
+$("record").onclick = record;
+$("file").onchange = (event) => {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (file) take(file, file.name);
+};
+$("strategy").onchange = () => { controls(); transcribe(); };
+$("tau").oninput = controls;
+$("tau").onchange = transcribe;
+$("again").onclick = transcribe;
+$("stop").onclick = () => running && running.abort();
+$("copy").onclick = async () => {
+  const lines = [...$("transcript").querySelectorAll("p")].map((p) =>
+    [...p.querySelectorAll(".token:not(.end)")].map((token) => token.textContent).join("").trim());
+  await navigator.clipboard.writeText(lines.filter(Boolean).join("\n"));
+  $("copy").textContent = "Copied";
+  setTimeout(() => ($("copy").textContent = "Copy text"), 1500);
+};
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dropping");
+});
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  const [file] = event.dataTransfer.files;
+  if (file) take(file, file.name);
+});
+begin().catch(() => say("The service cannot be reached: is it running?", "wrong"));

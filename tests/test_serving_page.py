@@ -1,0 +1,208 @@
+"""The front page in headless Chromium: a real recording, from a file and from the microphone.
+
+Selenium needs a `chromium` and a `chromedriver` on the PATH (Debian: `apt install chromium-driver`);
+without them these tests are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pathlib
+import shutil
+import threading
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+import uvicorn
+
+import mtp_jax
+from mtp_jax.data import corpus, grammar
+from mtp_jax.serving.app import Service, Settings
+from tests.models import tiny_workdir
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH"
+)
+RATE = 16_000
+PATIENCE = 300  # s
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> mtp_jax.Transcriber:
+    cache = str(tmp_path_factory.mktemp("cache") / "compiled")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    return mtp_jax.load(tiny_workdir(tmp_path_factory.mktemp("model") / "tiny"), batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory) -> pathlib.Path:
+    """Three sentences."""
+    parts = []
+    for i, text in enumerate(itertools.islice(grammar.sentences("dev", 0), 3)):
+        spoken = corpus.utterance(text, 0, "dev", i)
+        wave = soundfile.read(io.BytesIO(spoken.flac), dtype="int16")[0]
+        parts += [wave, np.zeros(RATE, np.int16)]
+    file = tmp_path_factory.mktemp("audio") / "talk.wav"
+    soundfile.write(file, np.concatenate(parts), RATE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def address(model) -> Iterator[str]:
+    service = Service(model, Settings(models=("tiny",), warm=()))
+    server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.05)
+        assert thread.is_alive()
+    yield "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(talk):
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"),
+        *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
+        f"--use-file-for-fake-audio-capture={talk}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What a user sees and does."""
+
+    def __init__(self, browser, address: str) -> None:
+        self.browser = browser
+        browser.get(address)
+        self.until(lambda: self["model"].text == "tiny")
+
+    def __getitem__(self, name: str):
+        return self.browser.find_element("id", name)
+
+    def until(self, condition) -> None:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.browser, PATIENCE).until(lambda _: condition())
+
+    def decoded(self) -> str:
+        """What is said when a recording is decoded, or why it is not."""
+        self.until(lambda: "busy" not in self["status"].get_attribute("class"))
+        self.until(
+            lambda: not self["stop"].is_displayed() and "ecording," not in self["status"].text
+        )
+        return self["status"].text
+
+    def blocks(self) -> list[list[str]]:
+        """Texts of the tokens of each block; ■ is EOS."""
+        return self.browser.execute_script(
+            "return [...document.querySelectorAll('.block')].map(block =>"
+            " [...block.querySelectorAll('.token')].map(token => token.textContent))"
+        )
+
+    def choose(self, strategy: str) -> None:
+        from selenium.webdriver.support.ui import Select
+
+        Select(self["strategy"]).select_by_value(strategy)
+
+
+@pytest.fixture
+def page(browser, address) -> Page:
+    return Page(browser, address)
+
+
+def expected_blocks(model, talk, strategy) -> list[list[str]]:
+    found = model.transcribe(talk, strategy=strategy)
+    return [["■" if t.word < 0 else t.text for t in block] for block in found.blocks]
+
+
+def test_a_file_becomes_blocks_and_their_count(page, model, talk):
+    page["file"].send_keys(str(talk))
+    assert "decoded in" in page.decoded()
+    expected = model.transcribe(talk)
+    assert page.blocks() == expected_blocks(model, talk, "verify")
+    tokens, calls = len(expected.tokens), expected.decoder_calls
+    assert page["tokens"].text == str(tokens)
+    assert page["calls"].text == str(calls)
+    assert page["saved"].text.split()[0] == str(tokens - calls)
+    colours = page.browser.execute_script(
+        "return [...document.querySelectorAll('#transcript p:first-child .block')]"
+        ".map(block => getComputedStyle(block).backgroundColor)"
+    )
+    assert all(a != b for a, b in itertools.pairwise(colours))
+
+    # Another strategy decodes the same recording again; tau is its own, and moved by the keyboard.
+    from selenium.webdriver.common.keys import Keys
+
+    assert not page["tau"].is_enabled()
+    page.choose("threshold")
+    assert page["tau"].is_enabled()
+    page.decoded()
+    before = float(page["tau"].get_attribute("value"))
+    page["tau"].send_keys(Keys.ARROW_LEFT)
+    after = float(page["tau"].get_attribute("value"))
+    assert after < before
+    assert "with threshold" in page.decoded()
+    assert page.blocks() == expected_blocks(model, talk, mtp_jax.Threshold(after))
+    page.choose("ctc")
+    assert "with ctc" in page.decoded()
+    assert (page.blocks(), page["calls"].text) == ([], "0")
+    severe = [line for line in page.browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert not severe
+
+
+def test_the_microphone_records_by_keyboard(page):
+    from selenium.webdriver.common.keys import Keys
+
+    page["record"].send_keys(Keys.ENTER)
+    page.until(lambda: page["record"].get_attribute("aria-pressed") == "true")
+    page.until(lambda: page["status"].text.startswith("Recording, 3"))
+    page["record"].send_keys(Keys.SPACE)
+    page.until(lambda: page["record"].get_attribute("aria-pressed") == "false")
+    page.until(lambda: "s of audio" in page["status"].text)
+    assert page.blocks()
+
+
+def test_what_is_no_recording_gets_a_sentence(page, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("no recording")
+    page["file"].send_keys(str(file))
+    assert page.decoded().startswith("Notes.txt is damaged or in a format")
+    assert page["status"].get_attribute("class") == "wrong"
+
+
+def test_the_page_fits_a_phone_and_has_a_name_for_every_control(page):
+    for width in (360, 1200):
+        page.browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
+        assert page.browser.execute_script(
+            "return document.documentElement.scrollWidth <= innerWidth"
+        )
+    tree = page.browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    names = {
+        node["role"]["value"]: node["name"]["value"]
+        for node in tree
+        if node["role"]["value"] in ("button", "combobox", "slider", "checkbox")
+        and not node["ignored"]
+    }
+    assert names
+    assert all(names.values())
+    live = page["transcript"].get_attribute("aria-live")
+    assert live == "polite"
