@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 COMMANDS = {
     *("mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export"),
-    *("mtp_jax.transcribe", "mtp_jax.calibrate"),
+    *("mtp_jax.transcribe", "mtp_jax.calibrate", "mtp_jax.__main__"),
 }
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
