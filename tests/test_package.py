@@ -70,3 +70,8 @@ def test_configs_go_by_name_or_path():
     for name, said in (("mpt", "one of an4, .*mtp"), ("nowhere.py", r"nowhere\.py is no file")):
         with pytest.raises(ConfigError, match=said):
             load_config(name)
+
+
+def test_every_command_is_on_the_page_of_commands():
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert [name for name in HERE if f".. command:: {name}\n" not in page] == []
