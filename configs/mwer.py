@@ -8,14 +8,16 @@ another config, say ``configs/whisper.py``, names it: ``--config=configs/mwer.py
 steps of cross-entropy alone, to compare with, are ``--config.mwer.weight=0``.
 """
 
-import importlib
+from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from mtp_jax.config import load_config
 
 
 def get_config(base: str = "noisy") -> ConfigDict:
     """Args: base: the config, of this folder, that the model was trained with."""
-    config: ConfigDict = importlib.import_module(f"configs.{base}").get_config()
+    config = load_config(Path(__file__).with_name(f"{base}.py"))
     config.init_from = f"runs/{base}"
     config.mwer.weight = 1.0
     config.mwer.cross_entropy = 0.1

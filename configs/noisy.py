@@ -5,14 +5,16 @@
 A quarter of an hour on two CPU cores. ``configs/mwer.py`` goes on from it.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-from configs import mtp
+from mtp_jax.config import load_config
 
 
 def get_config() -> ConfigDict:
     """`configs/mtp.py` on the noisy corpus."""
-    config = mtp.get_config()
+    config = load_config(Path(__file__).with_name("mtp.py"))
     for split in ("train", "dev", "test"):
         config.data[split] = f"embedded/noisy:{split}"
     return config

@@ -58,8 +58,7 @@ def main(argv: list[str]) -> int:
         if (error.name or "").startswith("mtp_jax"):
             raise
         log.error(
-            "error: the package %s is missing: pip install 'mtp_jax[serve]', or"
-            " pip install -r requirements-serve.txt",
+            "error: the package %s is missing: pip install '.[serve]' in the project's folder",
             error.name,
         )
         return 1

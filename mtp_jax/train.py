@@ -2,6 +2,7 @@
 
     python -m mtp_jax.train --config=configs/mtp.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
+``--config=mtp`` is the same file wherever the package is installed; so with all of ``configs/``.
 Killed at any time, the same command goes on where it stopped; run again in a finished workdir, it
 only evaluates.
 """
@@ -17,11 +18,22 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mtp_jax import cli
-from mtp_jax.config import from_config_dict
+from mtp_jax.config import config_file, from_config_dict
 from mtp_jax.workdir import Workdir
 
 log = logging.getLogger("mtp_jax")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the run, a file of configs/")
+
+
+class _FileOrName(config_flags.config_flags.ConfigFileFlagParser):
+    """Of --config."""
+
+    def parse(self, path: str) -> ConfigDict:
+        name, *argument = path.split(":", 1)
+        return super().parse(":".join([str(config_file(name)), *argument]))
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the run: a file or name of configs/")
+flags.FLAGS["config"].parser = _FileOrName("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "default: runs/NAME_OF_THE_CONFIG")
 
 

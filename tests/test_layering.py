@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
 COMMANDS = {
     *("mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export", "mtp_jax.compile"),
     *("mtp_jax.transcribe", "mtp_jax.calibrate", "mtp_jax.pack", "mtp_jax.tpu.worker"),
+    *("mtp_jax.serve", "mtp_jax.__main__"),
 }
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 

@@ -6,6 +6,7 @@ result back into a `Config` and refuses a wrong key or value by its full name.
 """
 
 from mtp_jax.config.checks import ConfigError
+from mtp_jax.config.files import config_file, load_config
 from mtp_jax.config.model import (
     Adaptor,
     Decoder,
@@ -53,7 +54,9 @@ __all__ = [
     "Tokenizer",
     "Train",
     "Whisper",
+    "config_file",
     "differences",
     "from_config_dict",
+    "load_config",
     "to_config_dict",
 ]

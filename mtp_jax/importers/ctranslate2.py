@@ -1,6 +1,6 @@
 """The file ``model.bin`` of a CTranslate2 folder.
 
-Little-endian; a string is its length (uint16, the closing NUL counted) and its bytes:
+Little-endian; a string is its length (uint16, the closing NUL counted) and its bytes::
 
     uint32 binary version (6) · string name of the spec · uint32 revision of the spec
     uint32 count, then as many variables:

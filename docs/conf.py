@@ -1,0 +1,113 @@
+"""The site: ``python -m sphinx --fail-on-warning docs site``; works without a network."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import mtp_jax  # noqa: E402
+from mtp_jax.__main__ import COMMANDS  # noqa: E402
+
+project = "mtp_jax"
+version = release = mtp_jax.__version__
+copyright = "the authors of mtp_jax, Apache 2.0"
+html_theme = "furo"
+html_title = "mtp_jax"
+html_copy_source = False
+extensions = [
+    "myst_parser",
+    "sphinx.ext.apidoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["reference/modules.rst"]
+myst_heading_anchors = 3
+
+# Command lines define flags when they are imported, each for itself: the site has their docstrings.
+apidoc_modules = [
+    {
+        "path": "../mtp_jax",
+        "destination": "reference",
+        "exclude_patterns": [f"../mtp_jax/{name}.py" for name in (*COMMANDS, "__main__")],
+        "separate_modules": True,
+        "module_first": True,
+        "no_headings": True,
+        "automodule_options": {"members", "ignore-module-all", "show-inheritance"},
+    }
+]
+default_role = "py:obj"
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+
+
+def _target(link: str, page: Path) -> str:
+    """Where a link of a page that is read on GitHub leads in the site."""
+    path, _, anchor = link.partition("#")
+    file = Path(os.path.normpath(page.parent / path))
+    if re.match(r"[a-z]+:", link) or not path or not file.exists():
+        return link
+    if file == ROOT / "README.md":
+        file = ROOT / "docs" / "index.md"
+    if file.is_relative_to(ROOT / "mtp_jax"):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        if not (len(parts) == 2 and parts[1] in COMMANDS):
+            file = ROOT / "docs" / "reference" / f"{'.'.join(parts).removesuffix('.__init__')}.rst"
+    return os.path.relpath(file, ROOT / "docs") + (f"#{anchor}" if anchor else "")
+
+
+def _read(app: Sphinx, name: str, content: list[str]) -> None:
+    """The README is the first page; links to sources lead to the reference."""
+    if name.startswith("reference/"):
+        return
+    text, page = content[0], ROOT / "docs" / f"{name}.md"
+    if name == "index":
+        page = ROOT / "README.md"
+        text = page.read_text("utf-8") + text
+    content[0] = re.sub(r"(\]\()([^)\s]+)(\))", lambda m: m[1] + _target(m[2], page) + m[3], text)
+
+
+def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out what dataclasses and named tuples have by themselves."""
+    made = str(getattr(obj, "__doc__", "")).startswith(("Alias for field number", "Returns a new"))
+    return True if made else None
+
+
+def _names(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """`one_word` names an argument or field nearby: no link to whatever else has that name."""
+    lines[:] = [re.sub(r"(?<![`:])`([a-z]+)`(?!`)", r"``\1``", line) for line in lines]
+
+
+class Command(SphinxDirective):
+    """What a command's module says of itself; importing it would define its flags."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        file = ROOT / "mtp_jax" / f"{self.arguments[0]}.py"
+        self.env.note_dependency(str(file))
+        docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+        # The synopsis is indented like a block quote; "::" makes it what it is.
+        text = re.sub(r"(?m)^(.*[^:\n])\n\n(?=    python )", r"\1\n\n::\n\n", docstring)
+        return self.parse_text_to_nodes(text)
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("command", Command)
+    app.connect("autodoc-process-docstring", _names)
+    app.connect("source-read", _read)
+    app.connect("autodoc-skip-member", _skip)

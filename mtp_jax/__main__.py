@@ -1,0 +1,53 @@
+"""``mtp-jax COMMAND ...`` does what ``python -m mtp_jax.COMMAND ...`` does."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+import mtp_jax
+
+COMMANDS = (
+    *("train", "evaluate", "transcribe", "serve", "export", "calibrate"),
+    *("pack", "compile"),
+)
+
+
+def _source(command: str) -> Path | None:
+    """The command's file, None where this version has none; nothing is imported."""
+    spec = importlib.util.find_spec(f"mtp_jax.{command}")
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _help() -> str:
+    lines = ["usage: mtp-jax COMMAND [--FLAG=VALUE ...]", ""]
+    for command in COMMANDS:
+        if file := _source(command):
+            summary = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").split("\n")[0]
+            lines.append(f"  {command:<12}{summary}")
+    return "\n".join([*lines, "", "mtp-jax COMMAND --help lists its flags."])
+
+
+def main() -> int:
+    """Runs a command; its exit status, or 2 if there is no such command."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    if command == "--version":
+        print(f"mtp_jax {mtp_jax.__version__}")
+        return 0
+    here = [name for name in COMMANDS if _source(name)]
+    if command not in here:
+        print(f"error: {command} is not one of {', '.join(here)}", file=sys.stderr)
+        return 2
+    del sys.argv[1]
+    runpy.run_module(f"mtp_jax.{command}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
