@@ -43,11 +43,13 @@ apidoc_modules = [
         "exclude_patterns": [f"../mtp_jax/{name}.py" for name in (*COMMANDS, "__main__")],
         "separate_modules": True,
         "module_first": True,
-        "no_headings": True,
-        "automodule_options": {"members", "ignore-module-all", "show-inheritance"},
+        "max_depth": 1,
+        "automodule_options": {"members", "ignore-module-all"},
     }
 ]
 default_role = "py:obj"
+smartquotes = False  # they would make a dash of what begins a flag
+toc_object_entries = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 autodoc_typehints = "signature"
@@ -87,9 +89,24 @@ def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any)
     return True if made else None
 
 
-def _names(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """`one_word` names an argument or field nearby: no link to whatever else has that name."""
+def _literal(text: str) -> str:
+    """Blocks that a docstring indents are examples and tables: they stay as they are."""
+    return re.sub(r"(?m)^(\S.*[^:\n]|\S.*[^:]:)\n\n(?=    \S)", r"\1\n\n::\n\n", text)
+
+
+def _docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """From our docstrings to what Napoleon reads."""
+    if what == "module":
+        lines[:] = _literal("\n".join(lines)).split("\n")
+    # `one_word` names an argument or field nearby: no link to whatever else has that name.
     lines[:] = [re.sub(r"(?<![`:])`([a-z]+)`(?!`)", r"``\1``", line) for line in lines]
+    # "width, height: in pixels" becomes an entry each.
+    text = re.sub(
+        r"(?m)^( +)([a-z]\w*(?:, [a-z]\w*)+): (.*(?:\n\1 +.*)*)",
+        lambda m: "\n".join(f"{m[1]}{each}: {m[3]}" for each in m[2].split(", ")),
+        "\n".join(lines),
+    )
+    lines[:] = text.split("\n")
 
 
 class Command(SphinxDirective):
@@ -101,13 +118,11 @@ class Command(SphinxDirective):
         file = ROOT / "mtp_jax" / f"{self.arguments[0]}.py"
         self.env.note_dependency(str(file))
         docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
-        # The synopsis is indented like a block quote; "::" makes it what it is.
-        text = re.sub(r"(?m)^(.*[^:\n])\n\n(?=    python )", r"\1\n\n::\n\n", docstring)
-        return self.parse_text_to_nodes(text)
+        return self.parse_text_to_nodes(_literal(docstring))
 
 
 def setup(app: Sphinx) -> None:
     app.add_directive("command", Command)
-    app.connect("autodoc-process-docstring", _names)
+    app.connect("autodoc-process-docstring", _docstring, priority=400)  # before Napoleon
     app.connect("source-read", _read)
     app.connect("autodoc-skip-member", _skip)

@@ -49,7 +49,6 @@ def test_an_unknown_command_gets_one_sentence():
     ("command", "flags"),
     [
         ("train", ("--config=mtp", "--config.optim.steps=0")),
-        ("evaluate", ("--workdir=nowhere",)),
         ("transcribe", ("nowhere.wav", "--model=x")),
         ("transcribe", ("--help",)),
         ("export", ("--wrong",)),
