@@ -20,6 +20,7 @@ os.environ |= {
     "TENSORSTORE_GOOGLE_AUTH_TEST_MODE": "1",
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     "GOOGLE_CLOUD_PROJECT": "none",
+    "NO_GCE_CHECK": "true",  # nor look for credentials where there are none
 }
 
 import jax
