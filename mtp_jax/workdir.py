@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtp_jax.config import Config, ConfigError, differences, from_config_dict
-from mtp_jax.paths import to_path
+from mtp_jax.paths import to_path, write_whole
 
 
 class WorkdirError(ValueError):
@@ -20,10 +20,7 @@ class WorkdirError(ValueError):
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes `value` so that `path` holds either all of it or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 class Workdir:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from mtp_jax.paths import to_path
+from mtp_jax.paths import to_path, write_whole
 
 # Names in a folder, the one to prefer first: a LLaMA's repository often has both, of which
 # `tokenizer.json` also holds the tokens added since.
@@ -198,12 +197,7 @@ def _read(file: Path) -> Tokenizer:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise TokenizerError(f"tokenizer {path} cannot be written: {error.strerror}") from None
