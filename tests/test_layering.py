@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "tpu.hlo": set(),
     "tpu.chips": set(),
     "tpu.costs": {"tpu.hlo"},
-    "tpu.memory": {"tpu.hlo"},
+    "tpu.memory": {"tpu.costs", "tpu.hlo"},
     "tpu.collectives": {"tpu.hlo", "tpu.chips"},
     "tpu.roofline": {"tpu"},
     "tpu.compiled": {"config"},

@@ -12,6 +12,8 @@ FREE = {
     "partition-id", "replica-id", "tuple", "while", "call", "conditional",
 }  # fmt: skip
 _FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "Sharding")
+# They write into their first operand, in place, what the operand in this place holds.
+UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _VIEWS = {"bitcast", "copy", "convert", "reshape", "transpose"}
 
@@ -126,8 +128,8 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
     if instruction.opcode in _SLICES:
         read = 0.0 if operands[0].shape[0].on_chip else instruction.shape[0].bytes
         return _moved(instruction) + read
-    if instruction.opcode == "dynamic-update-slice":
-        update = operands[1].shape[0]
+    if instruction.opcode in UPDATES:
+        update = operands[UPDATES[instruction.opcode]].shape[0]
         return update.hbm_bytes + (0.0 if instruction.shape[0].on_chip else update.bytes)
     if instruction.opcode == "fusion" and (inner := module.computations.get(instruction.called[0])):
         return _fused(module, inner, operands, instruction)
@@ -147,8 +149,8 @@ def _fused(
     results = inner.operands(root) if root.opcode == "tuple" else [root]
     for result, array in zip(results, fusion.shape, strict=False):
         source = _seen_through(inner, result)
-        if source.opcode == "dynamic-update-slice":
-            base, update = inner.operands(source)[:2]
+        if source.opcode in UPDATES:
+            base, update = (inner.operands(source)[n] for n in (0, UPDATES[source.opcode]))
             updated.add(_seen_through(inner, base).name)
             total += 0.0 if array.on_chip else update.shape[0].bytes
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from mtp_jax.tpu.costs import UPDATES
 from mtp_jax.tpu.hlo import Computation, Instruction, Module
 
 _VIEWS = {"bitcast", "opt-barrier", "copy-done", "slice-done"}
@@ -93,7 +94,7 @@ def _buffers(
 
 def _updated(module: Module, i: Instruction) -> dict[int, int]:
     """Which parts of the result are operands with a slice written into them."""
-    if i.opcode == "dynamic-update-slice":
+    if i.opcode in UPDATES:
         return {0: 0}
     if i.opcode != "fusion" or not i.called or i.called[0] not in module.computations:
         found = re.findall(r"\{(\d*)\}: \((\d+), \{\}", i.attribute("output_to_operand_aliasing"))
@@ -105,7 +106,7 @@ def _updated(module: Module, i: Instruction) -> dict[int, int]:
     for place, result in enumerate(results):
         while result.opcode == "bitcast" and inner.operands(result):
             result = inner.operands(result)[0]
-        if result.opcode != "dynamic-update-slice":
+        if result.opcode not in UPDATES:
             continue
         base = inner.operands(result)[0]
         while base.opcode == "bitcast" and inner.operands(base):
