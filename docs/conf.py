@@ -48,6 +48,8 @@ apidoc_modules = [
     }
 ]
 default_role = "py:obj"
+# Errors are named by their package and by the module that they are in: either link will do.
+suppress_warnings = ["ref.python"]
 smartquotes = False  # they would make a dash of what begins a flag
 toc_object_entries = False
 napoleon_use_ivar = True
