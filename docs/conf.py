@@ -59,8 +59,8 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 
 
-def _target(link: str, page: Path) -> str:
-    """Where a link of a page that is read on GitHub leads in the site."""
+def _target(link: str, page: Path, folder: Path) -> str:
+    """Where a link of a page that is read on GitHub leads in the site, from that page's folder."""
     path, _, anchor = link.partition("#")
     file = Path(os.path.normpath(page.parent / path))
     if re.match(r"[a-z]+:", link) or not path or not file.exists():
@@ -71,7 +71,11 @@ def _target(link: str, page: Path) -> str:
         parts = file.relative_to(ROOT).with_suffix("").parts
         if not (len(parts) == 2 and parts[1] in COMMANDS):
             file = ROOT / "docs" / "reference" / f"{'.'.join(parts).removesuffix('.__init__')}.rst"
-    return os.path.relpath(file, ROOT / "docs") + (f"#{anchor}" if anchor else "")
+    return os.path.relpath(file, folder) + (f"#{anchor}" if anchor else "")
+
+
+def _is_folder(link: str, page: Path) -> bool:
+    return not link.startswith("#") and (page.parent / link).is_dir() and "mtp_jax" not in link
 
 
 def _read(app: Sphinx, name: str, content: list[str]) -> None:
@@ -82,7 +86,16 @@ def _read(app: Sphinx, name: str, content: list[str]) -> None:
     if name == "index":
         page = ROOT / "README.md"
         text = page.read_text("utf-8") + text
-    content[0] = re.sub(r"(\]\()([^)\s]+)(\))", lambda m: m[1] + _target(m[2], page) + m[3], text)
+    folder = (ROOT / "docs" / name).parent
+    # The site has no page of a folder: what is linked stays as text.
+    text = re.sub(
+        r"\[([^\]]*)\]\(([^)\s]+)\)",
+        lambda m: m[1] if _is_folder(m[2], page) else m[0],
+        text,
+    )
+    content[0] = re.sub(
+        r"(\]\()([^)\s]+)(\))", lambda m: m[1] + _target(m[2], page, folder) + m[3], text
+    )
 
 
 def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
