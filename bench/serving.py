@@ -19,7 +19,6 @@ import contextlib
 import http.client
 import io
 import json
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -50,8 +49,10 @@ class Server:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mtp_jax.serve", f"--model={_MODEL.value}", "--port=0"]
-            + [f"--batch_size={batch_size}", f"--strategy={_STRATEGY.value}", "--queue=1000"],
+            [
+                *(sys.executable, "-m", "mtp_jax.serve", f"--model={_MODEL.value}", "--port=0"),
+                *(f"--batch_size={batch_size}", f"--strategy={_STRATEGY.value}", "--queue=1000"),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
