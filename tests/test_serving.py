@@ -7,6 +7,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import pathlib
 import re
 import signal
@@ -30,7 +31,7 @@ import mtp_jax
 from mtp_jax.data import corpus, grammar
 from mtp_jax.serving.app import Service, Settings
 from mtp_jax.serving.engine import Engine
-from mtp_jax.serving.job import Job, Waiting
+from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.transcription.cutting import Piece
 from mtp_jax.transcription.formats import formatted
@@ -401,24 +402,31 @@ def test_a_batch_is_fair_and_wastes_no_padding(model):
         made = Job(lambda job: iter(()), strategy, "", False, lambda event: None)
         for piece in pieces:
             made.add(piece)
-        engine._queue(made)
+        with engine._change:
+            engine._queue(made)
         return made
 
     verify = model.strategy("verify")
     many, one, other = job(verify, *[long] * 9), job(verify, short), job(None, long)
-    chosen = engine._next_batch()
-    assert [j for j, _ in chosen] == [many, one, many, many] or len(lengths) > 1
-    assert {j.strategy for j, _ in chosen} == {verify}
-    assert all(isinstance(item, Waiting) for _, item in chosen)
-    following = engine._next_batch()
-    assert following[0][0] is (other if one not in engine._jobs else one)
+    chosen = engine._next_batch()  # longer ones first, behind the piece whose turn it is
+    assert [job for job, _ in chosen][:1] == [many]
+    assert {job.strategy for job, _ in chosen} == {verify}
+    assert len(chosen) == model.batch_size
+    following = engine._next_batch()  # not `many` again
+    assert following[0][0] is (one if one in {job for job, _ in following} else other)
+    assert all(len(item.piece.audio) <= len(following[0][1].piece.audio) for _, item in following)
+    rest = [engine._next_batch() for _ in range(len(engine._jobs))]
+    assert other in {job for batch in (following, *rest) for job, _ in batch}
 
 
 @contextlib.contextmanager
 def served(workdir: pathlib.Path, *flags: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """The command, and its address."""
     command = [sys.executable, "-m", "mtp_jax.serve", f"--model={workdir}", "--port=0", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
         try:
             line = process.stderr.readline()
             found = re.match(r"(http://\S+) serves", line)
@@ -494,7 +502,7 @@ def test_the_openai_client_works_and_sigterm_loses_nothing(workdir, model, waves
         assert "all requests were answered" in process.stderr.read()
 
 
-def command(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+def command(*flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "mtp_jax.serve", *flags], capture_output=True, text=True, cwd=ROOT
     )

@@ -1,4 +1,4 @@
-"""A thousand damaged uploads against a running service: each is answered, and nothing leaks.
+"""A thousand damaged uploads to a running service: each is answered; none crashes, hangs or leaks.
 
 python -m pytest -m slow tests/test_serving_fuzz.py
 """

@@ -1,7 +1,7 @@
 """The front page in headless Chromium: a real recording, from a file and from the microphone.
 
-Selenium needs a `chromium` and a `chromedriver` on the PATH (Debian: `apt install
-chromium-driver`); without them these tests are skipped, and say so.
+They need `chromium` and `chromedriver` on the PATH (Debian: `apt install chromium-driver`); without
+them they are skipped, and say so.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Page:
     def blocks(self) -> list[list[str]]:
         """Texts of the tokens of each block; ■ is EOS."""
         return self.browser.execute_script(
-            "return [...document.querySelectorAll('.block')].map(block =>"
+            "return [...document.querySelectorAll('.block:not(.plain)')].map(block =>"
             " [...block.querySelectorAll('.token')].map(token => token.textContent))"
         )
 
