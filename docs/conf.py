@@ -44,7 +44,7 @@ apidoc_modules = [
         "separate_modules": True,
         "module_first": True,
         "max_depth": 1,
-        "automodule_options": {"members", "ignore-module-all"},
+        "automodule_options": {"members"},
     }
 ]
 default_role = "py:obj"
@@ -54,6 +54,7 @@ smartquotes = False  # they would make a dash of what begins a flag
 toc_object_entries = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+autodoc_default_options = {"ignore-module-all": True}  # each name where it is defined, only
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
