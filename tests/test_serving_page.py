@@ -109,10 +109,10 @@ class Page:
         return self["status"].text
 
     def blocks(self) -> list[list[str]]:
-        """Texts of the tokens of each block; ■ is EOS."""
+        """Texts of the tokens of each block, without spaces; ■ is EOS."""
         return self.browser.execute_script(
             "return [...document.querySelectorAll('.block:not(.plain)')].map(block =>"
-            " [...block.querySelectorAll('.token')].map(token => token.textContent))"
+            " [...block.querySelectorAll('.token')].map(token => token.textContent.trim()))"
         )
 
     def choose(self, strategy: str) -> None:
@@ -128,7 +128,7 @@ def page(browser, address) -> Page:
 
 def expected_blocks(model, talk, strategy) -> list[list[str]]:
     found = model.transcribe(talk, strategy=strategy)
-    return [["■" if t.word < 0 else t.text for t in block] for block in found.blocks]
+    return [["■" if t.word < 0 else t.text.strip() for t in block] for block in found.blocks]
 
 
 def test_a_file_becomes_blocks_and_their_count(page, model, talk):
@@ -136,6 +136,8 @@ def test_a_file_becomes_blocks_and_their_count(page, model, talk):
     assert "decoded in" in page.decoded()
     expected = model.transcribe(talk)
     assert page.blocks() == expected_blocks(model, talk, "verify")
+    said = page["transcript"].get_attribute("textContent").replace("■", " ")
+    assert said.replace("\xa0", " ").split() == expected.text.split()
     tokens, calls = len(expected.tokens), expected.decoder_calls
     assert page["tokens"].text == str(tokens)
     assert page["calls"].text == str(calls)

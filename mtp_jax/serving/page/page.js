@@ -218,6 +218,8 @@ class View {
     area.append(line);
     for (const block of event.blocks) {
       signal.throwIfAborted();
+      // A space between blocks belongs to neither, so that lines break well.
+      if (/^\s/.test(block.tokens[0].text)) line.append(" ");
       line.append(this.block(block));
       this.tokens += block.tokens.length;
       this.calls = this.calls + (block.call ? 1 : 0);
@@ -233,10 +235,11 @@ class View {
     found.className = call ? "block" : "block plain";
     const count = `${tokens.length} token${tokens.length === 1 ? "" : "s"}`;
     if (call) found.title = `call ${call}: ${count}`;
-    for (const { text, end } of tokens) {
+    const blank = tokens.every(({ text }) => !text.trim());
+    for (const [i, { text, end }] of tokens.entries()) {
       const token = document.createElement("span");
       token.className = end ? "token end" : "token";
-      token.textContent = end ? "■" : text;
+      token.textContent = end ? "■" : i ? text : blank ? "\u00a0" : text.trimStart();
       if (end) token.setAttribute("aria-hidden", "true");
       found.append(token);
     }
@@ -288,8 +291,11 @@ $("tau").onchange = transcribe;
 $("again").onclick = transcribe;
 $("stop").onclick = () => running && running.abort();
 $("copy").onclick = async () => {
-  const lines = [...$("transcript").querySelectorAll("p")].map((p) =>
-    [...p.querySelectorAll(".token:not(.end)")].map((token) => token.textContent).join("").trim());
+  const lines = [...$("transcript").querySelectorAll("p")].map((p) => {
+    const copy = p.cloneNode(true);
+    copy.querySelectorAll(".end").forEach((mark) => mark.remove());
+    return copy.textContent.trim();
+  });
   await navigator.clipboard.writeText(lines.filter(Boolean).join("\n"));
   $("copy").textContent = "Copied";
   setTimeout(() => ($("copy").textContent = "Copy text"), 1500);
