@@ -52,6 +52,12 @@ ALLOWED: dict[str, set[str]] = {
     "tpu.collectives": {"tpu.hlo", "tpu.chips"},
     "tpu.roofline": {"tpu"},
     "tpu.compiled": {"config"},
+    "serving.refusal": set(),
+    "serving.upload": {"serving.refusal"},
+    "serving.options": {"config", "serving.refusal"},
+    "serving.metrics": {"transcription.results"},
+    "serving.job": {"decoding", "transcription"},
+    "serving.answers": {"serving.options", "transcription"},
 }
 COMMANDS = {
     *("mtp_jax.train", "mtp_jax.evaluate", "mtp_jax.export", "mtp_jax.compile"),
@@ -100,6 +106,14 @@ def test_nobody_imports_a_command_line() -> None:
     assert set(FILES) >= COMMANDS
     for module in FILES:
         assert not imports(module) & COMMANDS, module
+
+
+def test_only_the_service_needs_what_serves() -> None:
+    """Its packages are an extra."""
+    extra = {"starlette", "uvicorn", "python_multipart", "prometheus_client", "mtp_jax.serving"}
+    users = {module for module in FILES if any(within(name, extra) for name in imports(module))}
+    assert users
+    assert all(within(user, {"mtp_jax.serving", "mtp_jax.serve"}) for user in users)
 
 
 def test_only_the_maker_of_the_corpus_touches_espeak() -> None:
