@@ -48,7 +48,9 @@ def chips_of(where: Slice) -> list[jax.Device]:
 
     name = f"{where.chip.name}:{'x'.join(map(str, where.shape))}"
     try:
-        return list(topologies.get_topology_desc(name, platform="tpu").devices)
+        # Older compilers take a host to have four chips, and so refuse a single one.
+        one = {"chips_per_host_bounds": [1, 1, 1]} if where.chips == 1 else {}
+        return list(topologies.get_topology_desc(name, platform="tpu", **one).devices)
     except Exception as error:  # plugins raise what they like
         text = " ".join(str(error).split())
         remedy = "pip install libtpu" if "not installed" in text else "choose another --topology"
