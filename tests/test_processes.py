@@ -105,7 +105,7 @@ class Job:
                 started = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
             self.processes.append(started)
 
-    def end(self, seconds: float = 420) -> tuple[list[int], list[str]]:
+    def end(self, seconds: float = 1200) -> tuple[list[int], list[str]]:
         """Exit statuses, and what each process said; `ends` is when each ended."""
         until = time.monotonic() + seconds
         self.ends: dict[int, float] = {}
@@ -195,7 +195,7 @@ def test_four_then_two_then_four_processes_make_the_same_run(folder, one):
     assert 2 <= stopped < 6
 
     two = Job(folder, "many", 2, stopped + 2, "SIGSTOP")
-    code = two.processes[0].wait(420)  # by the silence of the other
+    code = two.processes[0].wait(1200)  # by the silence of the other
     two.processes[1].kill()
     assert_ended(code, two.end()[1][0])
 
