@@ -31,29 +31,6 @@ def shifted_targets(
 
 
 def cross_entropy(
-    logits: jax.Array, targets: jax.Array, real: jax.Array, label_smoothing: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """Summed cross-entropy of one head, and how many targets it was summed over.
-
-    Args:
-        logits: float32[B, L, V].
-        targets: int32[B, L].
-        real: bool[B, L]; other positions are ignored.
-        label_smoothing: mass spread evenly over the vocabulary (Szegedy et al., 2016).
-
-    Returns:
-        Two float32 scalars: nats, and targets.
-    """
-    logits = jnp.where(real[..., None], logits, 0.0)  # a NaN in padding must not reach gradients
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    if label_smoothing:
-        target = (1 - label_smoothing) * target + label_smoothing * jnp.mean(logits, axis=-1)
-    nats = jnp.where(real, log_z - target, 0.0)
-    return jnp.sum(nats), jnp.sum(real, dtype=jnp.float32)
-
-
-def chunked_cross_entropy(
     hidden: jax.Array,
     kernel: jax.Array,
     targets: jax.Array,
@@ -73,7 +50,7 @@ def chunked_cross_entropy(
         targets: int32[...].
         weight: float32[...] of each target; where it is 0, hidden and target may be anything.
         columns: of the vocabulary in a part, about.
-        label_smoothing: as in `cross_entropy`.
+        label_smoothing: mass spread evenly over the vocabulary (Szegedy et al., 2016).
 
     Returns:
         The weighted sum of nats, through which gradients flow, and float32[...] nats of each
@@ -81,15 +58,15 @@ def chunked_cross_entropy(
     """
     parts = max(1, round(kernel.shape[0] / columns))
     hidden = jnp.where(weight[..., None] > 0, hidden, jnp.zeros((), hidden.dtype))
-    nats = _chunked(hidden, kernel, targets, parts, label_smoothing)
+    nats = _nats(hidden, kernel, targets, parts, label_smoothing)
     return jnp.sum(jnp.where(weight > 0, weight * nats, 0.0)), jax.lax.stop_gradient(nats)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _chunked(
+def _nats(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, parts: int, smoothing: float
 ) -> jax.Array:
-    return _chunked_forward(hidden, kernel, targets, parts, smoothing)[0]
+    return _forward(hidden, kernel, targets, parts, smoothing)[0]
 
 
 def _part_logits(hidden: jax.Array, kernel: jax.Array, tokens: jax.Array, size: int) -> jax.Array:
@@ -98,7 +75,7 @@ def _part_logits(hidden: jax.Array, kernel: jax.Array, tokens: jax.Array, size: 
     return jnp.where(tokens < size, product, -jnp.inf)
 
 
-def _chunked_forward(
+def _forward(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, parts: int, smoothing: float
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     size, real = kernel.shape[0], jnp.zeros(targets.shape)
@@ -121,7 +98,7 @@ def _chunked_forward(
     return nats, (hidden, kernel, targets, log_z)
 
 
-def _chunked_backward(
+def _backward(
     parts: int, smoothing: float, saved: tuple[jax.Array, ...], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden, kernel, targets, log_z = saved
@@ -144,7 +121,7 @@ def _chunked_backward(
     return of_hidden.astype(hidden.dtype), of_kernel.astype(kernel.dtype), None
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+_nats.defvjp(_forward, _backward)
 
 
 def _in_parts(hidden: jax.Array, kernel: jax.Array, parts: int) -> tuple[jax.Array, jax.Array]:

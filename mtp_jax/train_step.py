@@ -271,7 +271,7 @@ def heads_loss(
 
     def scored(x: jax.Array, kernel: jax.Array, rows: slice) -> tuple[jax.Array, jax.Array]:
         weight = weights[rows, None, None] * share[rows]
-        return losses.chunked_cross_entropy(
+        return losses.cross_entropy(
             x, kernel, targets[rows], weight, c.loss.columns, c.loss.label_smoothing
         )
 
