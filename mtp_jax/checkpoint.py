@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mtp_jax.params import Params, merge
+from mtp_jax.params import Params, by_path, merge
 from mtp_jax.paths import absolute
 from mtp_jax.train_step import TrainState
 
@@ -130,6 +130,8 @@ class Checkpoints:
         if best is None:
             raise CheckpointError(f"{self._best.directory} holds no checkpoint: train first")
         try:
+            stored = self._best.checkpointables_metadata(best[0]).metadata["params"]
+            _refuse_misfit(stored, shapes)
             like = {"params": _abstract(shapes, shardings)}
             params: Params = self._best.load_checkpointables(best[0], like)["params"]
             return params
@@ -138,6 +140,16 @@ class Checkpoints:
                 f"checkpoint {best[0]} in {self._best.directory} does not fit the workdir's config"
                 f" or is damaged ({_first_line(error)})"
             ) from error
+
+
+def _refuse_misfit(stored: Params, expected: Params) -> None:
+    """Before Orbax meets it in the middle of many reads, of which it tells the first only."""
+    found = by_path(stored)
+    for path, x in by_path(expected).items():
+        if path not in found:
+            raise ValueError(f"it has no {path}")
+        if found[path].shape != x.shape:
+            raise ValueError(f"{path} is {found[path].shape}, not {x.shape}")
 
 
 def _first_line(error: Exception) -> str:

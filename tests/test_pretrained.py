@@ -58,9 +58,7 @@ def drawn(init, *args):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    cache = tmp_path_factory.mktemp("cache")
-    jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
-    return cache
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

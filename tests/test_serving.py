@@ -7,7 +7,6 @@ import contextlib
 import io
 import itertools
 import json
-import os
 import pathlib
 import re
 import signal
@@ -19,7 +18,6 @@ import time
 from collections.abc import Iterator
 
 import httpx2 as httpx
-import jax
 import numpy as np
 import openai
 import pytest
@@ -45,8 +43,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> pathlib.Path:
-    cache = str(tmp_path_factory.mktemp("cache") / "compiled")
-    jax.config.update("jax_compilation_cache_dir", cache)
     return tiny_workdir(tmp_path_factory.mktemp("model") / "tiny")
 
 
@@ -423,10 +419,7 @@ def test_a_batch_is_fair_and_wastes_no_padding(model):
 def served(workdir: pathlib.Path, *flags: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """The command, and its address."""
     command = [sys.executable, "-m", "mtp_jax.serve", f"--model={workdir}", "--port=0", *flags]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    ) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             line = process.stderr.readline()
             found = re.match(r"(http://\S+) serves", line)
@@ -531,7 +524,7 @@ def test_a_missing_package_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
-    assert "package uvicorn is missing: pip install 'mtp_jax[serve]'" in done.stderr
+    assert "package uvicorn is missing: pip install '.[serve]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -13,7 +13,6 @@ import shutil
 import threading
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -34,8 +33,6 @@ PATIENCE = 300  # s
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> mtp_jax.Transcriber:
-    cache = str(tmp_path_factory.mktemp("cache") / "compiled")
-    jax.config.update("jax_compilation_cache_dir", cache)
     return mtp_jax.load(tiny_workdir(tmp_path_factory.mktemp("model") / "tiny"), batch_size=1)
 
 

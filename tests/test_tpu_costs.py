@@ -15,6 +15,7 @@ from mtp_jax.tpu.meshes import factorisations
 # 1000 operations, 100 bytes of memory and 10 bytes of a link a second.
 CHIP = Chip("toy", 1000.0, 1e6, 100.0, 10.0, 2, 4, 1)
 SLICE = Slice(CHIP, (2, 2))
+TILE = 4 * 8 * 128  # bytes that a float32 array of up to [8, 128] takes
 COORDINATES = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 LOOP = """\
@@ -31,16 +32,16 @@ HloModule toy, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias) }
 }
 
 %body (arg: (s32[], f32[5,10], f32[7,10,20])) -> (s32[], f32[5,10], f32[7,10,20]) {
-  %arg = (s32[]{:T(128)}, f32[5,10]{1,0:T(8,128)}, f32[7,10,20]{2,1,0}) parameter(0)
+  %arg = (s32[]{:T(128)}, f32[5,10]{1,0:T(8,128)}, f32[7,10,20]{2,1,0:T(8,128)}) parameter(0)
   %n = s32[]{:T(128)} get-tuple-element(%arg), index=0
   %x = f32[5,10]{1,0:T(8,128)} get-tuple-element(%arg), index=1
-  %stack = f32[7,10,20]{2,1,0} get-tuple-element(%arg), index=2
+  %stack = f32[7,10,20]{2,1,0:T(8,128)} get-tuple-element(%arg), index=2
   %y = f32[5,20]{1,0:T(8,128)} fusion(%x, %stack, /*index=2*/%n), kind=kOutput, calls=%product
   ROOT %out = (s32[], f32[5,10], f32[7,10,20]) tuple(%n, %x, %stack)
 }
 
 %condition (arg.1: (s32[], f32[5,10], f32[7,10,20])) -> pred[] {
-  %arg.1 = (s32[]{:T(128)}, f32[5,10]{1,0:T(8,128)}, f32[7,10,20]{2,1,0}) parameter(0)
+  %arg.1 = (s32[]{:T(128)}, f32[5,10]{1,0:T(8,128)}, f32[7,10,20]{2,1,0:T(8,128)}) parameter(0)
   %n.1 = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
   %limit = s32[]{:T(128)} constant(7)
   ROOT %lt = pred[]{:T(512)} compare(%n.1, %limit), direction=LT
@@ -48,7 +49,7 @@ HloModule toy, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias) }
 
 ENTRY %main (a: f32[5,10], b: f32[7,10,20]) -> (f32[5,10]) {
   %a = f32[5,10]{1,0:T(8,128)} parameter(0)
-  %b = f32[7,10,20]{2,1,0} parameter(1)
+  %b = f32[7,10,20]{2,1,0:T(8,128)} parameter(1)
   %start = s32[]{:T(128)} constant(2)
   %carried = (s32[], f32[5,10], f32[7,10,20]) tuple(%start, %a, %b)
   %loop = (s32[], f32[5,10], f32[7,10,20]) while(%carried), condition=%condition, body=%body
@@ -74,7 +75,7 @@ def test_a_loop_costs_its_body_as_often_as_it_runs():
     main = module.computations["main"]
     assert hlo.trip_count(module, main, main.by_name["loop"]) == 5
     found = estimate(module)
-    moved = 4 * (5 * 10 + 10 * 20 + 5 * 20 + 1)  # x, one kernel, y, and the counter
+    moved = TILE + 2 * TILE + TILE + 4  # x, one kernel, y, and the counter
     assert found.flops == 5 * 2 * 5 * 10 * 20
     assert found.hbm_bytes == 5 * moved
     assert found.compute_seconds == pytest.approx(5 * 2.0)
@@ -98,7 +99,7 @@ def test_a_loop_may_take_steps_of_two():
 
 def test_arrays_in_the_chips_own_memory_cost_no_traffic():
     text = LOOP.replace("f32[5,10]{1,0:T(8,128)}", "f32[5,10]{1,0:T(8,128)S(1)}")
-    assert estimate(hlo.parse(text)).hbm_bytes == 5 * 4 * (10 * 20 + 5 * 20 + 1)
+    assert estimate(hlo.parse(text)).hbm_bytes == 5 * (2 * TILE + TILE + 4)
 
 
 def test_batched_products_are_counted_without_the_zeros_of_dilation():
@@ -223,7 +224,7 @@ def test_memory_at_the_worst_moment():
         "ROOT %e = f32[25]{0} slice(%c), slice={[0:25]}",
     )
     assert memory.temporary_bytes(module) == 4 * (50 + 75)
-    assert memory.temporary_bytes(hlo.parse(LOOP)) == 4 * 5 * 20  # in each trip anew
+    assert memory.temporary_bytes(hlo.parse(LOOP)) == TILE  # y, in each trip anew
 
 
 def test_text_that_is_no_program_is_refused():

@@ -40,7 +40,6 @@ STEPS = 6
 def config(tmp_path_factory) -> Config:
     """A run of six steps; its caches outlive the single test."""
     cache = tmp_path_factory.mktemp("cache")
-    jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     return Config(
         data=Data(
             train="embedded/tiny:train",
@@ -209,7 +208,7 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
 
     done = command("train", *flags)
     assert done.returncode == 0, done.stderr
-    assert "evaluating only" in done.stdout
+    assert "evaluating only" in done.stderr
     assert "| verify" in done.stdout
     results = json.loads((uninterrupted / "results.json").read_text())
     assert results["heads"] == {"kind": "latent", "M": 3}

@@ -23,7 +23,7 @@ from mtp_jax.data.source import DataError, Problem, Source, Utterance
 from mtp_jax.data.views import View
 
 INDEX = "index.safetensors"
-_VERSION = "1"
+_VERSION = "2"
 _OPEN_FILES = 256  # of one process, well below what systems allow
 
 
@@ -110,19 +110,21 @@ def write_index(
     columns = np.array(numbers, "f8, i4, i4")
     arrays: dict[str, np.ndarray] = {
         "sizes": np.array(sizes, np.int64),
+        "sample_rate": np.array(sample_rate),
+        "left_out": np.array(left_out),
         **{name: columns[f"f{i}"].copy() for i, name in enumerate(("seconds", "speaker", "lang"))},
         **Column.arrays(ids, "id"),
         **Column.arrays(texts, "text"),
         **Column.arrays(names, "names"),
     }
-    told = {"version": _VERSION, "sample_rate": str(sample_rate), "left_out": str(left_out)}
-    save_file(arrays, path, told)
+    # More than one note, and their order would be another each time.
+    save_file(arrays, path, {"version": _VERSION})
     path.chmod(0o644)  # safetensors lets nobody else read it
     return len(ids), left_out, len(sizes)
 
 
-def read_index(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and notes of an index.
+def read_index(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an index.
 
     Raises:
         DataError: it cannot be read.
@@ -131,15 +133,15 @@ def read_index(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     try:
         with safe_open(path, framework="np") as file:
-            told = file.metadata() or {}
-            if told.get("version") != _VERSION:
-                raise ValueError(f"version {told.get('version')}, not {_VERSION}")
+            version = (file.metadata() or {}).get("version")
+            if version != _VERSION:
+                raise ValueError(f"version {version}, not {_VERSION}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if len(arrays["seconds"]) != int(arrays["sizes"].sum()) or int(told["sample_rate"]) <= 0:
+        if len(arrays["seconds"]) != int(arrays["sizes"].sum()) or arrays["sample_rate"] <= 0:
             raise ValueError("its parts do not agree")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise DataError(f"{path} cannot be read ({error}): pack the data again") from None
-    return arrays, told
+    return arrays
 
 
 def is_packed(folder: Path) -> bool:
@@ -157,9 +159,9 @@ def record_source(folder: Path, sample_rate: int) -> Source:
     Raises:
         DataError: its index cannot be read.
     """
-    arrays, told = read_index(folder / INDEX)
+    arrays = read_index(folder / INDEX)
     utterances = _utterances(arrays)
-    ends, rate = np.cumsum(arrays["sizes"]), int(told["sample_rate"])
+    ends, rate = np.cumsum(arrays["sizes"]), int(arrays["sample_rate"])
 
     @functools.lru_cache(maxsize=_OPEN_FILES)
     def reader(shard: int) -> Any:
@@ -184,7 +186,7 @@ def record_source(folder: Path, sample_rate: int) -> Source:
             audio = np.clip(np.rint(wave), -(2**15), 2**15 - 1).astype(np.int16)
         return np.asarray(audio)
 
-    left_out = int(told.get("left_out", 0))
+    left_out = int(arrays["left_out"])
     problems = [Problem(f"{left_out} items", "left out in packing")] if left_out else []
     return Source(folder.name, "", utterances, problems, waveform)
 

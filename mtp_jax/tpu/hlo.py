@@ -33,13 +33,13 @@ class Array:
     Attributes:
         dtype, dims: of its elements.
         on_chip: whether it is kept in the chip's own memory (a memory space other than 0).
-        padding: places in memory for each element: the innermost axes fill whole tiles.
+        places: for elements in memory: the innermost axes fill whole tiles.
     """
 
     dtype: str
     dims: tuple[int, ...]
-    on_chip: bool = False
-    padding: float = 1.0
+    on_chip: bool
+    places: int
 
     @property
     def elements(self) -> int:
@@ -49,7 +49,7 @@ class Array:
     @property
     def bytes(self) -> float:
         """With the padding of its layout."""
-        return self.elements * self.padding * _BITS.get(self.dtype, 0) / 8
+        return self.places * _BITS.get(self.dtype, 0) / 8
 
     @property
     def hbm_bytes(self) -> float:
@@ -177,28 +177,28 @@ def arrays(shape: str) -> tuple[Array, ...]:
     """Arrays of a shape such as ``(f32[8,128]{1,0:T(8,128)S(1)}, s32[])``.
 
     >>> arrays("bf16[8,64]{1,0:T(8,128)(2,1)S(1)}")
-    (Array(dtype='bf16', dims=(8, 64), on_chip=True, padding=2.0),)
+    (Array(dtype='bf16', dims=(8, 64), on_chip=True, places=1024),)
     """
     found = []
     for dtype, dims, layout in _ARRAY.findall(_COMMENT.sub("", shape)):
         space = re.search(r"S\((\d+)\)", layout)
         sizes = tuple(int(d.lstrip("<=")) for d in dims.split(",") if d)
         on_chip = space is not None and space.group(1) != "0"
-        found.append(Array(dtype, sizes, on_chip, _padding(sizes, layout)))
+        found.append(Array(dtype, sizes, on_chip, _places(sizes, layout)))
     return tuple(found)
 
 
-def _padding(dims: tuple[int, ...], layout: str) -> float:
-    """Places in memory for each element of an array."""
+def _places(dims: tuple[int, ...], layout: str) -> int:
+    """Places in memory of an array, with those that only fill tiles."""
     order, _, rest = layout.partition(":")
     tile = re.match(r"T\(([\d,]+)\)", rest)
-    if tile is None or not math.prod(dims):
-        return 1.0
-    inner = [dims[int(axis)] for axis in order.split(",") if axis]  # the innermost first
-    factor = 1.0
-    for size, step in zip(inner, reversed(tile.group(1).split(",")), strict=False):
-        factor *= -(-size // int(step)) * int(step) / size
-    return factor
+    if tile is None:
+        return math.prod(dims)
+    sizes = [dims[int(axis)] for axis in order.split(",") if axis]  # the innermost first
+    for n, step in enumerate(map(int, reversed(tile.group(1).split(",")))):
+        if n < len(sizes):
+            sizes[n] = -(-sizes[n] // step) * step
+    return math.prod(sizes)
 
 
 def _instruction(name: str, rest: str, root: bool) -> Instruction:
