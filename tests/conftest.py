@@ -8,6 +8,15 @@ import tempfile
 if importlib.util.find_spec("libtpu"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# What takes longest begins first, so that no worker is left with it when the others are done.
+LONGEST = ("test_sharding", "test_training", "test_ctc_vocabulary", "test_pretrained", "test_mwer")
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts them; those of a file stay together."""
+    place = {name: n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
 
 def pytest_configure(config):
     """Programs are compiled once for all workers and the processes that tests start.
