@@ -94,7 +94,7 @@ def runs(llama: str) -> dict[str, list[str]]:
     return found
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     extra = argv[1:]
     everything = runs(_LLAMA.value)
     names = _ONLY.value or list(everything)
@@ -114,8 +114,11 @@ def main(argv: list[str]) -> None:
             *extra,
         ]
         print(shlex.join(command), flush=True)
-        if not _DRY_RUN.value and not (workdir / "results.json").exists():
-            subprocess.run(command, check=True)
+        if _DRY_RUN.value or (workdir / "results.json").exists():
+            continue
+        if status := subprocess.run(command, check=False).returncode:
+            return status  # it said why
+    return 0
 
 
 if __name__ == "__main__":
