@@ -1,6 +1,7 @@
 """The tables of docs/scaling.md, from what ``mtp_jax.compile --output`` wrote.
 
 python -m bench.scaling train FILE.json ...
+python -m bench.scaling growth FILE.json ...
 python -m bench.scaling decode FILE.json ...
 python -m bench.scaling calls FILE.json ...
 """
@@ -61,6 +62,32 @@ def train(rows: list[Row]) -> str:
     )
 
 
+def growth(rows: list[Row]) -> str:
+    """Of a training step: what a chip holds, and what it sends, by kind."""
+    kinds = ("all-gather", "reduce-scatter", "all-reduce")
+    head = ["chips", "mesh", "utterances a chip", "GiB", *(f"{kind} MB" for kind in kinds),
+            "interconnect ms", "not hidden ms", "step ms", "MFU", "tokens/s"]  # fmt: skip
+    return table(
+        head,
+        [
+            [
+                str(row["chips"]),
+                row["mesh"],
+                f"{row['rows'] / row['chips']:g}",
+                f"{row['peak_bytes'] / GIB:.1f}",
+                *(
+                    f"{sum(c['bytes'] for c in row['collectives'] if c['kind'] == kind) / 1e6:,.0f}"
+                    for kind in kinds
+                ),
+                *(f"{row[f'{name}_seconds'] * 1e3:.0f}" for name in ("ici", "exposed_ici", "step")),
+                f"{row['mfu']:.2f}",
+                f"{row['tokens_per_second']:,.0f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
 def decode(rows: list[Row]) -> str:
     head = ["run", "strategy", "mesh", "utterances a chip", "GiB", "to the first token ms",
             "a call ms", "tokens/s at 1 a call", "tokens/s at most"]  # fmt: skip
@@ -98,4 +125,5 @@ def calls(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    print({"train": train, "decode": decode, "calls": calls}[sys.argv[1]](read(sys.argv[2:])))
+    tables = {"train": train, "growth": growth, "decode": decode, "calls": calls}
+    print(tables[sys.argv[1]](read(sys.argv[2:])))
