@@ -64,7 +64,7 @@ def train(rows: list[Row]) -> str:
 
 def growth(rows: list[Row]) -> str:
     """Of a training step: what a chip holds, and what it sends, by kind."""
-    kinds = ("all-gather", "reduce-scatter", "all-reduce")
+    kinds = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
     head = ["chips", "mesh", "utterances a chip", "GiB", *(f"{kind} MB" for kind in kinds),
             "interconnect ms", "not hidden ms", "step ms", "MFU", "tokens/s"]  # fmt: skip
     return table(
