@@ -66,7 +66,7 @@ def cross_entropy(
 def _nats(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, parts: int, smoothing: float
 ) -> jax.Array:
-    return _forward(hidden, kernel, targets, parts, smoothing)[0]
+    return _nats_forward(hidden, kernel, targets, parts, smoothing)[0]
 
 
 def _part_logits(hidden: jax.Array, kernel: jax.Array, tokens: jax.Array, size: int) -> jax.Array:
@@ -75,7 +75,7 @@ def _part_logits(hidden: jax.Array, kernel: jax.Array, tokens: jax.Array, size: 
     return jnp.where(tokens < size, product, -jnp.inf)
 
 
-def _forward(
+def _nats_forward(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, parts: int, smoothing: float
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     size, real = kernel.shape[0], jnp.zeros(targets.shape)
@@ -98,7 +98,7 @@ def _forward(
     return nats, (hidden, kernel, targets, log_z)
 
 
-def _backward(
+def _nats_backward(
     parts: int, smoothing: float, saved: tuple[jax.Array, ...], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden, kernel, targets, log_z = saved
@@ -121,7 +121,7 @@ def _backward(
     return of_hidden.astype(hidden.dtype), of_kernel.astype(kernel.dtype), None
 
 
-_nats.defvjp(_forward, _backward)
+_nats.defvjp(_nats_forward, _nats_backward)
 
 
 def _in_parts(hidden: jax.Array, kernel: jax.Array, parts: int) -> tuple[jax.Array, jax.Array]:
