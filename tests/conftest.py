@@ -4,6 +4,8 @@ import importlib.util
 import os
 import tempfile
 
+import pytest
+
 # It is here to compile with, and would look for TPUs each time that JAX starts.
 if importlib.util.find_spec("libtpu"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,3 +32,52 @@ def pytest_configure(config):
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {flags}"
+
+
+# Imported late: importing JAX would read the environment before it is set.
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+    """Of a tiny model with random parameters; not to be written to."""
+    from tests.models import tiny_workdir
+
+    return tiny_workdir(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def model(workdir):
+    """It, loaded."""
+    import mtp_jax
+
+    return mtp_jax.load(workdir, batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def waves():
+    """int16[T] of three sentences."""
+    from tests.recordings import sentences
+
+    return sentences(3)
+
+
+@pytest.fixture(scope="session")
+def talk(waves):
+    """int16[T], longer than the model's longest piece."""
+    import numpy as np
+
+    from tests.recordings import RATE
+
+    return np.concatenate([waves[0], np.zeros(RATE, np.int16), waves[1], waves[2]])
+
+
+@pytest.fixture(scope="session")
+def recordings(waves, talk):
+    """All of these."""
+    return [*waves, talk]
+
+
+@pytest.fixture(scope="session")
+def files(recordings):
+    """FLAC files of them."""
+    from tests.recordings import flac
+
+    return [flac(wave) for wave in recordings]

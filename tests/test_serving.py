@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
-import itertools
 import json
 import pathlib
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import httpx2 as httpx
 import numpy as np
-import openai
 import pytest
 import soundfile
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-import mtp_jax
-from mtp_jax.data import corpus, grammar
 from mtp_jax.serving.app import Service, Settings
 from mtp_jax.serving.engine import Engine
 from mtp_jax.serving.job import Job
@@ -34,41 +24,10 @@ from mtp_jax.serving.metrics import Metrics
 from mtp_jax.transcription.cutting import Piece
 from mtp_jax.transcription.formats import formatted
 from mtp_jax.transcription.results import Segment, Transcript, Word
-from tests.models import tiny_workdir
+from tests.recordings import RATE, flac
 
-RATE = 16_000
 URL = "/v1/audio/transcriptions"
 ROOT = pathlib.Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> pathlib.Path:
-    return tiny_workdir(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(workdir) -> mtp_jax.Transcriber:
-    return mtp_jax.load(workdir, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def waves() -> list[np.ndarray]:
-    """int16[T] of some sentences, the last of them longer than the model's longest piece."""
-    texts = list(itertools.islice(grammar.sentences("dev", 0), 3))
-    spoken = [corpus.utterance(text, 0, "dev", i) for i, text in enumerate(texts)]
-    found = [soundfile.read(io.BytesIO(item.flac), dtype="int16")[0] for item in spoken]
-    return [*found, np.concatenate([found[0], np.zeros(RATE, np.int16), found[1], found[2]])]
-
-
-@pytest.fixture(scope="module")
-def files(waves) -> list[bytes]:
-    return [flac(wave) for wave in waves]
-
-
-def flac(samples: np.ndarray, kind: str = "FLAC") -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, samples, RATE, format=kind)
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +48,10 @@ def post(client, file: bytes, name: str = "talk.flac", **fields) -> httpx.Respon
     return client.post(URL, files={"file": (name, file)}, data=fields)
 
 
-def test_every_format_says_what_the_model_says(client, model, waves, files):
-    expected = model.transcribe(waves[3], rate=RATE)
+def test_every_format_says_what_the_model_says(client, model, recordings, files):
+    expected = model.transcribe(recordings[3], rate=RATE)
     plain = post(client, files[3], model="whisper-1").json()
-    seconds = pytest.approx(len(waves[3]) / RATE, abs=1e-3)
+    seconds = pytest.approx(len(recordings[3]) / RATE, abs=1e-3)
     assert plain["text"] == expected.text
     assert plain["usage"] == {"type": "duration", "seconds": seconds}
     assert post(client, files[3], response_format="text").text == f"{expected.text}\n"
@@ -114,10 +73,10 @@ def test_every_format_says_what_the_model_says(client, model, waves, files):
     assert "".join(token["token"] for token in logprobs).strip() == alone["text"]
 
 
-def test_strategies_are_those_of_the_model(client, model, waves, files):
+def test_strategies_are_those_of_the_model(client, model, recordings, files):
     for fields in ({"strategy": "ctc"}, {"strategy": "threshold", "tau": "0.4"}):
         chosen = model.strategy(fields["strategy"], float(fields.get("tau", 0)) or None)
-        expected = model.transcribe(waves[0], rate=RATE, strategy=chosen)
+        expected = model.transcribe(recordings[0], rate=RATE, strategy=chosen)
         found = post(client, files[0], response_format="verbose_json", **fields).json()
         assert (found["text"], found["decoder_calls"]) == (expected.text, expected.decoder_calls)
         assert found["strategy"] == fields["strategy"]
@@ -131,8 +90,8 @@ def stream(client, file: bytes, **fields) -> list[dict]:
     return [json.loads(item) for item in data]
 
 
-def test_a_stream_adds_up_to_the_transcript_block_by_block(client, model, waves, files):
-    expected = model.transcribe(waves[3], rate=RATE)
+def test_a_stream_adds_up_to_the_transcript_block_by_block(client, model, recordings, files):
+    expected = model.transcribe(recordings[3], rate=RATE)
     *deltas, done = stream(client, files[3], **{"include[]": "blocks"})
     assert "".join(event["delta"] for event in deltas) == expected.text == done["text"]
     blocks = [block for event in deltas for block in event["blocks"]]
@@ -280,7 +239,7 @@ def test_a_slow_upload_and_a_client_that_leaves_give_their_place_back(model, fil
         assert service.held == 0
 
 
-def test_metrics_are_those_of_the_decoding(model, waves, files, monkeypatch):
+def test_metrics_are_those_of_the_decoding(model, recordings, files, monkeypatch):
     decode, made = model.decode, []
 
     def noted(*args) -> list[Segment]:
@@ -321,12 +280,12 @@ def test_metrics_are_those_of_the_decoding(model, waves, files, monkeypatch):
     assert found["mtp_batch_pieces_sum",] == len(made)
 
 
-def test_batches_give_the_texts_of_one_by_one(model, waves, tmp_path):
+def test_batches_give_the_texts_of_one_by_one(model, recordings, tmp_path):
     """Twelve recordings at once, in two strategies, one of them long: fewer batches, same texts."""
     metrics = Metrics()
     engine = Engine(model, 0.2, 3600.0, metrics)
     paths = []
-    for i, wave in enumerate(waves):
+    for i, wave in enumerate(recordings):
         paths.append(tmp_path / f"{i}.wav")
         soundfile.write(paths[-1], wave, RATE)
     results: dict[int, list] = {i: [] for i in range(12)}
@@ -348,7 +307,7 @@ def test_batches_give_the_texts_of_one_by_one(model, waves, tmp_path):
     for i, events in results.items():
         *segments, transcript = events
         assert isinstance(transcript, Transcript), transcript
-        expected = model.transcribe(waves[i % 4], rate=RATE, strategy=names[i])
+        expected = model.transcribe(recordings[i % 4], rate=RATE, strategy=names[i])
         assert transcript.text == expected.text
         assert transcript.segments == tuple(segments)
         assert transcript.decoder_calls == expected.decoder_calls
@@ -413,119 +372,6 @@ def test_a_batch_is_fair_and_wastes_no_padding(model):
     assert all(len(item.piece.audio) <= len(following[0][1].piece.audio) for _, item in following)
     rest = [engine._next_batch() for _ in range(len(engine._jobs))]
     assert other in {job for batch in (following, *rest) for job, _ in batch}
-
-
-@contextlib.contextmanager
-def served(workdir: pathlib.Path, *flags: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """The command, and its address."""
-    command = [sys.executable, "-m", "mtp_jax.serve", f"--model={workdir}", "--port=0", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        try:
-            line = process.stderr.readline()
-            found = re.match(r"(http://\S+) serves", line)
-            assert found, line + process.stderr.read()
-            yield process, found[1]
-        finally:
-            process.kill()
-
-
-def test_the_openai_client_works_and_sigterm_loses_nothing(workdir, model, waves, files):
-    expected = [model.transcribe(wave, rate=RATE) for wave in waves]
-    with served(workdir, "--warm=", "--batch_size=4", "--queue=40") as (process, address):
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=300) as client:
-            audio = client.audio.transcriptions
-            assert [m.id for m in client.models.list()] == ["tiny", "whisper-1"]
-            assert client.models.retrieve("tiny").owned_by == "mtp_jax"
-            named = ("talk.flac", files[3])
-            plain = audio.create(file=named, model="whisper-1")
-            assert plain.text == expected[3].text
-            for kind in ("srt", "vtt"):
-                text = audio.create(file=named, model="tiny", response_format=kind)
-                assert text == formatted(expected[3], kind)
-            text = audio.create(file=named, model="tiny", response_format="text")
-            assert text.strip() == expected[3].text
-            verbose = audio.create(
-                file=named,
-                model="tiny",
-                response_format="verbose_json",
-                timestamp_granularities=["word", "segment"],
-                temperature=0.0,
-                language="en",
-                prompt="names",
-            )
-            assert [w.word for w in verbose.words] == [w.text for w in expected[3].words]
-            assert " ".join(s.text.strip() for s in verbose.segments) == expected[3].text
-            events = list(audio.create(file=named, model="tiny", stream=True))
-            assert events[-1].text == expected[3].text
-            deltas = [e.delta for e in events if e.type == "transcript.text.delta"]
-            assert "".join(deltas) == expected[3].text
-            with pytest.raises(openai.BadRequestError, match=r"notes\.txt is damaged") as raised:
-                audio.create(file=("notes.txt", b"no audio"), model="tiny")
-            assert raised.value.param == "file"
-            with pytest.raises(openai.NotFoundError, match="does not exist"):
-                audio.create(file=named, model="gpt")
-
-        async def many() -> list[str]:
-            async with openai.AsyncOpenAI(
-                base_url=f"{address}/v1", api_key="none", timeout=300, max_retries=0
-            ) as client:
-                tasks = [
-                    asyncio.create_task(
-                        client.audio.transcriptions.create(
-                            file=("talk.flac", files[i % 4]), model="tiny"
-                        )
-                    )
-                    for i in range(24)
-                ]
-                async with httpx.AsyncClient() as other:
-                    while (await other.get(f"{address}/health")).json()["held"] < 24:
-                        await asyncio.sleep(0.01)
-                        if any(task.done() for task in tasks):
-                            break
-                process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.5)
-                return [(await task).text for task in tasks]
-
-        texts = asyncio.run(many())
-        assert texts == [expected[i % 4].text for i in range(24)]
-        host, port = address.removeprefix("http://").split(":")
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((host, int(port)), timeout=10)
-        assert process.wait(timeout=60) == 0
-        assert "all requests were answered" in process.stderr.read()
-
-
-def command(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "mtp_jax.serve", *flags], capture_output=True, text=True, cwd=ROOT
-    )
-
-
-def test_a_wrong_command_gets_one_sentence(workdir, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        for flags, status, said in (
-            (("--model=x",), 1, "x is no folder of a model"),
-            (("--model=x", "--strategy=fast"), 2, "fast is not one of"),
-            (("--model=x", "--warm=verify,fast"), 2, "--warm=fast is not one of"),
-            (("--model=x", "--tau=7"), 2, "--tau=7"),
-            ((f"--model={workdir}", f"--port={port}"), 1, "cannot be listened on"),
-        ):
-            done = command(*flags)
-            assert done.returncode == status, done.stderr
-            assert said in done.stderr
-            assert "Traceback" not in done.stderr
-
-
-def test_a_missing_package_is_named():
-    code = (
-        "import sys; sys.modules['uvicorn'] = None; sys.argv = ['serve', '--model=x'];"
-        "from mtp_jax import cli, serve; sys.exit(cli.run(serve.main))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1
-    assert "package uvicorn is missing: pip install '.[serve]'" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_the_page_needs_nothing_from_elsewhere(client):

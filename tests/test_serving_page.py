@@ -6,7 +6,6 @@ them they are skipped, and say so.
 
 from __future__ import annotations
 
-import io
 import itertools
 import pathlib
 import shutil
@@ -19,33 +18,27 @@ import soundfile
 import uvicorn
 
 import mtp_jax
-from mtp_jax.data import corpus, grammar
 from mtp_jax.serving.app import Service, Settings
-from tests.models import tiny_workdir
+from tests.recordings import RATE
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH"
 )
-RATE = 16_000
 PATIENCE = 300  # s
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> mtp_jax.Transcriber:
-    return mtp_jax.load(tiny_workdir(tmp_path_factory.mktemp("model") / "tiny"), batch_size=1)
+def model(workdir) -> mtp_jax.Transcriber:
+    return mtp_jax.load(workdir, batch_size=1)
 
 
 @pytest.fixture(scope="module")
-def talk(tmp_path_factory) -> pathlib.Path:
+def talk(waves, tmp_path_factory) -> pathlib.Path:
     """Three sentences."""
-    parts = []
-    for i, text in enumerate(itertools.islice(grammar.sentences("dev", 0), 3)):
-        spoken = corpus.utterance(text, 0, "dev", i)
-        wave = soundfile.read(io.BytesIO(spoken.flac), dtype="int16")[0]
-        parts += [wave, np.zeros(RATE, np.int16)]
+    pause = np.zeros(RATE, np.int16)
     file = tmp_path_factory.mktemp("audio") / "talk.wav"
-    soundfile.write(file, np.concatenate(parts), RATE)
+    soundfile.write(file, np.concatenate([x for wave in waves for x in (wave, pause)]), RATE)
     return file
 
 

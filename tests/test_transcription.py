@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import json
 import os
@@ -22,13 +21,13 @@ import soundfile
 import mtp_jax
 from mtp_jax.audio import AudioError, array_blocks, audio_blocks, read_audio
 from mtp_jax.checkpoint import CheckpointError
-from mtp_jax.data import corpus, grammar
+from mtp_jax.data import grammar
 from mtp_jax.decode_step import decode
 from mtp_jax.decoding import Verify
 from mtp_jax.nn.speech_llama import call
 from mtp_jax.speech_features import speech_features
 from mtp_jax.tokenizer import TokenizerError
-from mtp_jax.transcription import formats, outputs, spelling
+from mtp_jax.transcription import formats, spelling
 from mtp_jax.transcription.ahead import ahead
 from mtp_jax.transcription.alignment import align
 from mtp_jax.transcription.confidence import Calibration
@@ -37,34 +36,7 @@ from mtp_jax.transcription.reading import Reader
 from mtp_jax.transcription.results import Segment, Transcript, Word
 from mtp_jax.transcription.step import Heard
 from mtp_jax.workdir import WorkdirError
-from tests.models import tiny_workdir
-
-RATE = 16_000
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> pathlib.Path:
-    return tiny_workdir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(workdir) -> mtp_jax.Transcriber:
-    return mtp_jax.load(workdir, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def waves() -> list[np.ndarray]:
-    """int16[T] of some sentences."""
-    texts = list(itertools.islice(grammar.sentences("dev", 0), 3))
-    spoken = [corpus.utterance(text, 0, "dev", i) for i, text in enumerate(texts)]
-    return [soundfile.read(io.BytesIO(item.flac), dtype="int16")[0] for item in spoken]
-
-
-@pytest.fixture(scope="module")
-def talk(waves) -> np.ndarray:
-    """Longer than the model's longest piece."""
-    pause = np.zeros(RATE, np.int16)
-    return np.concatenate([waves[0], pause, waves[1], waves[2]])
+from tests.recordings import RATE
 
 
 def same(a: Transcript, b: Transcript) -> None:
@@ -380,88 +352,6 @@ def test_a_folder_that_is_no_model_gets_a_sentence(workdir, tmp_path):
     (damaged / "confidence.json").write_text("{}")
     with pytest.raises(WorkdirError, match=r"confidence\.json cannot be read"):
         mtp_jax.load(damaged)
-
-
-def command(*flags: str | os.PathLike[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "mtp_jax.transcribe", *flags],
-        capture_output=True,
-        text=True,
-        cwd=pathlib.Path(__file__).parent.parent,
-    )
-
-
-def test_the_command_as_a_user_runs_it(workdir, model, waves, tmp_path):
-    folder, out = tmp_path / "in", tmp_path / "out"
-    (folder / "more").mkdir(parents=True)
-    write(folder / "a.wav", waves[0])
-    write(folder / "a.flac", waves[1])
-    write(folder / "more" / "b [1].ogg", waves[2])
-    (folder / "notes.txt").write_text("no recording")
-    (folder / "bad.mp3").write_bytes(b"ID3")
-    flags = (folder, tmp_path / "no*.wav", f"--model={workdir}", f"--output_dir={out}")
-    done = command(*flags, "--format=txt,json,srt,vtt")
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "bad.mp3" in done.stderr
-    assert "matches nothing" in done.stderr
-    assert "2 of 5 could not be transcribed" in done.stderr
-    names = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
-    stems = ("a.wav", "a.flac", "more/b [1]")
-    assert names == {f"{s}.{kind}" for s in stems for kind in formats.FORMATS}
-    found = json.loads((out / "a.flac.json").read_text())
-    assert found["text"] == model.transcribe(folder / "a.flac").text
-
-    (folder / "bad.mp3").unlink()
-    done = command(*flags[:1], *flags[2:], "--format=txt,srt")
-    assert done.returncode == 0, done.stderr
-    assert "3 finished before: skipped" in done.stderr
-
-    done = command(folder / "a.flac", f"--model={workdir}", "--strategy=ctc")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == model.transcribe(waves[1], rate=RATE, strategy="ctc").text.split()
-
-
-@pytest.mark.parametrize(
-    ("flags", "status", "said"),
-    [
-        (("--model=x",), 2, "name recordings"),
-        (("a.wav",), 2, "--model"),
-        (("a.wav", "--model=x", "--strategy=fast"), 2, "fast is not one of"),
-        (("a.wav", "--model=x", "--format=doc"), 2, "doc is not one of"),
-        (("a.wav", "--model=x", "--format=txt,srt"), 2, "--output_dir"),
-        ((__file__, "--model=x"), 1, "x is no folder of a model"),
-    ],
-)
-def test_a_wrong_command_gets_one_sentence(flags, status, said):
-    done = command(*flags)
-    assert done.returncode == status, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_names_that_would_collide_are_kept_apart(tmp_path):
-    for name in ("x/talk.wav", "y/talk.wav", "x/talk.mp3", "x/other.wav"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    arguments = [str(tmp_path / name) for name in ("x/talk.wav", "y/talk.wav", "x/*")]
-    tasks, missing = outputs.find(arguments)
-    assert not missing
-    whole = [f"{tmp_path}/{d}/talk.wav".lstrip("/") for d in "xy"]
-    assert [str(task.name) for task in tasks] == [*whole, "other", "talk.mp3"]
-    assert outputs.shown("a\nb\udcff") == "a\\nb\\xff"
-
-
-def test_a_recording_is_finished_if_all_its_files_are_there_and_newer(tmp_path):
-    task = outputs.Task(tmp_path / "a.wav", pathlib.Path("sub/a"))
-    files = outputs.outputs(task, tmp_path / "out", ["txt", "srt"])
-    task.path.touch()
-    assert not outputs.finished(task, files.values())
-    outputs.write(transcript(("a", 0, 1)), files)
-    assert outputs.finished(task, files.values())
-    assert {f.name for f in (tmp_path / "out" / "sub").iterdir()} == {"a.txt", "a.srt"}
-    os.utime(task.path, (2**32, 2**32))
-    assert not outputs.finished(task, files.values())
 
 
 def test_the_package_is_imported_without_jax():
