@@ -83,6 +83,11 @@ def choose_tau(
     return Choice(best["options"]["tau"], tuple(rows), wer, max_wer_increase)
 
 
+def has_threshold(options: Evaluation, heads: int) -> bool:
+    """Whether the table has a row of threshold decoding, and so needs a tau."""
+    return heads > 1 and "threshold" in options.strategies
+
+
 def strategies(
     options: Evaluation, heads: int, tau: float
 ) -> list[tuple[str, dict[str, Any], Strategy | None]]:
@@ -90,7 +95,7 @@ def strategies(
 
     Greedy comes twice: as everyone runs it, and M tokens wide, which is what verification must
     equal to the last bit. So does prefix beam search: with one token a call it is the ordinary
-    beam search.
+    beam search. With M = 1 threshold and verification would be greedy again.
     """
     beam: dict[str, Any] = {"beams": options.beams}
 
@@ -109,6 +114,8 @@ def strategies(
             (beam | {"tau": options.beam_tau}, search(0)),
         ][: 1 if heads == 1 else 2],
     }
+    if heads == 1:
+        del table["threshold"], table["verify"]
     return [
         (name, its_options, strategy)
         for name in table

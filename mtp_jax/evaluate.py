@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
         tau = kept["tau"]
     else:
         allowed = config.evaluation.max_wer_increase if increase is None else increase
-        tau = evaluation.tune(recognizer, workdir, allowed)
+        tau = evaluation.tune(recognizer, workdir, allowed, options)
     evaluation.evaluate(
         recognizer,
         workdir,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from mtp_jax import processes
-from mtp_jax.comparison import Task, choose_tau, compare
+from mtp_jax.comparison import Task, choose_tau, compare, has_threshold
 from mtp_jax.config import Config, Evaluation
 from mtp_jax.data import open_source
 from mtp_jax.encoder_cache import with_encoder_cache
@@ -23,17 +23,22 @@ from mtp_jax.workdir import Workdir, commit, write_json
 log = logging.getLogger("mtp_jax")
 
 
-def tune(recognizer: Recognizer, workdir: Workdir, max_wer_increase: float) -> float:
+def tune(
+    recognizer: Recognizer, workdir: Workdir, max_wer_increase: float, options: Evaluation
+) -> float:
     """Chooses tau on dev and keeps choice and sweep in the workdir.
 
     Args:
         recognizer: the model; `workdir`: its folder.
         max_wer_increase: absolute WER, per cent, that threshold decoding may lose.
+        options: what will be compared.
 
     Returns:
-        tau.
+        tau; 1, and nothing is decoded or kept, if no row will use it.
     """
     config = recognizer.model.config
+    if not has_threshold(options, config.heads.count):
+        return 1.0
     dev = open_source(config.data.dev, config.data, config.front_end.sample_rate)
     dev = with_encoder_cache(dev, recognizer)
     e = config.evaluation

@@ -60,7 +60,8 @@ def main(argv: list[str]) -> None:
         recognizer = load(workdir)
     else:
         recognizer = training.train(config, workdir)
-    tau = evaluation.tune(recognizer, workdir, config.evaluation.max_wer_increase)
+    options = config.evaluation
+    tau = evaluation.tune(recognizer, workdir, options.max_wer_increase, options)
     evaluation.evaluate(recognizer, workdir, config.data.test, tau, workdir.path)
     log.info("%.1f minutes", (time.perf_counter() - start) / 60)
 

@@ -19,6 +19,7 @@ from mtp_jax.comparison import (
     choose_tau,
     compare,
     differences,
+    has_threshold,
     identical,
     row,
     strategies,
@@ -207,6 +208,10 @@ def test_the_rows_of_the_table() -> None:
         ("threshold", {"tau": 0.9}, Threshold(0.9)),
         ("verify", {}, Verify()),
     ]
+    assert [name for name, *_ in strategies(options, 1, 0.9)] == ["ctc", "greedy"]
+    assert has_threshold(options, 8)
+    assert not has_threshold(options, 1)
+    assert not has_threshold(Evaluation(strategies=("greedy", "verify")), 8)
     options = Evaluation(strategies=("greedy", "prefix_beam"), beams=6, beam_tau=0.7)
     rows = [(name, options) for name, options, _ in strategies(options, 1, 0.9)]
     assert rows == [("greedy", {"width": 1}), ("prefix_beam", {"beams": 6})]
