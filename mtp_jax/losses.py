@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtp_jax.nn.products import materialised
+
 
 def shifted_targets(
     tokens: jax.Array, length: jax.Array, head: jax.Array | int
@@ -66,7 +68,7 @@ def cross_entropy(
 def _nats(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, parts: int, smoothing: float
 ) -> jax.Array:
-    return _nats_forward(hidden, kernel, targets, parts, smoothing)[0]
+    return _nats_and_normalizers(hidden, kernel, targets, parts, smoothing)[0]
 
 
 def _part_logits(hidden: jax.Array, kernel: jax.Array, tokens: jax.Array, size: int) -> jax.Array:
@@ -75,9 +77,10 @@ def _part_logits(hidden: jax.Array, kernel: jax.Array, tokens: jax.Array, size: 
     return jnp.where(tokens < size, product, -jnp.inf)
 
 
-def _nats_forward(
+def _nats_and_normalizers(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, parts: int, smoothing: float
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, jax.Array]:
+    """Nats of each target, and the logarithm of each normaliser."""
     size, real = kernel.shape[0], jnp.zeros(targets.shape)
 
     def part(carry: tuple[jax.Array, ...], x: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
@@ -94,17 +97,28 @@ def _nats_forward(
     start = (real - jnp.inf, real, real, real)
     (top, total, target, mean), _ = jax.lax.scan(part, start, _in_parts(hidden, kernel, parts))
     log_z = top + jnp.log(total)
-    nats = log_z - (1 - smoothing) * target - smoothing * mean
-    return nats, (hidden, kernel, targets, log_z)
+    return log_z - (1 - smoothing) * target - smoothing * mean, log_z
+
+
+def _nats_forward(
+    hidden: Any, kernel: Any, targets: Any, parts: int, smoothing: float
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    given = (hidden.value, kernel.value, targets.value)
+    nats, log_z = _nats_and_normalizers(*given, parts, smoothing)
+    # The loop would not find out by itself that a frozen kernel needs no gradient. What a backward
+    # pass is to know beforehand must be in the structure of what is saved, not in its values.
+    trained = () if kernel.perturbed else None
+    return nats, (*given, log_z, trained)
 
 
 def _nats_backward(
-    parts: int, smoothing: float, saved: tuple[jax.Array, ...], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
-    hidden, kernel, targets, log_z = saved
+    parts: int, smoothing: float, saved: tuple[Any, ...], cotangent: Any
+) -> tuple[jax.Array, jax.Array | None, None]:
+    hidden, kernel, targets, log_z, trained = saved
+    cotangent = materialised(cotangent)
     size, rows = kernel.shape[0], "".join("abcdefg"[: targets.ndim])
 
-    def part(of_hidden: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def part(of_hidden: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
         logits = _part_logits(hidden, x[0], x[1], size)
         error = jnp.exp(logits - log_z[..., None])
         error -= (1 - smoothing) * (x[1] == targets[..., None])
@@ -112,16 +126,19 @@ def _nats_backward(
             error -= jnp.where(x[1] < size, smoothing / size, 0.0)
         error = (error * cotangent[..., None]).astype(hidden.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        of_kernel = product(f"{rows}v,{rows}d->vd", error, hidden)
+        of_kernel = None if trained is None else product(f"{rows}v,{rows}d->vd", error, hidden)
         return of_hidden + product(f"{rows}v,vd->{rows}d", error, x[0]), of_kernel
 
     start = jnp.zeros(hidden.shape, jnp.float32)
     of_hidden, of_kernel = jax.lax.scan(part, start, _in_parts(hidden, kernel, parts))
+    of_hidden = of_hidden.astype(hidden.dtype)
+    if of_kernel is None:
+        return of_hidden, None, None
     of_kernel = jnp.moveaxis(of_kernel, 0, 1).reshape(-1, kernel.shape[1])[:size]
-    return of_hidden.astype(hidden.dtype), of_kernel.astype(kernel.dtype), None
+    return of_hidden, of_kernel.astype(kernel.dtype), None
 
 
-_nats.defvjp(_nats_forward, _nats_backward)
+_nats.defvjp(_nats_forward, _nats_backward, symbolic_zeros=True)
 
 
 def _in_parts(hidden: jax.Array, kernel: jax.Array, parts: int) -> tuple[jax.Array, jax.Array]:

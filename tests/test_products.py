@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,3 +61,50 @@ def test_attention_is_that_of_jax_and_so_are_its_gradients(frames):
 
     got, expected = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, theirs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
+
+
+def test_the_gradient_of_a_frozen_kernel_is_not_computed():
+    """In a loop over layers, which XLA does not see through."""
+    x = jnp.ones((2, 5, 8), jnp.bfloat16)
+    kernels, scales = jnp.ones((3, 8, 8)), jnp.ones((3, 8))
+
+    def loss(kernels: jax.Array, scales: jax.Array) -> jax.Array:
+        def layer(x: jax.Array, both: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            return matmul(x * both[1].astype(x.dtype), both[0]), None
+
+        y, _ = jax.lax.scan(layer, x, (kernels, scales))
+        return jnp.sum(y.astype(jnp.float32))
+
+    def products(argument: int) -> int:
+        text = str(jax.make_jaxpr(jax.grad(loss, argument))(kernels, scales))
+        return text.count(":f32[8,8] = dot_general")
+
+    assert products(0) == 1
+    assert products(1) == 0
+    gradient = jax.grad(loss, 1)(kernels, scales)
+    assert gradient.shape == scales.shape and (gradient != 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_in_groups_is_that_of_jax_and_so_are_its_gradients(dtype):
+    keys = jax.random.split(KEY, 4)
+    q, weights = jax.random.normal(keys[0], (2, 2, 9, 6, 4)).astype(dtype)
+    k, v = jax.random.normal(keys[1], (2, 2, 9, 3, 4)).astype(dtype)
+    real = jnp.arange(9) < jnp.array([[9], [5]])
+    mask = jnp.tril(jnp.ones((9, 9), bool)) & real[:, None]
+
+    def value(attention_of: Callable[..., jax.Array], *qkv: jax.Array) -> jax.Array:
+        return jnp.sum((attention_of(*qkv, mask) * weights).astype(jnp.float32))
+
+    got, expected = (
+        jax.jit(jax.value_and_grad(functools.partial(value, f), (0, 1, 2)))(q, k, v)
+        for f in (attention.attend_in_groups, attention._of_jax)
+    )
+    near = {"float32": 1e-5, "bfloat16": 0.05}[dtype]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a.astype(jnp.float32), b.astype(jnp.float32), rtol=near, atol=near
+        ),
+        got,
+        expected,
+    )

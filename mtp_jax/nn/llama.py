@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.config import Decoder
+from mtp_jax.nn.attention import attend_in_groups
 from mtp_jax.nn.cache import KVCache, write
 from mtp_jax.nn.layers import (
     Linear,
@@ -93,7 +94,9 @@ class Attention(nn.Module):
         if keys is not None and values is not None:
             keys, values = write(keys, layer, slots, k), write(values, layer, slots, v)
             k, v = keys[layer], values[layer]
-        if prompt is None:
+        if keys is None:
+            y = attend_in_groups(q, k, v, mask)
+        elif prompt is None:
             y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
         else:
             y = attend_with_prompt(q, k, v, *prompt, mask)

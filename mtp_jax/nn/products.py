@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -30,25 +34,74 @@ def _low_precision(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _product(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,)).astype(x.dtype)
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _low_precision(x, kernel), (x, kernel)
+def _forward(x: Any, kernel: Any) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array]]:
+    # A frozen kernel needs no gradient, and a loop over layers would not find out by itself.
+    kept = x.value if kernel.perturbed else None
+    return _low_precision(x.value, kernel.value), (kept, kernel.value)
 
 
 def _backward(
-    saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    saved: tuple[jax.Array | None, jax.Array], cotangent: Any
+) -> tuple[jax.Array, jax.Array | None]:
     x, kernel = saved
-    last, rows = (x.ndim - 1,), tuple(range(x.ndim - 1))
-    of_x = _product(cotangent, kernel.astype(x.dtype), last, (1,)).astype(x.dtype)
-    return of_x, _product(x, cotangent, rows, rows).astype(kernel.dtype)
+    cotangent = materialised(cotangent)
+    last, rows = (cotangent.ndim - 1,), tuple(range(cotangent.ndim - 1))
+    of_x = _product(cotangent, kernel.astype(cotangent.dtype), last, (1,)).astype(cotangent.dtype)
+    return of_x, None if x is None else _product(x, cotangent, rows, rows).astype(kernel.dtype)
 
 
-_low_precision.defvjp(_forward, _backward)
+_low_precision.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def materialised(cotangent: Any) -> jax.Array:
+    """A cotangent that may be a symbolic zero, as an array."""
+    if isinstance(cotangent, SymbolicZero):
+        return jnp.zeros(cotangent.shape, cotangent.dtype)
+    return jnp.asarray(cotangent)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul_by_row(a: jax.Array, b: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
+    """The product of each [S, I] matrix of `a` with one of `b`, whose sums are float32.
+
+    Args:
+        a: [N, S, I].
+        b: [N, I, O] or [N, O, I].
+        axis: of `b` where I is, 1 or 2.
+        dtype: of the result, [N, S, O]. That of a gradient is its operand's, and so is that of the
+            cotangent which goes into it.
+    """
+    return _product(a, b, (2,), (axis,), batched=True).astype(dtype)
+
+
+def _by_row_forward(
+    a: jax.Array, b: jax.Array, axis: int, dtype: jnp.dtype
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul_by_row(a, b, axis, dtype), (a, b)
+
+
+def _by_row_backward(
+    axis: int, dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    a, b = saved
+    cotangent = cotangent.astype(a.dtype)
+    of_a = _product(cotangent, b, (2,), (3 - axis,), batched=True)
+    pair = (a, cotangent) if axis == 1 else (cotangent, a)
+    of_b = _product(*pair, (1,), (1,), batched=True)
+    return of_a.astype(a.dtype), of_b.astype(b.dtype)
+
+
+matmul_by_row.defvjp(_by_row_forward, _by_row_backward)
 
 
 def _product(
-    a: jax.Array, b: jax.Array, axes_of_a: tuple[int, ...], axes_of_b: tuple[int, ...]
+    a: jax.Array,
+    b: jax.Array,
+    axes_of_a: tuple[int, ...],
+    axes_of_b: tuple[int, ...],
+    batched: bool = False,
 ) -> jax.Array:
     # The axes of a batch stay apart: a TPU pads each to its tiles, and joining them copies.
-    axes = ((axes_of_a, axes_of_b), ((), ()))
+    rows = ((0,), (0,)) if batched else ((), ())
+    axes = ((axes_of_a, axes_of_b), rows)
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
