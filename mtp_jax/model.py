@@ -125,10 +125,13 @@ def starting_point(
         saved = _that_fit(Workdir(config.pretrained.ctc), by_path(shapes), mesh)
         theirs = ("encoder/", "ctc/", "whisper/")
         initial = {path: x for path, x in saved.items() if path.startswith(theirs)}
-    label = "label_embedding"
+    label, adaptor = "label_embedding", "adaptor/kernel"
     if label in by_path(shapes) and label not in initial and "decoder/embedding" in parts:
+        # A pretrained decoder first reads what CTC has found, and hears no more than that.
         spelled = labels_as_text(tokenizer, parts["decoder/embedding"])
         initial[label] = processes.place_whole(spelled, by_path(shardings)[label])
+        silent = np.zeros(by_path(shapes)[adaptor].shape, np.float32)
+        initial[adaptor] = processes.place_whole(silent, by_path(shardings)[adaptor])
     is_frozen = matches(config.optim.freeze)
     left_out = sorted(path for path in parts if is_frozen(path) and path not in initial)
     if parts:

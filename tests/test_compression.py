@@ -70,6 +70,16 @@ def test_one_average_for_each_label_that_ctc_finds():
     assert count.tolist() == [3, 1, 5]
 
 
+def test_labels_without_room_count_as_part_of_the_last():
+    labels, length = one_hot([[0, 1, 0, BLANK, 0, 1, BLANK]]), np.array([6])
+    share, count = label_shares(labels, length, 3)
+    assert share.shape == (1, 3, T) and count.tolist() == [3]
+    whole, _ = label_shares(labels, length)
+    np.testing.assert_array_equal(share[:, :2], whole[:, :2])
+    np.testing.assert_allclose(share[0, 2], [0, 0, 0.25, 0.25, 0.25, 0.25, 0])
+    np.testing.assert_array_equal(label_shares(labels, length, 5)[0], whole[:, :5])
+
+
 def test_gradients_are_shared_out_over_a_label():
     labels, length = one_hot([[2, 2, 0, 2, 1, 1, 1]]), np.array([6])
     weights = np.arange(T * D, dtype=np.float32).reshape(1, T, D)

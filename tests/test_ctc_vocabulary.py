@@ -25,8 +25,9 @@ from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source, train_batches
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.exported import export
-from mtp_jax.model import completed, labels_as_text, load
-from mtp_jax.params import by_path
+from mtp_jax.model import completed, labels_as_text, load, make_model, starting_point
+from mtp_jax.params import by_path, merge
+from mtp_jax.sharding import make_mesh
 from mtp_jax.speech_features import speech_features
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer
 from mtp_jax.workdir import Workdir, WorkdirError
@@ -96,6 +97,18 @@ def test_a_label_begins_as_what_it_spells(trained):
     for label in (10, 20, LABELS - 1):
         tokens = tokenizer.encode(tokenizer.ctc.pieces[label].replace("▁", " "))
         np.testing.assert_allclose(rows[label], table[tokens].mean(0), rtol=1e-5)
+
+
+def test_a_pretrained_decoder_first_reads_what_ctc_finds_and_hears_no_more(trained, tmp_path):
+    config, tokenizer = trained.read_config(), Tokenizer.load(trained.path)
+    model, mesh = make_model(config, tokenizer), make_mesh(config.mesh)
+    begun, left_out = starting_point(model, tokenizer, Workdir(tmp_path), mesh)
+    whole = by_path(merge(begun, left_out))
+    assert whole["adaptor/kernel"].shape == (config.encoder.width, config.decoder.width)
+    assert not whole["adaptor/kernel"].any()
+    spelled = labels_as_text(tokenizer, whole["decoder/embedding"])
+    np.testing.assert_array_equal(whole["label_embedding"], spelled)
+    assert load(trained).params["adaptor"]["kernel"].any(), "it is trained"
 
 
 def test_the_export_has_both(trained, tmp_path):

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from mtp_jax.nn.conformer import frames_mask
 
 
-def label_shares(logits: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+def label_shares(
+    logits: jax.Array, length: jax.Array, room: int | None = None
+) -> tuple[jax.Array, jax.Array]:
     """How much each frame counts in the average that stands for each label.
 
     A label's frames are those where it is CTC's most likely class, and the blank ones behind them;
@@ -20,9 +22,11 @@ def label_shares(logits: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.A
     Args:
         logits: [B, T, V + 1] of CTC, the last class is the blank.
         length: int32[B] real frames.
+        room: R, averages that there may be: all further labels are part of the last. T by default,
+            which is enough for any.
 
     Returns:
-        float32[B, T, T], of which row r of an utterance holds the shares of all frames in its
+        float32[B, R, T], of which row r of an utterance holds the shares of all frames in its
         r-th average, and the int32[B] number of averages, which come first; a row of audio without
         any label has one.
     """
@@ -32,8 +36,9 @@ def label_shares(logits: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.A
     changed = jnp.pad(best[:, 1:] != best[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     labels = jnp.cumsum(changed & (best != blank) & real, axis=1)
     # A product with this matrix averages: accelerators are slow at scattering.
-    mine = jnp.maximum(labels - 1, 0)[:, None, :] == jnp.arange(frames)[:, None]
+    room = room or frames
+    mine = jnp.clip(labels - 1, 0, room - 1)[:, None, :] == jnp.arange(room)[:, None]
     mine &= real[:, None, :]
     share = mine / jnp.maximum(jnp.sum(mine, axis=-1, keepdims=True), 1)
-    count = jnp.maximum(labels[:, -1], length > 0)
+    count = jnp.clip(labels[:, -1], length > 0, room)
     return jax.lax.stop_gradient(share), count.astype(jnp.int32)

@@ -7,6 +7,7 @@ soft prompt; head 1 at BOS predicts the first token of the text.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, cast
 
 import flax.linen as nn
@@ -99,7 +100,10 @@ class SpeechLlama(nn.Module):
         logits = self.ctc(x)
         if not self.config.adaptor.ctc_compression:
             return Encoded(self.adaptor(x), frames, logits, frames)
-        share, length = label_shares(logits, frames)
+        room = x.shape[1]
+        if not deterministic:
+            room = math.ceil(room * self.config.adaptor.training_room)
+        share, length = label_shares(logits, frames, room)
         real = frames_mask(frames, x.shape[1])
         audio = self.adaptor(share.astype(x.dtype) @ zero_padding(x, real))
         # What CTC reads in them, in the decoder's own words: it has only to learn to copy.
