@@ -4,9 +4,7 @@
         [--speech=../shared/speech] [--out=runs/real] [--dry_run] [-- --config.optim.steps=3000 ...]
 
 The first run, *front*, is a Conformer and its CTC head behind the frozen encoder, with a decoder
-too small to matter. The second, *tuned*, goes on from it and trains the encoder too, through LoRA,
-on audio played at three speeds. All others begin with what that gives and leave the encoder as it
-is.
+too small to matter. All others begin with what it gives.
 
 Every run is one ``mtp_jax.train`` command, printed before it starts; what stands behind ``--`` is
 added to each. Stopped at any time, the same command goes on where it stopped: finished runs are
@@ -31,7 +29,6 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands only")
 
 # The baseline and the model that carries the claim with three seeds each, the others with one.
 SEEDS = (0, 1, 2)
-FRONTS = ("front", "tuned")
 CORPORA = ("librispeech", "an4", "ljspeech", "arctic_kathleen", "storybook_en", "asterisk_en")
 
 
@@ -56,27 +53,8 @@ def runs(llama: str) -> dict[str, list[str]]:
         "--config.decoder.feedforward=128",
         "--config.loss.ctc=4.0",
         "--config.optim.steps=2500",
+        '--config.evaluation.strategies=("ctc",)',
         "--config.train.dev_every=2500",  # its decoder chooses no checkpoint: the last one counts
-    ]
-    found["tuned"] = [
-        "--config.init_from={out}/front",
-        *heads("latent", 1),
-        "--config.encoder.dropout=0.15",
-        "--config.augment.time_masks=4",
-        "--config.augment.time_fraction=0.15",
-        "--config.augment.speeds=(0.9, 1.0, 1.1)",
-        "--config.whisper.cached=False",
-        "--config.whisper.lora.rank=32",
-        "--config.whisper.lora.alpha=64",
-        '--config.optim.freeze=("whisper/*", "!whisper/*/lora_?")',
-        '--config.optim.rates=("whisper/*=0.5",)',
-        "--config.optim.learning_rate=1e-3",
-        "--config.train.dtype=bfloat16",
-        "--config.loss.ctc=4.0",
-        "--config.optim.steps=450",
-        "--config.optim.warmup_steps=30",
-        "--config.train.checkpoint_every=25",
-        "--config.train.dev_every=450",
     ]
     for seed in SEEDS:
         found[f"m1_seed{seed}"] = [*heads("latent", 1), f"--config.seed={seed}"]
@@ -85,12 +63,7 @@ def runs(llama: str) -> dict[str, list[str]]:
     found["m4_independent"] = heads("independent", 4)
     found["m8_independent"] = heads("independent", 8)
     if llama:
-        found["llama_m4"] = [
-            *heads("latent", 4),
-            f"--config.pretrained.decoder={llama}",
-            "--config.decoder.lora.rank=16",
-            '--config.optim.freeze=("whisper/*", "decoder/*", "!decoder/*/lora_?")',
-        ]
+        found["llama_m4"] = [*heads("latent", 4), f"--config.pretrained.decoder={llama}"]
     return found
 
 
@@ -103,14 +76,15 @@ def main(argv: list[str]) -> int:
             raise app.UsageError(f"--only={name} is not one of {', '.join(everything)}")
     for name in names:
         workdir = pathlib.Path(_OUT.value) / name
+        config = "llama" if name.startswith("llama") else "whisper"
         command = [
-            *(sys.executable, "-m", "mtp_jax.train", "--config=configs/whisper.py"),
+            *(sys.executable, "-m", "mtp_jax.train", f"--config=configs/{config}.py"),
             *(f"--workdir={workdir}", f"--config.pretrained.encoder={_ENCODER.value}"),
             f"--config.data.train={'+'.join(f'{_SPEECH.value}/{c}.train.jsonl' for c in CORPORA)}",
             f"--config.data.dev={_SPEECH.value}/librispeech.dev.jsonl",
             f"--config.data.test={_SPEECH.value}/librispeech.test.jsonl",
-            *([] if name in FRONTS else [f"--config.pretrained.ctc={_OUT.value}/tuned"]),
-            *(flag.format(out=_OUT.value) for flag in everything[name]),
+            *([] if name == "front" else [f"--config.pretrained.ctc={_OUT.value}/front"]),
+            *everything[name],
             *extra,
         ]
         print(shlex.join(command), flush=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtp_jax.config import Adaptor, Config, ConfigError, Decoder, Encoder, FrontEnd, Heads, Loss
-from mtp_jax.nn.compression import label_shares
+from mtp_jax.nn.compression import label_odds, label_shares
 from mtp_jax.nn.layers import zero_padding
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary, call
 from mtp_jax.train_step import init_params
@@ -78,6 +78,16 @@ def test_labels_without_room_count_as_part_of_the_last():
     np.testing.assert_array_equal(share[:, :2], whole[:, :2])
     np.testing.assert_allclose(share[0, 2], [0, 0, 0.25, 0.25, 0.25, 0.25, 0])
     np.testing.assert_array_equal(label_shares(labels, length, 5)[0], whole[:, :5])
+
+
+def test_what_ctc_reads_does_not_depend_on_how_long_it_lasts():
+    for labels in ([0, 1, 0], [0, 0, BLANK, BLANK, 1, BLANK, 0]):
+        logits = 30 * one_hot([labels + [1] * (T - len(labels))])
+        logits[:, len(labels) :] = np.nan
+        share, _ = label_shares(logits, np.array([len(labels)]))
+        odds = label_odds(logits, np.array([len(labels)]), share)
+        np.testing.assert_allclose(odds[0, :3], [[1, 0], [0, 1], [1, 0]], atol=1e-6)
+        np.testing.assert_array_equal(odds[0, 3:], 0)
 
 
 def test_gradients_are_shared_out_over_a_label():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.nn.conformer import frames_mask
+from mtp_jax.nn.layers import zero_padding
 
 
 def label_shares(
@@ -42,3 +43,18 @@ def label_shares(
     share = mine / jnp.maximum(jnp.sum(mine, axis=-1, keepdims=True), 1)
     count = jnp.clip(labels[:, -1], length > 0, room)
     return jax.lax.stop_gradient(share), count.astype(jnp.int32)
+
+
+def label_odds(logits: jax.Array, length: jax.Array, share: jax.Array) -> jax.Array:
+    """What CTC reads in each average: float32[B, R, V], adding up to 1, or 0 where there is none.
+
+    Blanks are left out of it: a label is the same one however long it lasts. No gradient flows
+    through the reading.
+
+    Args:
+        logits: [B, T, V + 1]; `length`: int32[B], as in `label_shares`.
+        share: float32[B, R, T] that it has made of them.
+    """
+    real = frames_mask(length, logits.shape[1])
+    odds = share @ zero_padding(jax.nn.softmax(logits)[..., :-1], real)
+    return jax.lax.stop_gradient(odds / jnp.maximum(jnp.sum(odds, axis=-1, keepdims=True), 1e-6))

@@ -17,7 +17,7 @@ from flax import struct
 
 from mtp_jax.config import Config
 from mtp_jax.nn.cache import KVCache
-from mtp_jax.nn.compression import label_shares
+from mtp_jax.nn.compression import label_odds, label_shares
 from mtp_jax.nn.conformer import Conformer, frames_mask
 from mtp_jax.nn.heads import Heads
 from mtp_jax.nn.layers import Linear, parameter, zero_padding
@@ -107,8 +107,7 @@ class SpeechLlama(nn.Module):
         real = frames_mask(frames, x.shape[1])
         audio = self.adaptor(share.astype(x.dtype) @ zero_padding(x, real))
         # What CTC reads in them, in the decoder's own words: it has only to learn to copy.
-        read = jax.lax.stop_gradient(nn.softmax(logits))[..., :-1]
-        read = share @ zero_padding(read, real)
+        read = label_odds(logits, frames, share)
         if self.vocabulary.labels:
             audio += read.astype(x.dtype) @ self.label_embedding.astype(x.dtype)
         else:

@@ -1,0 +1,37 @@
+"""A pretrained LLaMA, trained through low-rank updates, behind what configs/whisper.py has made.
+
+    python -m mtp_jax.train --config=configs/whisper.py ...
+    python -m mtp_jax.train --config=configs/llama.py ...
+
+The Conformer and the CTC head are those of ``runs/whisper``, or of another run
+(``--config.pretrained.ctc=WORKDIR``), and go on learning. The LLaMA comes from the Hub, or from a
+folder or a GGUF file (``--config.pretrained.decoder=FILE``). All other flags are those of
+``configs/whisper.py``.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mtp_jax.config import load_config
+
+
+def get_config() -> ConfigDict:
+    """`configs/whisper.py` with another decoder."""
+    config = load_config(Path(__file__).with_name("whisper.py"))
+    config.pretrained.decoder = "hf://HuggingFaceTB/SmolLM2-135M"
+    config.pretrained.ctc = "runs/whisper"
+    config.adaptor.aligned_positions = False  # it learnt to look back
+    config.adaptor.training_room = 0.5
+    config.decoder.lora.rank = 16
+    config.decoder.lora.alpha = 32.0
+    config.decoder.dropout = 0.0  # of a pretrained model it would leave nothing
+    config.optim.freeze = ("whisper/*", "decoder/*", "!decoder/*/lora_?")
+    config.optim.algorithm = "adamw"
+    config.optim.learning_rate = 5e-4
+    config.optim.rates = ("encoder/*=0.5", "ctc/*=0.5", "adaptor/*=0.1", "heads/*=0.3")
+    config.optim.steps = 900
+    config.optim.warmup_steps = 30
+    config.train.dtype = "bfloat16"
+    config.train.checkpoint_every = 50
+    return config
