@@ -21,15 +21,17 @@ def get_config() -> ConfigDict:
     config = load_config(Path(__file__).with_name("whisper.py"))
     config.pretrained.decoder = "hf://HuggingFaceTB/SmolLM2-135M"
     config.pretrained.ctc = "runs/whisper"
-    config.adaptor.aligned_positions = False  # it learnt to look back
+    config.adaptor.aligned_positions = False  # it has learnt to look back
+    config.adaptor.retokenized = True
     config.adaptor.training_room = 0.5
+    config.augment.token_noise = 0.05
     config.decoder.lora.rank = 16
     config.decoder.lora.alpha = 32.0
     config.decoder.dropout = 0.0  # of a pretrained model it would leave nothing
     config.optim.freeze = ("whisper/*", "decoder/*", "!decoder/*/lora_?")
     config.optim.algorithm = "adamw"
-    config.optim.learning_rate = 5e-4
-    config.optim.rates = ("encoder/*=0.5", "ctc/*=0.5", "adaptor/*=0.1", "heads/*=0.3")
+    config.optim.learning_rate = 1e-3
+    config.optim.rates = ("encoder/*=0.25", "ctc/*=0.25", "adaptor/*=0.1", "heads/*=0.3")
     config.optim.steps = 900
     config.optim.warmup_steps = 30
     config.train.dtype = "bfloat16"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mtp_jax import drafters
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Decoded, Model, Strategy
+from mtp_jax.nn.ctc import best_labels
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.params import products_type
 from mtp_jax.speech_features import speech_features
@@ -61,12 +62,4 @@ def ctc_greedy(model: SpeechLlama, params: Any, batch: Batch) -> tuple[jax.Array
 
 def ctc_labels(encoded: Encoded) -> tuple[jax.Array, jax.Array]:
     """`ctc_greedy` of audio already encoded."""
-    best = jnp.argmax(encoded.ctc_logits, axis=-1).astype(jnp.int32)
-    blank = encoded.ctc_logits.shape[-1] - 1
-    frame = jnp.arange(best.shape[1])
-    new = jnp.pad(best[:, 1:] != best[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    kept = new & (best != blank) & (frame < encoded.ctc_length[:, None])
-    slots = jnp.where(kept, jnp.cumsum(kept, axis=1) - 1, best.shape[1])
-    rows = jnp.arange(best.shape[0])[:, None]
-    tokens = jnp.zeros_like(best).at[rows, slots].set(best, mode="drop")
-    return tokens, jnp.sum(kept, axis=1, dtype=jnp.int32)
+    return best_labels(encoded.ctc_logits, encoded.ctc_length)

@@ -17,7 +17,8 @@ from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.params import Params, by_path, matches, merge, nested
 from mtp_jax.pretrained import digests, import_parts, with_sizes
 from mtp_jax.recognizer import Recognizer
-from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.tokenizer import Tokenizer, TokenizerError
+from mtp_jax.tokenizer.merges import Merges
 from mtp_jax.train_step import parameter_shapes
 from mtp_jax.workdir import Workdir, WorkdirError
 
@@ -25,7 +26,19 @@ log = logging.getLogger("mtp_jax")
 
 
 def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
-    """The model that `config` describes, for the vocabulary of `tokenizer`."""
+    """The model that `config` describes, for the vocabulary of `tokenizer`.
+
+    Raises:
+        TokenizerError: `config` wants CTC's labels made into tokens of a kind that cannot be.
+    """
+    merges = None
+    if config.adaptor.retokenized:
+        merges = None if tokenizer.ctc is tokenizer else Merges.of(tokenizer)
+        if merges is None:
+            raise TokenizerError(
+                "config.adaptor.retokenized needs a decoder with a byte-level BPE (LLaMA 3, SmolLM)"
+                " and CTC labels of their own: set it to False"
+            )
     vocabulary = Vocabulary(
         size=tokenizer.vocab_size,
         bos=tokenizer.bos,
@@ -33,6 +46,7 @@ def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
         prompt_before=tuple(tokenizer.encode(config.decoder.prompt_before)),
         prompt_after=tuple(tokenizer.encode(config.decoder.prompt_after)),
         labels=0 if tokenizer.ctc is tokenizer else tokenizer.ctc.vocab_size,
+        merges=merges,
     )
     return SpeechLlama(config, vocabulary)
 
@@ -126,12 +140,14 @@ def starting_point(
         theirs = ("encoder/", "ctc/", "whisper/")
         initial = {path: x for path, x in saved.items() if path.startswith(theirs)}
     label, adaptor = "label_embedding", "adaptor/kernel"
-    if label in by_path(shapes) and label not in initial and "decoder/embedding" in parts:
+    if config.adaptor.ctc_compression and "decoder/embedding" in parts:
         # A pretrained decoder first reads what CTC has found, and hears no more than that.
-        spelled = labels_as_text(tokenizer, parts["decoder/embedding"])
-        initial[label] = processes.place_whole(spelled, by_path(shardings)[label])
-        silent = np.zeros(by_path(shapes)[adaptor].shape, np.float32)
-        initial[adaptor] = processes.place_whole(silent, by_path(shardings)[adaptor])
+        silent = {adaptor: np.zeros(by_path(shapes)[adaptor].shape, np.float32)}
+        if label in by_path(shapes):
+            silent[label] = labels_as_text(tokenizer, parts["decoder/embedding"])
+        for path, x in silent.items():
+            if path not in initial:
+                initial[path] = processes.place_whole(x, by_path(shardings)[path])
     is_frozen = matches(config.optim.freeze)
     left_out = sorted(path for path in parts if is_frozen(path) and path not in initial)
     if parts:

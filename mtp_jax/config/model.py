@@ -150,6 +150,9 @@ class Adaptor:
         ctc_compression: one embedding for each label that the CTC head finds: the average of its
             frames (Gaido et al., 2021) and the decoder's embedding of the label. The prompt is then
             about as long as the text, and reads like it. False gives the decoder every frame.
+        retokenized: with `ctc_compression` and CTC labels of their own, the text that these spell
+            is cut into the decoder's tokens, and there is one embedding for each of them: a
+            pretrained decoder at once reads what CTC has found. It must be a byte-level BPE.
         aligned_positions: the text starts at the position of the audio's first embedding, not
             behind the last. With `ctc_compression` the n-th token then stands about where what was
             heard of it does, which a decoder finds from little data.
@@ -160,10 +163,16 @@ class Adaptor:
     """
 
     ctc_compression: bool = False
+    retokenized: bool = False
     aligned_positions: bool = False
     training_room: float = 1.0
 
     def __post_init__(self) -> None:
+        check(
+            self.ctc_compression or not self.retokenized,
+            "adaptor.retokenized",
+            "needs config.adaptor.ctc_compression",
+        )
         check(0 < self.training_room <= 1, "adaptor.training_room", "must be within (0, 1]")
 
 

@@ -19,10 +19,13 @@ from mtp_jax.config import Config
 from mtp_jax.nn.cache import KVCache
 from mtp_jax.nn.compression import label_odds, label_shares
 from mtp_jax.nn.conformer import Conformer, frames_mask
+from mtp_jax.nn.ctc import best_labels
 from mtp_jax.nn.heads import Heads
 from mtp_jax.nn.layers import Linear, parameter, zero_padding
 from mtp_jax.nn.llama import Llama
+from mtp_jax.nn.retokenizing import retokenize
 from mtp_jax.nn.whisper import WhisperEncoder
+from mtp_jax.tokenizer.merges import Merges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Vocabulary:
         eos: token that ends it.
         prompt_before, prompt_after: tokens put before and after the audio.
         labels: size of the encoder's CTC vocabulary; 0 if its labels are the decoder's tokens.
+        merges: with which the decoder's tokens are made of what CTC reads, if they are to be.
     """
 
     size: int
@@ -43,6 +47,7 @@ class Vocabulary:
     prompt_before: tuple[int, ...] = ()
     prompt_after: tuple[int, ...] = ()
     labels: int = 0
+    merges: Merges | None = None
 
 
 @struct.dataclass
@@ -81,7 +86,7 @@ class SpeechLlama(nn.Module):
         self.encoder = Conformer(c.encoder, dtype)
         labels = self.vocabulary.labels
         self.ctc = Linear((labels or size) + 1, ("embed", None), True, jnp.float32)
-        if labels and c.adaptor.ctc_compression:
+        if labels and c.adaptor.ctc_compression and self.vocabulary.merges is None:
             init, axes = nn.initializers.normal(c.decoder.width**-0.5), (None, "embed")
             shape = (labels, c.decoder.width)
             self.label_embedding = parameter(self, "label_embedding", init, axes, shape)
@@ -104,15 +109,48 @@ class SpeechLlama(nn.Module):
         if not deterministic:
             room = math.ceil(room * self.config.adaptor.training_room)
         share, length = label_shares(logits, frames, room)
-        real = frames_mask(frames, x.shape[1])
-        audio = self.adaptor(share.astype(x.dtype) @ zero_padding(x, real))
-        # What CTC reads in them, in the decoder's own words: it has only to learn to copy.
-        read = label_odds(logits, frames, share)
-        if self.vocabulary.labels:
-            audio += read.astype(x.dtype) @ self.label_embedding.astype(x.dtype)
+        if self.vocabulary.merges is None:
+            # In the decoder's own words: it has only to learn to copy.
+            read = self._in_words(label_odds(logits, frames, share).astype(x.dtype))
         else:
-            audio += self.decoder.expected(read)
+            read, share, length = self._in_tokens(logits, frames, share, length)
+        x = zero_padding(x, frames_mask(frames, x.shape[1]))
+        audio = self.adaptor(share.astype(x.dtype) @ x) + read.astype(x.dtype)
         return Encoded(audio, length, logits, frames)
+
+    def _in_words(self, odds: jax.Array) -> jax.Array:
+        """Embeddings [B, R, D] of what CTC reads with the odds [B, R, labels]."""
+        if self.vocabulary.labels:
+            return odds @ self.label_embedding.astype(odds.dtype)
+        return self.decoder.expected(odds)
+
+    def _in_tokens(
+        self, logits: jax.Array, frames: jax.Array, share: jax.Array, length: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Embeddings of the decoder's tokens for what CTC reads, with their shares and number.
+
+        Each token's share is that of the labels that it is made of, by their bytes in it. Where
+        CTC reads nothing, `share` and `length` of the labels stay.
+        """
+        assert self.vocabulary.merges is not None
+        labels, count = best_labels(logits, frames)
+        room, bytes_a_label = share.shape[1], 3
+        made = retokenize(
+            self.vocabulary.merges,
+            labels[:, :room],
+            jnp.minimum(count, room),
+            bytes_a_label * room,
+        )
+        tokens, parts = made.tokens[:, :room], made.parts[:, :room]
+        real = frames_mask(jnp.minimum(made.length, room), room)
+        theirs = parts @ (share > 0).astype(jnp.float32)
+        theirs /= jnp.maximum(jnp.sum(theirs, axis=-1, keepdims=True), 1)
+        some = made.length > 0
+        return (
+            zero_padding(self.decoder.embed(tokens), real),
+            jnp.where(some[:, None, None], theirs, share),
+            jnp.where(some, jnp.minimum(made.length, room), length),
+        )
 
     def __call__(
         self,

@@ -124,6 +124,18 @@ class Tokenizer(abc.ABC):
         end itself.
         """
 
+    def merges(self) -> list[tuple[int, int, int]] | None:
+        """Left, right and merged token of each merge of a byte-level BPE, the first one first.
+
+        None of other kinds of tokenizers.
+        """
+        return None
+
+    def byte_tokens(self, text: str) -> list[int] | None:
+        """The tokens that a byte-level BPE begins with; None if it has not got them all."""
+        del text
+        return None
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special pieces left out.
 

@@ -86,6 +86,25 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [token for token in ids if token not in self._never]
 
+    def merges(self) -> list[tuple[int, int, int]] | None:
+        whole = json.loads(self._json)
+        model, splits = whole["model"], json.dumps(whole.get("pre_tokenizer"))
+        bytewise = '"ByteLevel"' in splits and '"add_prefix_space": true' not in splits
+        if model["type"] != "BPE" or not bytewise or whole.get("normalizer"):
+            return None
+        pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
+        vocabulary: dict[str, int] = model["vocab"]
+        return [(vocabulary[a], vocabulary[b], vocabulary[a + b]) for a, b in pairs]
+
+    def byte_tokens(self, text: str) -> list[int] | None:
+        from tokenizers import pre_tokenizers
+
+        split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        spelled = "".join(part for part, _ in split.pre_tokenize_str(text))
+        found = (self._tokenizer.token_to_id(byte) for byte in spelled)
+        known = [token for token in found if token is not None]
+        return known if len(known) == len(spelled) else None
+
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text.lstrip(" ")  # a byte-level model's words begin with theirs, the first one too
