@@ -41,17 +41,22 @@ def runs(llama: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     found["front"] = [
         *heads("latent", 1),
+        "--config.encoder.subsampling=(2,)",
         "--config.encoder.width=256",
-        "--config.encoder.layers=3",
+        "--config.encoder.layers=4",
+        "--config.encoder.kernel=15",
+        "--config.augment.speeds=(0.9, 1.0, 1.1)",
+        "--config.train.dtype=bfloat16",
         "--config.decoder.layers=1",
         "--config.decoder.width=64",
         "--config.decoder.query_heads=2",
         "--config.decoder.kv_heads=1",
         "--config.decoder.feedforward=128",
+        "--config.adaptor.training_room=0.25",
         "--config.loss.ctc=4.0",
-        "--config.optim.steps=2500",
+        "--config.optim.steps=4000",
         '--config.evaluation.strategies=("ctc",)',
-        "--config.train.dev_every=2500",  # its decoder chooses no checkpoint: the last one counts
+        "--config.train.dev_every=4000",  # its decoder chooses no checkpoint: the last one counts
     ]
     for seed in SEEDS:
         found[f"m1_seed{seed}"] = [*heads("latent", 1), f"--config.seed={seed}"]

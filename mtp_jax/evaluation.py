@@ -24,20 +24,23 @@ log = logging.getLogger("mtp_jax")
 
 
 def tune(
-    recognizer: Recognizer, workdir: Workdir, max_wer_increase: float, options: Evaluation
+    recognizer: Recognizer,
+    workdir: Workdir,
+    max_wer_increase: float,
+    options: Evaluation | None = None,
 ) -> float:
     """Chooses tau on dev and keeps choice and sweep in the workdir.
 
     Args:
         recognizer: the model; `workdir`: its folder.
         max_wer_increase: absolute WER, per cent, that threshold decoding may lose.
-        options: what will be compared.
+        options: what will be compared; the config's by default.
 
     Returns:
         tau; 1, and nothing is decoded or kept, if no row will use it.
     """
     config = recognizer.model.config
-    if not has_threshold(options, config.heads.count):
+    if not has_threshold(options or config.evaluation, config.heads.count):
         return 1.0
     dev = open_source(config.data.dev, config.data, config.front_end.sample_rate)
     dev = with_encoder_cache(dev, recognizer)

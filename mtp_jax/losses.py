@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtp_jax.nn.products import materialised
+from mtp_jax.products import materialised
 
 
 def shifted_targets(

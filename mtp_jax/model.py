@@ -13,12 +13,12 @@ from mtp_jax import processes, sharding
 from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.config import Config, differences
 from mtp_jax.exported import read_exported
+from mtp_jax.merges import merges_of
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.params import Params, by_path, matches, merge, nested
 from mtp_jax.pretrained import digests, import_parts, with_sizes
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
-from mtp_jax.tokenizer.merges import Merges
 from mtp_jax.train_step import parameter_shapes
 from mtp_jax.workdir import Workdir, WorkdirError
 
@@ -33,7 +33,7 @@ def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
     """
     merges = None
     if config.adaptor.retokenized:
-        merges = None if tokenizer.ctc is tokenizer else Merges.of(tokenizer)
+        merges = None if tokenizer.ctc is tokenizer else merges_of(tokenizer)
         if merges is None:
             raise TokenizerError(
                 "config.adaptor.retokenized needs a decoder with a byte-level BPE (LLaMA 3, SmolLM)"

@@ -60,8 +60,7 @@ def main(argv: list[str]) -> None:
         recognizer = load(workdir)
     else:
         recognizer = training.train(config, workdir)
-    options = config.evaluation
-    tau = evaluation.tune(recognizer, workdir, options.max_wer_increase, options)
+    tau = evaluation.tune(recognizer, workdir, config.evaluation.max_wer_increase)
     evaluation.evaluate(recognizer, workdir, config.data.test, tau, workdir.path)
     log.info("%.1f minutes", (time.perf_counter() - start) / 60)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.nn import attention
-from mtp_jax.nn.products import matmul
+from mtp_jax.products import matmul
 
 KEY = jax.random.key(0)
 

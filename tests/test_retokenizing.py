@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtp_jax.config import Adaptor, Config, ConfigError, Decoder, Encoder, FrontEnd, Heads
+from mtp_jax.merges import merges_of
 from mtp_jax.model import make_model
-from mtp_jax.nn.retokenizing import retokenize
+from mtp_jax.nn.retokenizing import Merges, retokenize
 from mtp_jax.nn.speech_llama import call
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
-from mtp_jax.tokenizer.merges import Merges
 from mtp_jax.train_step import init_params
 from tests.test_tokenizer_json import byte_level, write_json
 
@@ -48,7 +48,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def merges(tokenizer) -> Merges:
-    made = Merges.of(tokenizer)
+    made = merges_of(tokenizer)
     assert made is not None
     return made
 
@@ -56,7 +56,7 @@ def merges(tokenizer) -> Merges:
 @pytest.fixture(scope="module")
 def cut(merges):
     """The tokens of lists of labels, their number, and the parts of each."""
-    jitted = jax.jit(lambda labels, count: retokenize(merges, labels, count, C))
+    jitted = jax.jit(lambda labels, count: retokenize(merges, labels, count, C, C))
 
     def run(*rows: list[int]):
         labels = np.zeros((len(rows), R), np.int32)
@@ -108,12 +108,17 @@ def test_each_token_knows_the_labels_that_it_is_made_of(tokenizer, cut):
 
 def test_what_there_is_no_room_for_is_left_out(tokenizer, merges):
     labels = tokenizer.ctc.encode("turn on the lamp")
-    made = retokenize(merges, np.array([labels]), np.array([len(labels)]), 8)
-    assert made.tokens[0, : made.length[0]].tolist() == tokenizer.encode("turn on")
+    row, count = np.array([labels]), np.array([len(labels)])
+    expected = tokenizer.encode("turn on")
+    for room, most, kept in ((8, 9, slice(None)), (99, 2, slice(2))):
+        made = retokenize(merges, row, count, room, most)
+        assert made.tokens[0, : made.length[0]].tolist() == expected[kept]
+        assert made.tokens.shape == (1, min(room, most))
+        assert made.parts.shape == (1, min(room, most), len(labels))
 
 
 def test_equal_merges_are_equal(tokenizer, merges):
-    again = Merges.of(tokenizer)
+    again = merges_of(tokenizer)
     assert again == merges and hash(again) == hash(merges)
     other = dataclasses.replace(merges, rank=merges.rank[::-1].copy())
     assert other != merges and merges != "merges"
@@ -155,7 +160,7 @@ def test_where_ctc_reads_nothing_there_is_one_embedding(tokenizer):
 
 
 def test_a_tokenizer_of_another_kind_is_refused(tokenizer):
-    assert Merges.of(tokenizer.ctc.with_ctc(tokenizer.ctc)) is None
+    assert merges_of(tokenizer.ctc.with_ctc(tokenizer.ctc)) is None
     with pytest.raises(TokenizerError, match=r"config\.adaptor\.retokenized needs .*: set it"):
         make_model(CONFIG, tokenizer.ctc)
     with pytest.raises(ConfigError, match=r"config\.adaptor\.retokenized needs"):

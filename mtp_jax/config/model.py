@@ -157,9 +157,9 @@ class Adaptor:
             behind the last. With `ctc_compression` the n-th token then stands about where what was
             heard of it does, which a decoder finds from little data.
         training_room: embeddings that training leaves room for with `ctc_compression`, as a share
-            of the encoder's frames: labels beyond them count as part of the last. Speech has far
-            fewer labels than frames, and the empty places cost a decoder as much as full ones.
-            Decoding leaves room for all.
+            of the encoder's frames: labels beyond them count as part of the last, tokens are left
+            out. Speech has far fewer of either than frames, and empty places cost a decoder as much
+            as full ones. Decoding leaves room for all.
     """
 
     ctc_compression: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.nn.products import matmul_by_row
+from mtp_jax.products import matmul_by_row
 
 _LONG = 256  # frames from which one head's scores no longer stay in a CPU's caches with the others'
 

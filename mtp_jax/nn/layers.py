@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mtp_jax.config import Decoder, Encoder, Lora, RopeScaling
-from mtp_jax.nn.products import matmul
+from mtp_jax.products import matmul
 
 PRODUCT = "product"  # the name by which `remat` knows the outputs of matrix products
 Module = TypeVar("Module", bound=nn.Module)

@@ -6,23 +6,60 @@ correct. CTC has labels of its own, as it would not learn tens of thousands from
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-from mtp_jax.tokenizer.merges import Merges
+import numpy as np
 
 _NONE = jnp.iinfo(jnp.int32).max
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Merges:
+    """How to get from what CTC reads to the tokens of an LLM.
+
+    Two are equal if they hold the same numbers, so that a module may hold one.
+
+    Attributes:
+        start: int32[V + 1], where the pairs begin whose left token is each.
+        right: int32[N], right token of each pair, rising within a left one.
+        rank: int32[N], which pair is merged before which.
+        merged: int32[N], the token that it becomes.
+        spelled: int32[labels, P], the bytes that each CTC label stands for, as tokens; -1 behind
+            the last.
+        space: the token of a space.
+    """
+
+    start: np.ndarray
+    right: np.ndarray
+    rank: np.ndarray
+    merged: np.ndarray
+    spelled: np.ndarray
+    space: int
+
+    @functools.cached_property
+    def _digest(self) -> bytes:
+        arrays = (self.start, self.right, self.rank, self.merged, self.spelled)
+        return hashlib.sha256(b"".join(x.tobytes() for x in arrays)).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Merges) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
 
 
 class Retokenized(NamedTuple):
     """Tokens of a batch.
 
     Attributes:
-        tokens: int32[B, C], 0 behind the last.
+        tokens: int32[B, N], 0 behind the last.
         length: int32[B].
-        parts: float32[B, C, R], how many bytes of each token come from each label.
+        parts: float32[B, N, R], how many bytes of each token come from each label.
     """
 
     tokens: jax.Array
@@ -30,7 +67,9 @@ class Retokenized(NamedTuple):
     parts: jax.Array
 
 
-def retokenize(merges: Merges, labels: jax.Array, count: jax.Array, room: int) -> Retokenized:
+def retokenize(
+    merges: Merges, labels: jax.Array, count: jax.Array, room: int, most: int
+) -> Retokenized:
     """The LLM's tokens of the text that CTC labels spell.
 
     They are those of its tokenizer, as long as it splits words nowhere that a merge would join. A
@@ -39,7 +78,8 @@ def retokenize(merges: Merges, labels: jax.Array, count: jax.Array, room: int) -
     Args:
         merges: of the LLM's tokenizer.
         labels: int32[B, R]; `count`: int32[B] of them are real.
-        room: C, bytes that there may be; those beyond are left out.
+        room: C, bytes that there may be, spaces of all kinds included; those beyond are left out.
+        most: N, tokens that there may be; as well.
     """
     spelled = jnp.asarray(merges.spelled)[labels]
     real = (jnp.arange(labels.shape[1]) < count[:, None])[..., None] & (spelled >= 0)
@@ -59,10 +99,10 @@ def retokenize(merges: Merges, labels: jax.Array, count: jax.Array, room: int) -
     word = jnp.cumsum((tokens == merges.space) & inside, axis=1)
     token_of = jnp.broadcast_to(place, tokens.shape)  # of each byte, its place among the tokens
     tokens, count, token_of = _merge_all(merges, tokens, size, token_of, word)
-    mine = (token_of[:, None] == place[:, None]) & inside[:, None]
+    mine = (token_of[:, None] == place[:most, None]) & inside[:, None]
     theirs = (owner[..., None] == jnp.arange(labels.shape[1])) & inside[..., None]
     parts = mine.astype(jnp.float32) @ theirs.astype(jnp.float32)
-    return Retokenized(tokens, count, parts)
+    return Retokenized(tokens[:, :most], jnp.minimum(count, most), parts)
 
 
 def _compact(

@@ -23,9 +23,8 @@ from mtp_jax.nn.ctc import best_labels
 from mtp_jax.nn.heads import Heads
 from mtp_jax.nn.layers import Linear, parameter, zero_padding
 from mtp_jax.nn.llama import Llama
-from mtp_jax.nn.retokenizing import retokenize
+from mtp_jax.nn.retokenizing import Merges, retokenize
 from mtp_jax.nn.whisper import WhisperEncoder
-from mtp_jax.tokenizer.merges import Merges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +107,12 @@ class SpeechLlama(nn.Module):
         room = x.shape[1]
         if not deterministic:
             room = math.ceil(room * self.config.adaptor.training_room)
-        share, length = label_shares(logits, frames, room)
         if self.vocabulary.merges is None:
+            share, length = label_shares(logits, frames, room)
             # In the decoder's own words: it has only to learn to copy.
             read = self._in_words(label_odds(logits, frames, share).astype(x.dtype))
         else:
-            read, share, length = self._in_tokens(logits, frames, share, length)
+            read, share, length = self._in_tokens(logits, frames, room)
         x = zero_padding(x, frames_mask(frames, x.shape[1]))
         audio = self.adaptor(share.astype(x.dtype) @ x) + read.astype(x.dtype)
         return Encoded(audio, length, logits, frames)
@@ -125,31 +124,29 @@ class SpeechLlama(nn.Module):
         return self.decoder.expected(odds)
 
     def _in_tokens(
-        self, logits: jax.Array, frames: jax.Array, share: jax.Array, length: jax.Array
+        self, logits: jax.Array, frames: jax.Array, room: int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Embeddings of the decoder's tokens for what CTC reads, with their shares and number.
+        """Embeddings [B, room, D] of the decoder's tokens for what CTC reads.
 
-        Each token's share is that of the labels that it is made of, by their bytes in it. Where
-        CTC reads nothing, `share` and `length` of the labels stay.
+        Returns:
+            They, the share [B, room, T] of the frames in each (of those of the labels that a token
+            is made of, by their bytes in it), and their number. Where CTC reads nothing, there is
+            one that holds all frames.
         """
         assert self.vocabulary.merges is not None
+        by_label, at_least_one = label_shares(logits, frames)
         labels, count = best_labels(logits, frames)
-        room, bytes_a_label = share.shape[1], 3
-        made = retokenize(
-            self.vocabulary.merges,
-            labels[:, :room],
-            jnp.minimum(count, room),
-            bytes_a_label * room,
+        bytes_a_token = 4
+        tokens, count, parts = retokenize(
+            self.vocabulary.merges, labels, count, bytes_a_token * room, room
         )
-        tokens, parts = made.tokens[:, :room], made.parts[:, :room]
-        real = frames_mask(jnp.minimum(made.length, room), room)
-        theirs = parts @ (share > 0).astype(jnp.float32)
-        theirs /= jnp.maximum(jnp.sum(theirs, axis=-1, keepdims=True), 1)
-        some = made.length > 0
+        share = parts @ (by_label > 0).astype(jnp.float32)
+        share /= jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), 1)
+        some = count > 0
         return (
-            zero_padding(self.decoder.embed(tokens), real),
-            jnp.where(some[:, None, None], theirs, share),
-            jnp.where(some, jnp.minimum(made.length, room), length),
+            zero_padding(self.decoder.embed(tokens), frames_mask(count, room)),
+            jnp.where(some[:, None, None], share, by_label[:, :room]),
+            jnp.where(some, count, at_least_one),
         )
 
     def __call__(
