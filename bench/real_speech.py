@@ -36,6 +36,12 @@ def heads(kind: str, count: int) -> list[str]:
     return [f"--config.heads.kind={kind}", f"--config.heads.count={count}"]
 
 
+def behind(front: str, config: str) -> list[str]:
+    """What a run takes over from the first one: a decoder from scratch its tokens too."""
+    own = [f"--config.tokenizer.model={front}", "--config.data.max_tokens=240"]
+    return [f"--config.pretrained.ctc={front}", *(own if config == "whisper" else [])]
+
+
 def runs(llama: str) -> dict[str, list[str]]:
     """Flags of each run, by its name; what matters most comes first."""
     found: dict[str, list[str]] = {}
@@ -54,9 +60,10 @@ def runs(llama: str) -> dict[str, list[str]]:
         "--config.decoder.feedforward=128",
         "--config.adaptor.training_room=0.25",
         "--config.loss.ctc=4.0",
-        "--config.optim.steps=4000",
+        "--config.tokenizer.vocab_size=128",
+        "--config.data.max_tokens=240",
         '--config.evaluation.strategies=("ctc",)',
-        "--config.train.dev_every=4000",  # its decoder chooses no checkpoint: the last one counts
+        "--config.train.dev_every=3000",  # its decoder chooses no checkpoint: the last one counts
     ]
     for seed in SEEDS:
         found[f"m1_seed{seed}"] = [*heads("latent", 1), f"--config.seed={seed}"]
@@ -85,7 +92,7 @@ def main(argv: list[str]) -> int:
             f"--config.data.train={'+'.join(f'{_SPEECH.value}/{c}.train.jsonl' for c in CORPORA)}",
             f"--config.data.dev={_SPEECH.value}/librispeech.dev.jsonl",
             f"--config.data.test={_SPEECH.value}/librispeech.test.jsonl",
-            *([] if name == "front" else [f"--config.pretrained.ctc={_OUT.value}/front"]),
+            *([] if name == "front" else behind(f"{_OUT.value}/front", config)),
             "--config.encoder.dropout=0.15",
             "--config.augment.time_masks=4",
             "--config.augment.time_fraction=0.15",

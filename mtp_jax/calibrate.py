@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mtp_jax.transcription.transcriber import Transcriber
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
+_ENCODER = cli.encoder_flag()
 _DATA = flags.DEFINE_string("data", None, "source to learn from; default: the config's dev")
 _CHECK = flags.DEFINE_string("check", None, "source to check on; default: the config's test")
 _PICTURE = flags.DEFINE_string("picture", None, "reliability picture, a PNG file")
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     )
     from mtp_jax.transcription.loading import load
 
-    model = load(workdir.path)
+    model = load(workdir.path, encoder=_ENCODER.value)
     dev, test = (
         open_source(data, config.data, model.sample_rate)
         for data in (_DATA.value or config.data.dev, _CHECK.value or config.data.test)

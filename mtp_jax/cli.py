@@ -36,6 +36,15 @@ _LOST_AFTER = flags.DEFINE_integer(
 )
 
 
+def encoder_flag() -> flags.FlagHolder[str]:
+    """``--encoder``, of commands that load a model whose frozen speech encoder lies elsewhere."""
+    return flags.DEFINE_string(
+        "encoder",
+        os.environ.get("MTP_ENCODER", ""),
+        "folder or source of the frozen speech encoder; default: where the model was trained",
+    )
+
+
 def refuse_arguments(argv: list[str]) -> None:
     """Raises `flags.Error` if there are arguments besides flags."""
     if len(argv) > 1:

@@ -26,6 +26,7 @@ from mtp_jax.paths import to_path
 from mtp_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
+_ENCODER = cli.encoder_flag()
 _DATA = flags.DEFINE_string("data", None, "source to decode; default: the config's test")
 _STRATEGY = flags.DEFINE_list(
     "strategy", None, f"of {', '.join(STRATEGIES)}; default: the config's"
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax import evaluation  # imported late: errors in flags come at once
     from mtp_jax.model import load
 
-    recognizer = load(workdir)
+    recognizer = load(workdir, encoder=_ENCODER.value)
     increase = _INCREASE.value
     if _TAU.value is not None:
         tau = _TAU.value

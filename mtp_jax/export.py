@@ -1,9 +1,10 @@
 """Exports a trained recogniser to one folder: safetensors, config, tokenizer.
 
-    python -m mtp_jax.export --workdir=DIR --output=DIR [--dtype=float16]
+    python -m mtp_jax.export --workdir=DIR --output=DIR [--dtype=float16] [--encoder=SOURCE]
 
 The folder serves wherever a workdir does (``mtp_jax.evaluate --workdir``, ``--config.init_from``),
-and `transformers` loads its decoder. LoRA is merged; a frozen Whisper encoder stays where it is.
+and `transformers` loads its decoder. LoRA is merged; a frozen Whisper encoder stays where it is, or
+where ``--encoder`` says that others find it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from mtp_jax.workdir import Workdir
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "of parameters")
+_ENCODER = flags.DEFINE_string(
+    "encoder", "", "source of the frozen encoder that the export names; default: that of training"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -27,7 +31,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax.model import load
 
     workdir, folder = Workdir(_WORKDIR.value), pathlib.Path(_OUTPUT.value).expanduser()
-    export(load(workdir), workdir, folder, _DTYPE.value)
+    export(load(workdir), workdir, folder, _DTYPE.value, _ENCODER.value)
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
 

@@ -33,13 +33,21 @@ from mtp_jax.workdir import Workdir, write_json
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
 
 
-def export(recognizer: Recognizer, workdir: Workdir, folder: Path, dtype: str = "float32") -> None:
+def export(
+    recognizer: Recognizer,
+    workdir: Workdir,
+    folder: Path,
+    dtype: str = "float32",
+    encoder: str = "",
+) -> None:
     """Writes a trained model to `folder`.
 
     Args:
         recognizer: the model; `workdir`: where it was trained.
         folder: made if need be.
         dtype: of the parameters, a key of `DTYPES`; float32 keeps every bit.
+        encoder: source of a frozen speech encoder that the export names; that of training by
+            default. Whoever loads the export is told if it is another.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -48,7 +56,7 @@ def export(recognizer: Recognizer, workdir: Workdir, folder: Path, dtype: str = 
     parts = workdir.read_parts() or {"sha256": {}, "left_out": []}
     left_out = [path for path in parts["left_out"] if not path.startswith("decoder/")]
     # What is exported whole is no longer taken from where it came from.
-    encoder = config.pretrained.encoder if left_out else ""
+    encoder = (encoder or config.pretrained.encoder) if left_out else ""
     pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="", ctc="")
     config = dataclasses.replace(config, pretrained=pretrained, init_from="")
     rest, decoder = split(params, lambda path: not path.startswith("decoder/"))

@@ -95,9 +95,12 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
             own["lora"] = lora
         return dataclasses.replace(getattr(theirs, name), **own)
 
+    # Where a folder is said to be, the encoder is now; a Hub's name is but the default of a config.
+    ours = config.pretrained.encoder
+    moved = _with_encoder(theirs, "" if ours.startswith("hf://") else ours)
     return dataclasses.replace(
         config,
-        pretrained=theirs.pretrained,
+        pretrained=moved.pretrained,
         tokenizer=dataclasses.replace(
             config.tokenizer, ctc_vocab_size=theirs.tokenizer.ctc_vocab_size
         ),
@@ -132,11 +135,13 @@ def starting_point(
     parts = by_path(import_parts(config.pretrained, tokenizer, shapes, shardings))
     initial: dict[str, Any] = {}
     if config.init_from:
-        initial = _that_fit(Workdir(config.init_from), by_path(shapes), mesh)
+        source = Workdir(config.init_from)
+        initial = _that_fit(source, by_path(shapes), mesh, config.pretrained.encoder)
         new = sorted(set(by_path(shapes)) - set(initial) - set(parts))
         log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
     elif config.pretrained.ctc:
-        saved = _that_fit(Workdir(config.pretrained.ctc), by_path(shapes), mesh)
+        source = Workdir(config.pretrained.ctc)
+        saved = _that_fit(source, by_path(shapes), mesh, config.pretrained.encoder)
         theirs = ("encoder/", "ctc/", "whisper/")
         initial = {path: x for path, x in saved.items() if path.startswith(theirs)}
     label, adaptor = "label_embedding", "adaptor/kernel"
@@ -170,10 +175,12 @@ def labels_as_text(tokenizer: Tokenizer, embedding: jax.Array) -> np.ndarray:
     return rows
 
 
-def _that_fit(source: Workdir, shapes: dict[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def _that_fit(
+    source: Workdir, shapes: dict[str, Any], mesh: jax.sharding.Mesh, encoder: str
+) -> dict[str, Any]:
     """The parameters that `source` saved and that have a place of the same shape in a model."""
     left_out = (source.read_parts() or {"left_out": []})["left_out"]
-    saved = by_path(load(source, mesh).params)
+    saved = by_path(load(source, mesh, encoder).params)
     return {
         path: x
         for path, x in saved.items()
@@ -181,18 +188,27 @@ def _that_fit(source: Workdir, shapes: dict[str, Any], mesh: jax.sharding.Mesh) 
     }
 
 
-def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None) -> Recognizer:
+def _with_encoder(config: Config, source: str) -> Config:
+    """`config` with its pretrained encoder elsewhere, if it has one and `source` is not empty."""
+    if not (source and config.pretrained.encoder):
+        return config
+    pretrained = dataclasses.replace(config.pretrained, encoder=source)
+    return dataclasses.replace(config, pretrained=pretrained)
+
+
+def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str = "") -> Recognizer:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
     Args:
         workdir: of a trained model, or a folder that one was exported to.
         mesh: the devices; those of its config by default.
+        encoder: source of the frozen speech encoder; where training had it by default.
 
     Raises:
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: something of it is missing
             or damaged.
     """
-    config = workdir.read_config()
+    config = _with_encoder(workdir.read_config(), encoder)
     if workdir.tokenizer is None:
         raise WorkdirError(f"{workdir.path} has no tokenizer: train first")
     tokenizer = Tokenizer.load(workdir.tokenizer)

@@ -52,12 +52,17 @@ def with_sizes(config: Config) -> Config:
 
 @functools.cache  # a large model takes a minute
 def digests(pretrained: Pretrained) -> dict[str, str]:
-    """SHA-256 of each source's weights, by the name of its field."""
-    return {
-        name: importers.fingerprint(importers.resolve(source))
-        for name, source in (("encoder", pretrained.encoder), ("decoder", pretrained.decoder))
-        if source
-    }
+    """SHA-256 of each source's weights, by the name of its field.
+
+    Of an encoder it is that of the values, so that any format of the same will do; of a decoder
+    that of the files.
+    """
+    found = {}
+    if pretrained.encoder:
+        found["encoder"] = importers.whisper_digest(importers.resolve(pretrained.encoder))
+    if pretrained.decoder:
+        found["decoder"] = importers.fingerprint(importers.resolve(pretrained.decoder))
+    return found
 
 
 def import_parts(

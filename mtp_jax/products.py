@@ -53,6 +53,34 @@ def _backward(
 _low_precision.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def along_rows(vector: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """`vector` [D] in every row of `shape` [..., D].
+
+    Its gradient adds up over the rows as a product with ones, in float32: a CPU takes several
+    times as long for a sum over any axis but the last.
+    """
+    return jnp.broadcast_to(vector.astype(dtype), shape)
+
+
+def _along_forward(vector: Any, shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.Array, Any]:
+    kept = vector.value if vector.perturbed else None
+    return along_rows(vector.value, shape, dtype), kept
+
+
+def _along_backward(
+    shape: tuple[int, ...], dtype: jnp.dtype, vector: jax.Array | None, cotangent: Any
+) -> tuple[jax.Array | None]:
+    if vector is None:
+        return (None,)
+    ones, rows = jnp.ones(shape[:-1], dtype), tuple(range(len(shape) - 1))
+    exact = jax.lax.Precision.HIGHEST
+    return (_product(ones, materialised(cotangent), rows, rows, exact).astype(vector.dtype),)
+
+
+along_rows.defvjp(_along_forward, _along_backward, symbolic_zeros=True)
+
+
 def materialised(cotangent: Any) -> jax.Array:
     """A cotangent that may be a symbolic zero, as an array."""
     if isinstance(cotangent, SymbolicZero):
@@ -99,9 +127,10 @@ def _product(
     b: jax.Array,
     axes_of_a: tuple[int, ...],
     axes_of_b: tuple[int, ...],
+    precision: jax.lax.Precision | None = None,
     batched: bool = False,
 ) -> jax.Array:
     # The axes of a batch stay apart: a TPU pads each to its tiles, and joining them copies.
     rows = ((0,), (0,)) if batched else ((), ())
     axes = ((axes_of_a, axes_of_b), rows)
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, axes, precision, preferred_element_type=jnp.float32)

@@ -24,6 +24,7 @@ from mtp_jax import cli
 from mtp_jax.config import STRATEGIES
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
+_ENCODER = cli.encoder_flag()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all")
 _PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one", lower_bound=0, upper_bound=65535)
 _NAMES = flags.DEFINE_list(
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
     from mtp_jax.workdir import Workdir
 
-    model = load(_MODEL.value, batch_size=_BATCH.value)
+    model = load(_MODEL.value, batch_size=_BATCH.value, encoder=_ENCODER.value)
     cli.start_jax(Workdir(_MODEL.value).read_config())
     name = Path(_MODEL.value).expanduser().resolve().name
     settings = Settings(

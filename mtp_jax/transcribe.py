@@ -37,6 +37,7 @@ _FORMAT = flags.DEFINE_list("format", None, f"of {', '.join(FORMATS)}; default: 
 _STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(STRATEGIES)}")
 _TAU = flags.DEFINE_float("tau", None, "of threshold and prefix_beam; default: the model's")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "pieces decoded at once", lower_bound=1)
+_ENCODER = cli.encoder_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
 log = logging.getLogger("mtp_jax")
@@ -74,7 +75,7 @@ def _model() -> Transcriber:
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
     from mtp_jax.workdir import Workdir
 
-    model = load(_MODEL.value, batch_size=_BATCH_SIZE.value)
+    model = load(_MODEL.value, batch_size=_BATCH_SIZE.value, encoder=_ENCODER.value)
     cli.start_jax(Workdir(_MODEL.value).read_config())
     return model
 

@@ -79,6 +79,15 @@ def test_without_their_own_a_batch_has_none(trained, tmp_path):
     assert batch.labels is None
 
 
+def test_one_that_is_the_same_is_not_of_its_own(trained, tmp_path):
+    ctc = Tokenizer.load(trained.path / CTC_NAME)
+    ctc.save(tmp_path)
+    ctc.save(tmp_path / CTC_NAME)
+    assert Tokenizer.load(tmp_path).ctc.pieces == ctc.pieces
+    assert Tokenizer.load(tmp_path)._ctc is None
+    assert Tokenizer.load(trained.path)._ctc is not None
+
+
 def test_ctc_is_read_by_its_own_tokenizer(trained):
     recognizer = load(trained)
     assert recognizer.params["ctc"]["kernel"].shape[1] == LABELS + 1

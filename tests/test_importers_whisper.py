@@ -46,6 +46,15 @@ def test_ctranslate2_holds_the_same(tmp_path):
     path = write_ctranslate2(tmp_path / "m", whisper_variables())
     assert importers.whisper_architecture(path) == SOURCE
     assert_same(load(path), load(GOLDEN / "whisper"))
+    assert importers.whisper_digest(path) == importers.whisper_digest(GOLDEN / "whisper")
+
+
+@pytest.mark.parametrize("name", ["encoder/conv1/bias", "encoder/layer_1/ffn/linear_1/weight"])
+def test_the_digest_is_that_of_the_values(name, tmp_path):
+    before = importers.whisper_digest(GOLDEN / "whisper")
+    variables = whisper_variables()
+    variables[name].flat[-1] += 1e-3
+    assert importers.whisper_digest(write_ctranslate2(tmp_path / "m", variables)) != before
 
 
 def test_ctranslate2_in_float16(tmp_path):

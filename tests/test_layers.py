@@ -10,6 +10,7 @@ import pytest
 
 from mtp_jax.config import RopeScaling
 from mtp_jax.nn.layers import (
+    Dropout,
     LayerNorm,
     Linear,
     RMSNorm,
@@ -61,6 +62,38 @@ def test_norms_work_in_float32_whatever_comes_in():
         wide = module.clone(dtype=jnp.float32).apply({"params": params}, x)
         assert y.dtype == jnp.bfloat16
         np.testing.assert_array_equal(y, wide.astype(jnp.bfloat16))
+
+
+def dropped(rate: float, width: int, key: int = 0, dtype: str = "float32") -> jax.Array:
+    x = jnp.full((40, 50, width), 2.0, dtype)
+    return Dropout(rate, False).apply({}, x, rngs={"dropout": jax.random.key(key)})
+
+
+@pytest.mark.parametrize("width", [1, 7, 32])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
+def test_dropout_drops_a_share_and_keeps_the_mean(rate, width):
+    y = dropped(rate, width)
+    kept = max(1, 256 - round(256 * rate)) / 256
+    assert set(np.unique(y)) == {0.0, np.float32(2 / kept)}
+    deviation = np.sqrt(kept * (1 - kept) / y.size)
+    assert abs(np.mean(y != 0) - kept) < 4 * deviation
+    by_feature = np.mean(np.asarray(y) != 0, axis=(0, 1))
+    assert (abs(by_feature - kept) < 5 * np.sqrt(kept * (1 - kept) / 2000)).all()
+
+
+def test_dropout_drops_each_feature_by_itself():
+    """Four features share a random word."""
+    gone = (np.asarray(dropped(0.5, 32)) == 0).reshape(-1, 32)
+    together = np.corrcoef(gone.T) - np.eye(32)
+    assert abs(together).max() < 5 / np.sqrt(len(gone))
+    assert (dropped(0.5, 32) != dropped(0.5, 32, key=1)).any()
+
+
+def test_dropout_leaves_all_where_it_should():
+    x = jnp.asarray(normal(2, 3, 5))
+    for module in (Dropout(0.5, True), Dropout(0.0, False), Dropout(0.001, False)):
+        np.testing.assert_array_equal(module.apply({}, x), x)
+    assert dropped(0.1, 8, dtype="bfloat16").dtype == jnp.bfloat16
 
 
 def test_zero_padding_removes_nan_and_its_gradient():

@@ -37,6 +37,7 @@ from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.exported import export
+from mtp_jax.importers import PretrainedError
 from mtp_jax.model import completed, load
 from mtp_jax.nn.llama import Llama
 from mtp_jax.nn.whisper import WhisperEncoder
@@ -233,6 +234,26 @@ def test_the_export_is_the_same_model(trained, parts, tmp_path):
     half = by_path(load(Workdir(tmp_path / "half")).params)
     for path, x in theirs.items():
         np.testing.assert_allclose(half[path], x, rtol=1e-3, atol=1e-4)
+
+
+def test_the_encoder_may_lie_elsewhere(trained, parts, config, tmp_path):
+    """In another format too: it is the values that count."""
+    recognizer = load(trained)
+    export(recognizer, trained, tmp_path / "export", encoder=str(tmp_path / "theirs"))
+    with pytest.raises(PretrainedError, match="theirs does not exist"):
+        load(Workdir(tmp_path / "export"))
+    elsewhere = str(tmp_path / "mine")
+    shutil.copytree(parts / "whisper", elsewhere)
+    loaded = load(Workdir(tmp_path / "export"), encoder=elsewhere)
+    assert decoded(loaded) == decoded(recognizer)
+    begun = dataclasses.replace(
+        config,
+        init_from=str(tmp_path / "export"),
+        pretrained=dataclasses.replace(config.pretrained, encoder=elsewhere),
+    )
+    assert completed(begun).pretrained.encoder == elsewhere
+    hub = dataclasses.replace(begun, pretrained=Pretrained(encoder="hf://owner/name"))
+    assert completed(hub).pretrained.encoder == str(tmp_path / "theirs")
 
 
 def test_a_damaged_export_is_refused(trained, tmp_path):

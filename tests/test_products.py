@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.nn import attention
-from mtp_jax.products import matmul
+from mtp_jax.products import along_rows, matmul
 
 KEY = jax.random.key(0)
 
@@ -83,6 +83,32 @@ def test_the_gradient_of_a_frozen_kernel_is_not_computed():
     assert products(1) == 0
     gradient = jax.grad(loss, 1)(kernels, scales)
     assert gradient.shape == scales.shape and (gradient != 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_vector_along_rows_is_a_broadcast_whose_gradient_adds_up_in_float32(dtype):
+    vector, x = jnp.arange(3.0), jnp.ones((4, 1024, 3), dtype)
+
+    def loss(vector: jax.Array, x: jax.Array) -> jax.Array:
+        y = x * along_rows(vector, x.shape, x.dtype)
+        return jnp.sum(y, dtype=jnp.float32)
+
+    assert loss(vector, x) == 3 * 4096
+    of_vector, of_x = jax.grad(loss, (0, 1))(vector, x)
+    assert of_vector.dtype == jnp.float32 and of_x.dtype == dtype
+    np.testing.assert_array_equal(of_vector, np.full(3, 4096.0))
+    np.testing.assert_array_equal(of_x, np.broadcast_to(np.arange(3.0), x.shape))
+
+
+def test_the_gradient_of_a_frozen_vector_is_not_computed():
+    x, vectors = jnp.ones((2, 5, 8)), jnp.ones((3, 8))
+
+    def loss(x: jax.Array, vectors: jax.Array) -> jax.Array:
+        y, _ = jax.lax.scan(lambda y, v: (y * along_rows(v, y.shape, y.dtype), None), x, vectors)
+        return jnp.sum(y)
+
+    text = [str(jax.make_jaxpr(jax.grad(loss, i))(x, vectors)) for i in (0, 1)]
+    assert ["dot_general" in t for t in text] == [False, True]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

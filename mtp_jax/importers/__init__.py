@@ -19,6 +19,7 @@ from mtp_jax.importers.whisper import (
     export_whisper,
     import_whisper,
     whisper_architecture,
+    whisper_digest,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "open_weights",
     "resolve",
     "whisper_architecture",
+    "whisper_digest",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -183,6 +184,44 @@ def _some(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
+def digest_of(
+    rules: Iterable[Rule], weights: Weights, shapes: Any, ignored: Sequence[str] = ()
+) -> str:
+    """SHA-256 (hexadecimal) of what `import_params` gives as float32: the same for every format.
+
+    Args, raises: as there.
+    """
+    wanted = by_path(shapes)
+    table = {rule.ours: rule for rule in rules if rule.ours in wanted}
+    _check(table, weights, wanted, ignored)
+    digest = hashlib.sha256()
+    for path in sorted(wanted):
+        values = _read(table[path], weights, wanted[path].update(dtype=np.dtype("<f4")))
+        digest.update(f"{path} {values.shape}".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def _read(
+    rule: Rule, weights: Weights, wanted: jax.ShapeDtypeStruct, index: Index | None = None
+) -> np.ndarray:
+    """The part `index` of one parameter, or the whole of it."""
+    shape, names = wanted.shape, rule.names(wanted.shape)
+    index = (slice(None),) * len(shape) if index is None else index
+
+    def layer(name: str, index: Index) -> np.ndarray:
+        own = shape[1:] if rule.stacked else shape
+        return rule.read(lambda slices: weights.read(name, slices), own, index)
+
+    bounds = (s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+    x = np.empty([stop - start for start, stop in bounds], wanted.dtype)
+    if rule.stacked:
+        for i, name in enumerate(names[index[0]]):
+            x[i] = layer(name, index[1:])
+    else:
+        x[...] = layer(names[0], index)
+    return x
+
+
 def _place(
     rule: Rule,
     weights: Weights,
@@ -190,29 +229,18 @@ def _place(
     sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
     """One parameter, on its devices."""
-    shape, dtype, names = wanted.shape, wanted.dtype, rule.names(wanted.shape)
+    if sharding is None:
+        return jax.device_put(_read(rule, weights, wanted))
     known: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}  # devices may hold the same part
 
-    def layer(name: str, index: Index) -> np.ndarray:
-        own = shape[1:] if rule.stacked else shape
-        return rule.read(lambda slices: weights.read(name, slices), own, index)
-
     def part(index: Index | None) -> np.ndarray:
-        index = (slice(None),) * len(shape) if index is None else index
-        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        own = (slice(None),) * len(wanted.shape) if index is None else index
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(own, wanted.shape, strict=True))
         if bounds not in known:
-            x = np.empty([stop - start for start, stop in bounds], dtype)
-            if rule.stacked:
-                for i, name in enumerate(names[index[0]]):
-                    x[i] = layer(name, index[1:])
-            else:
-                x[...] = layer(names[0], index)
-            known[bounds] = x
+            known[bounds] = _read(rule, weights, wanted, own)
         return known[bounds]
 
-    if sharding is None:
-        return jax.device_put(part(None))
-    return jax.make_array_from_callback(shape, sharding, part)
+    return jax.make_array_from_callback(wanted.shape, sharding, part)
 
 
 def export_params(rules: Iterable[Rule], params: Any) -> dict[str, np.ndarray]:

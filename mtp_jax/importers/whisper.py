@@ -7,14 +7,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.config import ConfigError, Whisper
 from mtp_jax.importers.errors import PretrainedError
 from mtp_jax.importers.fields import Fields
-from mtp_jax.importers.table import Rule, export_params, import_params
+from mtp_jax.importers.table import Rule, digest_of, export_params, import_params
 from mtp_jax.importers.weights import Weights, open_weights, read_json, weight_files
-from mtp_jax.nn.whisper import sinusoids
+from mtp_jax.nn.whisper import WhisperEncoder, sinusoids
 
 
 def hugging_face_rules(prefix: str) -> tuple[Rule, ...]:
@@ -130,14 +133,36 @@ def import_whisper(path: str | os.PathLike[str], shapes: Any, shardings: Any = N
     Raises:
         PretrainedError: it is corrupt, or does not fit `shapes`.
     """
+    weights, rules, table = _opened(path)
+    return import_params(rules, weights, shapes, shardings, (*IGNORED, table))
+
+
+def whisper_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 (hexadecimal) of the encoder's values, which no format of its files changes.
+
+    Raises:
+        PretrainedError: it is corrupt, or no Whisper.
+    """
+    source, (weights, rules, table) = whisper_architecture(path), _opened(path)
+    shapes = jax.eval_shape(
+        WhisperEncoder(source.config).init,
+        jax.random.key(0),
+        jnp.zeros((1, 2, source.mel_bins)),
+        jnp.ones(1, jnp.int32),
+    )
+    return digest_of(rules, weights, nn.unbox(shapes)["params"], (*IGNORED, table))
+
+
+def _opened(path: str | os.PathLike[str]) -> tuple[Weights, tuple[Rule, ...], str]:
+    """The weights at `path`, their table, and the name of their table of positions."""
     source, weights = whisper_architecture(path), open_weights(path)
     if weights.format == "ctranslate2":
-        rules, table = CTRANSLATE2, "encoder/position_encodings/encodings"
+        rules, positions = CTRANSLATE2, "encoder/position_encodings/encodings"
     else:
         prefix = "model.encoder." if "model.encoder.conv1.weight" in weights.names else "encoder."
-        rules, table = hugging_face_rules(prefix), f"{prefix}embed_positions.weight"
-    _check_positions(weights, table, source.config)
-    return import_params(rules, weights, shapes, shardings, (*IGNORED, table))
+        rules, positions = hugging_face_rules(prefix), f"{prefix}embed_positions.weight"
+    _check_positions(weights, positions, source.config)
+    return weights, rules, positions
 
 
 def export_whisper(params: Any) -> dict[str, np.ndarray]:

@@ -30,15 +30,22 @@ def _all_heads(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array) -> jax
 
 
 def _head_by_head(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array) -> jax.Array:
-    """2.3 times as fast on two cores, forwards and backwards, and only one head's scores exist."""
+    """Several times as fast on two cores, and only one head's scores exist."""
 
     @jax.checkpoint
     def head(qkv: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v = (x[:, :, None] for x in qkv)
-        return _all_heads(q, k, v, real)[:, :, 0]
+        q, k, v = qkv
+        return _one_head(q, k, v, real[:, None])
 
-    by_head = tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v))
+    by_head = tuple(jnp.moveaxis(x, 2, 0) for x in (q * q.shape[-1] ** -0.5, k, v))
     return jnp.moveaxis(jax.lax.map(head, by_head), 0, 2)
+
+
+def _one_head(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Of q [B, S, H], k and v [B, T, H] and a mask bool[B, 1 or S, T], queries being scaled."""
+    scores = matmul_by_row(q, k, 2, jnp.float32)
+    shares = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min))
+    return matmul_by_row(shares.astype(q.dtype), v, 1, q.dtype)
 
 
 def attend_in_groups(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from mtp_jax.config import Encoder, RopeScaling
 from mtp_jax.nn.attention import attend
 from mtp_jax.nn.layers import (
+    Dropout,
     LayerNorm,
     Linear,
     parameter,
@@ -22,6 +23,7 @@ from mtp_jax.nn.layers import (
     rotate,
     zero_padding,
 )
+from mtp_jax.products import along_rows
 from mtp_jax.sharding import constrain
 
 
@@ -90,7 +92,7 @@ class SelfAttention(nn.Module):
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = Linear(3 * width, ("embed", "heads"), True, self.dtype, name="qkv")(x)
         q, k, v = jnp.split(x.reshape(rows, frames, 3 * heads, width // heads), 3, axis=2)
-        positions = jnp.broadcast_to(jnp.arange(frames), (rows, frames))
+        positions = jnp.arange(frames)[None]
         frequencies, _ = rotary_frequencies(width // heads, 10_000.0, RopeScaling())
         q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
         y = attend(q, k, v, real).reshape(rows, frames, width)
@@ -115,9 +117,10 @@ class Convolution(nn.Module):
         x = jnp.pad(zero_padding(x, real), ((0, 0), (kernel // 2, kernel // 2), (0, 0)))
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=())
         taps = parameter(self, "depthwise", init, (None, "norm"), (kernel, width))
-        taps = taps.astype(self.dtype)
         # A sum of shifted products, which XLA fuses into one pass.
-        x = functools.reduce(jnp.add, [x[:, i : i + frames] * taps[i] for i in range(kernel)])
+        shifted = [x[:, i : i + frames] for i in range(kernel)]
+        products = [y * along_rows(taps[i], y.shape, y.dtype) for i, y in enumerate(shifted)]
+        x = functools.reduce(jnp.add, products)
         x = nn.silu(LayerNorm(dtype=self.dtype, name="depthwise_norm")(x))
         return Linear(width, ("mlp", "embed"), True, self.dtype, name="output")(x)
 
@@ -132,7 +135,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, None]:
         c = self.config
-        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        drop = Dropout(c.dropout, self.deterministic)
 
         def add(x: jax.Array, y: jax.Array) -> jax.Array:
             return constrain(x + y, "batch", None, None)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mtp_jax.config import Decoder, Encoder, Lora, RopeScaling
-from mtp_jax.products import matmul
+from mtp_jax.products import along_rows, matmul
 
 PRODUCT = "product"  # the name by which `remat` knows the outputs of matrix products
 Module = TypeVar("Module", bound=nn.Module)
@@ -62,7 +62,7 @@ class Linear(nn.Module):
         if self.bias:
             init = nn.initializers.normal(self.bias_std)
             bias = parameter(self, "bias", init, self.axes[-1:], (self.features,))
-            y += bias.astype(self.dtype)
+            y += along_rows(bias, y.shape, y.dtype)
         return checkpoint_name(y, PRODUCT)
 
 
@@ -86,7 +86,7 @@ class RMSNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.ones, ("norm",), x.shape[-1:])
         x = x.astype(jnp.float32)
         x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale).astype(self.dtype)
+        return (x * along_rows(scale, x.shape, x.dtype)).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -102,7 +102,34 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         x -= jnp.mean(x, axis=-1, keepdims=True)
         x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        scale, bias = (along_rows(y, x.shape, x.dtype) for y in (scale, bias))
         return (x * scale + bias).astype(self.dtype)
+
+
+class Dropout(nn.Module):
+    """Sets a share of the features to zero, and makes up for it in the others.
+
+    One random word decides on four features, as drawing them takes longer than all else about it:
+    the share is a whole number of 256ths.
+
+    Attributes:
+        rate: the share, of which the nearest such number is taken.
+        deterministic: whether nothing is dropped.
+    """
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kept = max(1, 256 - round(256 * self.rate))
+        if self.deterministic or kept == 256:
+            return x
+        *rows, width = x.shape
+        words = jax.random.bits(self.make_rng("dropout"), (*rows, -(-width // 4)), jnp.uint32)
+        quarters = [(words >> (8 * i)) & 255 for i in range(4)]
+        keeps = jnp.concatenate([quarter < kept for quarter in quarters], axis=-1)[..., :width]
+        return jnp.where(keeps, x * (256 / kept), jnp.zeros((), x.dtype))
 
 
 def zero_padding(x: jax.Array, real: jax.Array) -> jax.Array:
@@ -154,7 +181,7 @@ def rotate(
 
     Args:
         x: [B, S, heads, H].
-        positions: int32[B, S].
+        positions: int32[B, S], or int32[1, S] if all rows have the same.
         frequencies: float32[H / 2], radians a position.
         factor: multiplies the result (yarn).
     """

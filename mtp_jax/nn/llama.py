@@ -13,6 +13,7 @@ from mtp_jax.config import Decoder
 from mtp_jax.nn.attention import attend_in_groups
 from mtp_jax.nn.cache import KVCache, write
 from mtp_jax.nn.layers import (
+    Dropout,
     Linear,
     RMSNorm,
     parameter,
@@ -124,7 +125,7 @@ class Layer(nn.Module):
     ) -> tuple[Carry, None]:
         c, (x, keys, values) = self.config, carry
         x = constrain(x, "batch", None, None)
-        drop = nn.Dropout(c.dropout, deterministic=self.deterministic)
+        drop = Dropout(c.dropout, self.deterministic)
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(c.norm_epsilon, self.dtype, name=name)

@@ -47,10 +47,16 @@ class Tokenizer(abc.ABC):
         return self._ctc or self
 
     def with_ctc(self, other: Tokenizer) -> Tokenizer:
-        """The same with CTC labels of their own: an LLM's vocabulary is too large for them."""
+        """The same with CTC labels of their own: an LLM's vocabulary is too large for them.
+
+        If `other` is the same, they are not of their own.
+        """
         both = copy.copy(self)
-        both._ctc = other
+        both._ctc = None if self._same_as(other) else other
         return both
+
+    def _same_as(self, other: Tokenizer) -> bool:
+        return self._files(self.file_name) == other._files(self.file_name)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:

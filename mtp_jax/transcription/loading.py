@@ -20,6 +20,7 @@ def load(
     *,
     batch_size: int = 16,
     mesh: jax.sharding.Mesh | None = None,
+    encoder: str = "",
 ) -> Transcriber:
     """Loads a model to transcribe with.
 
@@ -27,6 +28,7 @@ def load(
         folder: a workdir, or a folder that a model was exported to.
         batch_size: pieces of audio that are decoded at once, at most.
         mesh: the devices; all by default, each with a copy of the model and its share of a batch.
+        encoder: folder or source of the frozen speech encoder; where training had it by default.
 
     Raises:
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: the folder is incomplete,
@@ -43,7 +45,7 @@ def load(
         raise WorkdirError(f"{workdir.path} is of another version of mtp_jax: {error}") from None
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        recognizer = model.load(workdir, mesh)
+        recognizer = model.load(workdir, mesh, encoder)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     kept = workdir.read_tau()
