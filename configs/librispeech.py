@@ -25,6 +25,7 @@ from mtp_jax.config import (
     Loss,
     Optim,
     Pretrained,
+    Tokenizer,
     Train,
     to_config_dict,
 )
@@ -58,7 +59,9 @@ def get_config() -> ConfigDict:
                 kernel=15,
                 dropout=0.1,
             ),
-            adaptor=Adaptor(ctc_compression=True),
+            # What CTC reads in pieces of its own is cut into the LLaMA's tokens.
+            tokenizer=Tokenizer(ctc_vocab_size=500),
+            adaptor=Adaptor(ctc_compression=True, retokenized=True, training_room=0.5),
             decoder=Decoder(lora=Lora(rank=32, alpha=64.0), remat=True, scan_layers=True),
             heads=Heads(count=4),
             loss=Loss(ctc=1.0),

@@ -123,9 +123,11 @@ def sized(config: Config) -> tuple[Config, Any]:
     """`config` with all its sizes, and its vocabulary; models on the Hub are not asked for.
 
     Raises:
-        ConfigError, PretrainedError, TokenizerError, WorkdirError: a size cannot be found out.
+        ConfigError, PretrainedError, TokenizerError, WorkdirError: a size cannot be found out, or
+            the config wants labels made into tokens and has none.
     """
     from mtp_jax.known import with_known_sizes
+    from mtp_jax.merges import merges_as_many
     from mtp_jax.model import completed
     from mtp_jax.nn.speech_llama import Vocabulary
     from mtp_jax.tokenizer import Tokenizer
@@ -137,8 +139,14 @@ def sized(config: Config) -> tuple[Config, Any]:
     if not size and given and pathlib.Path(given).expanduser().exists():
         tokenizer = Tokenizer.load(pathlib.Path(given).expanduser())
         size = tokenizer.vocab_size
-        labels = 0 if tokenizer.ctc is tokenizer else tokenizer.ctc.vocab_size
-    return config, Vocabulary(size or config.tokenizer.vocab_size, bos=1, eos=2, labels=labels)
+        labels = labels if tokenizer.ctc is tokenizer else tokenizer.ctc.vocab_size
+    if config.adaptor.retokenized and not labels:
+        raise ConfigError(
+            "config.adaptor.retokenized needs config.tokenizer.ctc_vocab_size above 0"
+        )
+    size = size or config.tokenizer.vocab_size
+    merges = merges_as_many(size, labels) if config.adaptor.retokenized else None
+    return config, Vocabulary(size, bos=1, eos=2, labels=labels, merges=merges)
 
 
 def report(row: dict[str, Any], hbm: float) -> str:

@@ -35,6 +35,25 @@ def merges_of(tokenizer: Tokenizer) -> Merges | None:
     )
 
 
+def merges_as_many(vocab_size: int, labels: int) -> Merges:
+    """Merges that mean nothing, as many as those of a tokenizer of this size: enough to compile.
+
+    Args:
+        vocab_size: of a byte-level BPE; `labels`: of CTC.
+    """
+    count = max(1, vocab_size - 256)
+    left = np.minimum(np.arange(count) // 4096, vocab_size - 1)
+    right = np.arange(count, dtype=np.int32) % 4096
+    return Merges(
+        start=np.searchsorted(left, np.arange(vocab_size + 1)).astype(np.int32),
+        right=right,
+        rank=np.arange(count, dtype=np.int32),
+        merged=np.arange(vocab_size - count, vocab_size, dtype=np.int32),
+        spelled=np.ones((labels, 8), np.int32),
+        space=0,
+    )
+
+
 def _texts(ctc: Tokenizer) -> list[str]:
     """What each label of a SentencePiece model adds to a text; nothing if it is special."""
     special = {ctc.bos, ctc.eos, ctc.pad}

@@ -93,7 +93,8 @@ def test_models_on_the_hub_are_known_by_name():
     assert (config.decoder.width, config.decoder.layers, config.decoder.kv_heads) == (576, 30, 3)
     assert config.decoder.lora.rank == 32  # the run's own
     assert config.decoder.remat
-    assert (vocabulary.size, vocabulary.labels) == (49152, 0)
+    assert (vocabulary.size, vocabulary.labels) == (49152, 500)
+    assert vocabulary.merges.start[-1] == len(vocabulary.merges.rank) == 49152 - 256
     assert frames_per_embedding(config) == 8
 
 
