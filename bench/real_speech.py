@@ -1,10 +1,10 @@
 """The models of docs/results.md on real speech, one after the other.
 
-    python -m bench.real_speech --encoder=FOLDER [--llama=FILE] [--only=front,m1_seed0,m4_seed0]
+    python -m bench.real_speech --encoder=FOLDER [--llama=FILE] [--only=front,m1_seed0,m8_seed0]
         [--speech=../shared/speech] [--out=runs/real] [--dry_run] [-- --config.optim.steps=3000 ...]
 
 The first run, *front*, is a Conformer and its CTC head behind the frozen encoder, with a decoder
-too small to matter. All others begin with what it gives.
+too small to matter. All others begin with what it gives; those of all languages with another.
 
 Every run is one ``mtp_jax.train`` command, printed before it starts; what stands behind ``--`` is
 added to each. Stopped at any time, the same command goes on where it stopped: finished runs are
@@ -13,6 +13,7 @@ skipped, the one that was under way resumes. `bench/models.py` makes the table.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shlex
 import subprocess
@@ -29,11 +30,67 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the commands only")
 
 # The baseline and the model that carries the claim with three seeds each, the others with one.
 SEEDS = (0, 1, 2)
-CORPORA = ("librispeech", "an4", "ljspeech", "arctic_kathleen", "storybook_en", "asterisk_en")
+ENGLISH = ("librispeech", "an4", "ljspeech", "arctic_kathleen", "storybook_en", "asterisk_en")
+OTHERS = ("kerstin_de", "nathalie_nl", "storybook_fr")
+FRONT = (
+    "--config.tokenizer.vocab_size=128",
+    "--config.data.max_tokens=240",
+    "--config.encoder.subsampling=(2,)",
+    "--config.encoder.width=256",
+    "--config.encoder.layers=4",
+    "--config.encoder.kernel=15",
+    "--config.augment.speeds=(0.9, 1.0, 1.1)",
+    "--config.train.dtype=bfloat16",
+    "--config.decoder.layers=1",
+    "--config.decoder.width=64",
+    "--config.decoder.query_heads=2",
+    "--config.decoder.kv_heads=1",
+    "--config.decoder.feedforward=128",
+    "--config.adaptor.training_room=0.25",
+    "--config.loss.ctc=4.0",
+    '--config.evaluation.strategies=("ctc",)',
+    "--config.train.dev_every=3000",  # its decoder chooses no checkpoint: the last one counts
+)
 
 
-def heads(kind: str, count: int) -> list[str]:
-    return [f"--config.heads.kind={kind}", f"--config.heads.count={count}"]
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One model.
+
+    Attributes:
+        flags: its own.
+        front: the run that it begins with; empty for one of these itself.
+        config: a file of configs/.
+        all_languages: whether it hears German, Dutch and French beside English.
+    """
+
+    flags: tuple[str, ...]
+    front: str = "front"
+    config: str = "whisper"
+    all_languages: bool = False
+
+
+def heads(kind: str, count: int) -> tuple[str, ...]:
+    return f"--config.heads.kind={kind}", f"--config.heads.count={count}"
+
+
+def runs(llama: str) -> dict[str, Run]:
+    """Each run by its name; what matters most comes first."""
+    one, four = heads("latent", 1), heads("latent", 4)
+    found = {"front": Run((*one, *FRONT), front="")}
+    for seed in SEEDS:
+        found[f"m1_seed{seed}"] = Run((*one, f"--config.seed={seed}"))
+        found[f"m8_seed{seed}"] = Run((*heads("latent", 8), f"--config.seed={seed}"))
+    found["m4"] = Run(four)
+    found["m4_independent"] = Run(heads("independent", 4))
+    found["m8_independent"] = Run(heads("independent", 8))
+    if llama:
+        pretrained = f"--config.pretrained.decoder={llama}"
+        found["llama_m4"] = Run((*four, pretrained), config="llama")
+    found["front_multilingual"] = Run((*one, *FRONT), front="", all_languages=True)
+    for name, own in (("m1", one), ("m4", four)):
+        found[f"{name}_multilingual"] = Run(own, "front_multilingual", all_languages=True)
+    return found
 
 
 def behind(front: str, config: str) -> list[str]:
@@ -42,38 +99,25 @@ def behind(front: str, config: str) -> list[str]:
     return [f"--config.pretrained.ctc={front}", *(own if config == "whisper" else [])]
 
 
-def runs(llama: str) -> dict[str, list[str]]:
-    """Flags of each run, by its name; what matters most comes first."""
-    found: dict[str, list[str]] = {}
-    found["front"] = [
-        *heads("latent", 1),
-        "--config.encoder.subsampling=(2,)",
-        "--config.encoder.width=256",
-        "--config.encoder.layers=4",
-        "--config.encoder.kernel=15",
-        "--config.augment.speeds=(0.9, 1.0, 1.1)",
-        "--config.train.dtype=bfloat16",
-        "--config.decoder.layers=1",
-        "--config.decoder.width=64",
-        "--config.decoder.query_heads=2",
-        "--config.decoder.kv_heads=1",
-        "--config.decoder.feedforward=128",
-        "--config.adaptor.training_room=0.25",
-        "--config.loss.ctc=4.0",
-        "--config.tokenizer.vocab_size=128",
-        "--config.data.max_tokens=240",
-        '--config.evaluation.strategies=("ctc",)',
-        "--config.train.dev_every=3000",  # its decoder chooses no checkpoint: the last one counts
+def data(all_languages: bool) -> list[str]:
+    """What a run is trained on, chosen by and tested with."""
+
+    def manifests(split: str, *corpora: str) -> str:
+        return "+".join(f"{_SPEECH.value}/{corpus}.{split}.jsonl" for corpus in corpora)
+
+    if not all_languages:
+        return [
+            f"--config.data.train={manifests('train', *ENGLISH)}",
+            f"--config.data.dev={manifests('dev', 'librispeech')}",
+            f"--config.data.test={manifests('test', 'librispeech')}",
+        ]
+    heard = (f"commonvoice_{language}" for language in ("de", "nl", "fr"))
+    return [
+        f"--config.data.train={manifests('train', *ENGLISH, *OTHERS)}",
+        f"--config.data.dev={manifests('dev', 'librispeech')}",
+        f"--config.data.test={manifests('dev', *heard)}",
+        "--config.evaluation.normalizer=basic",
     ]
-    for seed in SEEDS:
-        found[f"m1_seed{seed}"] = [*heads("latent", 1), f"--config.seed={seed}"]
-        found[f"m4_seed{seed}"] = [*heads("latent", 4), f"--config.seed={seed}"]
-    found["m8"] = heads("latent", 8)
-    found["m4_independent"] = heads("independent", 4)
-    found["m8_independent"] = heads("independent", 8)
-    if llama:
-        found["llama_m4"] = [*heads("latent", 4), f"--config.pretrained.decoder={llama}"]
-    return found
 
 
 def main(argv: list[str]) -> int:
@@ -84,19 +128,16 @@ def main(argv: list[str]) -> int:
         if name not in everything:
             raise app.UsageError(f"--only={name} is not one of {', '.join(everything)}")
     for name in names:
-        workdir = pathlib.Path(_OUT.value) / name
-        config = "llama" if name.startswith("llama") else "whisper"
+        run, workdir = everything[name], pathlib.Path(_OUT.value) / name
         command = [
-            *(sys.executable, "-m", "mtp_jax.train", f"--config=configs/{config}.py"),
+            *(sys.executable, "-m", "mtp_jax.train", f"--config=configs/{run.config}.py"),
             *(f"--workdir={workdir}", f"--config.pretrained.encoder={_ENCODER.value}"),
-            f"--config.data.train={'+'.join(f'{_SPEECH.value}/{c}.train.jsonl' for c in CORPORA)}",
-            f"--config.data.dev={_SPEECH.value}/librispeech.dev.jsonl",
-            f"--config.data.test={_SPEECH.value}/librispeech.test.jsonl",
-            *([] if name == "front" else behind(f"{_OUT.value}/front", config)),
+            *data(run.all_languages),
+            *(behind(f"{_OUT.value}/{run.front}", run.config) if run.front else []),
             "--config.encoder.dropout=0.15",
             "--config.augment.time_masks=4",
             "--config.augment.time_fraction=0.15",
-            *everything[name],
+            *run.flags,
             *extra,
         ]
         print(shlex.join(command), flush=True)
