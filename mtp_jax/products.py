@@ -57,8 +57,8 @@ _low_precision.defvjp(_forward, _backward, symbolic_zeros=True)
 def along_rows(vector: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """`vector` [D] in every row of `shape` [..., D].
 
-    Its gradient adds up over the rows as a product with ones, in float32: a CPU takes several
-    times as long for a sum over any axis but the last.
+    Its gradient adds up over the rows in float32; on a CPU as a product with ones, as that takes
+    several times as long for a sum over any axis but the last.
     """
     return jnp.broadcast_to(vector.astype(dtype), shape)
 
@@ -73,9 +73,16 @@ def _along_backward(
 ) -> tuple[jax.Array | None]:
     if vector is None:
         return (None,)
-    ones, rows = jnp.ones(shape[:-1], dtype), tuple(range(len(shape) - 1))
-    exact = jax.lax.Precision.HIGHEST
-    return (_product(ones, materialised(cotangent), rows, rows, exact).astype(vector.dtype),)
+    rows, cotangent = tuple(range(len(shape) - 1)), materialised(cotangent)
+
+    def as_product(x: jax.Array) -> jax.Array:
+        return _product(jnp.ones(shape[:-1], dtype), x, rows, rows)
+
+    def as_sum(x: jax.Array) -> jax.Array:
+        return jnp.sum(x, axis=rows, dtype=jnp.float32)
+
+    total = jax.lax.platform_dependent(cotangent, cpu=as_product, default=as_sum)
+    return (total.astype(vector.dtype),)
 
 
 along_rows.defvjp(_along_forward, _along_backward, symbolic_zeros=True)
@@ -127,10 +134,9 @@ def _product(
     b: jax.Array,
     axes_of_a: tuple[int, ...],
     axes_of_b: tuple[int, ...],
-    precision: jax.lax.Precision | None = None,
     batched: bool = False,
 ) -> jax.Array:
     # The axes of a batch stay apart: a TPU pads each to its tiles, and joining them copies.
     rows = ((0,), (0,)) if batched else ((), ())
     axes = ((axes_of_a, axes_of_b), rows)
-    return jax.lax.dot_general(a, b, axes, precision, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
