@@ -39,8 +39,6 @@ FRONT = (
     "--config.encoder.width=256",
     "--config.encoder.layers=4",
     "--config.encoder.kernel=15",
-    "--config.augment.speeds=(0.9, 1.0, 1.1)",
-    "--config.train.dtype=bfloat16",
     "--config.decoder.layers=1",
     "--config.decoder.width=64",
     "--config.decoder.query_heads=2",
@@ -59,7 +57,8 @@ class Run:
 
     Attributes:
         flags: its own.
-        front: the run that it begins with; empty for one of these itself.
+        front: the run whose Conformer and CTC head it begins with; empty for one of these itself.
+        trunk: the run to whose model it adds heads, all else being left as it is.
         config: a file of configs/.
         all_languages: whether it hears German, Dutch and French beside English.
     """
@@ -68,6 +67,7 @@ class Run:
     front: str = "front"
     config: str = "whisper"
     all_languages: bool = False
+    trunk: str = ""
 
 
 def heads(kind: str, count: int) -> tuple[str, ...]:
@@ -79,24 +79,35 @@ def runs(llama: str) -> dict[str, Run]:
     one, four = heads("latent", 1), heads("latent", 4)
     found = {"front": Run((*one, *FRONT), front="")}
     for seed in SEEDS:
-        found[f"m1_seed{seed}"] = Run((*one, f"--config.seed={seed}"))
-        found[f"m8_seed{seed}"] = Run((*heads("latent", 8), f"--config.seed={seed}"))
+        drawn = f"--config.seed={seed}"
+        found[f"m1_seed{seed}"] = Run((*one, drawn))
+        found[f"m8_seed{seed}"] = Run((*heads("latent", 8), drawn))
+        found[f"m8_added_seed{seed}"] = Run((*heads("latent", 8), drawn), trunk=f"m1_seed{seed}")
     found["m4"] = Run(four)
     found["m4_independent"] = Run(heads("independent", 4))
     found["m8_independent"] = Run(heads("independent", 8))
     if llama:
         pretrained = f"--config.pretrained.decoder={llama}"
-        found["llama_m4"] = Run((*four, pretrained), config="llama")
+        room = "--config.adaptor.training_room=0.2"
+        found["llama_m1"] = Run((*one, pretrained, room), config="llama")
+        found["llama_m4"] = Run((*four, pretrained, room), config="llama", trunk="llama_m1")
     found["front_multilingual"] = Run((*one, *FRONT), front="", all_languages=True)
     for name, own in (("m1", one), ("m4", four)):
         found[f"{name}_multilingual"] = Run(own, "front_multilingual", all_languages=True)
     return found
 
 
-def behind(front: str, config: str) -> list[str]:
-    """What a run takes over from the first one: a decoder from scratch its tokens too."""
-    own = [f"--config.tokenizer.model={front}", "--config.data.max_tokens=240"]
-    return [f"--config.pretrained.ctc={front}", *(own if config == "whisper" else [])]
+def begun(run: Run) -> list[str]:
+    """What a run takes over from others: a decoder from scratch the tokens of CTC too."""
+    front, trunk = (f"{_OUT.value}/{name}" for name in (run.front, run.trunk))
+    found = [] if run.config == "llama" else ["--config.encoder.dropout=0.15"]
+    if run.front:
+        found.append(f"--config.pretrained.ctc={front}")
+    if run.front and run.config != "llama":
+        found += [f"--config.tokenizer.model={front}", "--config.data.max_tokens=240"]
+    if run.trunk:
+        found += [f"--config.init_from={trunk}", '--config.optim.freeze=("*", "!heads/*")']
+    return found
 
 
 def data(all_languages: bool) -> list[str]:
@@ -133,8 +144,9 @@ def main(argv: list[str]) -> int:
             *(sys.executable, "-m", "mtp_jax.train", f"--config=configs/{run.config}.py"),
             *(f"--workdir={workdir}", f"--config.pretrained.encoder={_ENCODER.value}"),
             *data(run.all_languages),
-            *(behind(f"{_OUT.value}/{run.front}", run.config) if run.front else []),
-            "--config.encoder.dropout=0.15",
+            *begun(run),
+            "--config.train.dtype=bfloat16",
+            "--config.augment.speeds=(0.9, 1.0, 1.1)",
             "--config.augment.time_masks=4",
             "--config.augment.time_fraction=0.15",
             *run.flags,

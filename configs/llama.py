@@ -4,9 +4,15 @@
     python -m mtp_jax.train --config=configs/llama.py ...
 
 The Conformer and the CTC head are those of ``runs/whisper``, or of another run
-(``--config.pretrained.ctc=WORKDIR``), and go on learning. The LLaMA comes from the Hub, or from a
+(``--config.pretrained.ctc=WORKDIR``), and stay as they are. The LLaMA comes from the Hub, or from a
 folder or a GGUF file (``--config.pretrained.decoder=FILE``). All other flags are those of
 ``configs/whisper.py``.
+
+It learns with one head. Four from the first step on teach it to skip words, as what they want of
+its hidden states is further ahead. They are added to the finished model:
+
+    python -m mtp_jax.train --config=configs/llama.py --config.init_from=runs/llama \\
+        --config.heads.count=4 --config.optim.freeze='("*", "!heads/*")' --workdir=runs/llama_4 ...
 """
 
 from pathlib import Path
@@ -24,14 +30,17 @@ def get_config() -> ConfigDict:
     config.adaptor.aligned_positions = False  # it has learnt to look back
     config.adaptor.retokenized = True
     config.adaptor.training_room = 0.5
-    config.augment.token_noise = 0.05
+    config.augment.token_noise = 0.0
+    # In training CTC has to err as often as on speech that it does not know, or there is nothing
+    # to learn but to copy.
+    config.encoder.dropout = 0.3
+    config.heads.count = 1
     config.decoder.lora.rank = 16
     config.decoder.lora.alpha = 32.0
     config.decoder.dropout = 0.0  # of a pretrained model it would leave nothing
-    config.optim.freeze = ("whisper/*", "decoder/*", "!decoder/*/lora_?")
+    config.optim.freeze = ("whisper/*", "encoder/*", "ctc/*", "decoder/*", "!decoder/*/lora_?")
     config.optim.algorithm = "adamw"
     config.optim.learning_rate = 1e-3
-    config.optim.rates = ("encoder/*=0.25", "ctc/*=0.25", "adaptor/*=0.1", "heads/*=0.3")
     config.optim.steps = 900
     config.optim.warmup_steps = 30
     config.train.dtype = "bfloat16"
