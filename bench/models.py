@@ -3,8 +3,9 @@
     python -m bench.models --baseline=runs/m1_seed0,runs/m1_seed1 \\
         --models="M = 4 latent:runs/m4_seed0,runs/m4_seed1;M = 8 latent:runs/m8" [--batch_size=8]
 
-Reads what evaluation left in each workdir (``results.json`` and ``hypotheses/``), all of the same
-test set. A model is a name and its workdirs, one a seed; seeds are averaged. Each row has WER (and
+Reads what evaluation left in each workdir (``results.json`` and ``hypotheses/``), or a file in its
+place that bench/keep.py made of it, all of the same test set. A model is a name and its workdirs,
+one a seed; seeds are averaged. Each row has WER (and
 the range over seeds), its difference from the baseline's greedy WER with the 95 % interval of a
 paired bootstrap over utterances (errors averaged over seeds), decoder calls, how many times fewer
 than the baseline's greedy, and RTFx at every batch size.
@@ -14,14 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import sys
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
-from mtp_jax.metrics import ErrorRate, bootstrap_difference, word_errors
+from bench.keep import read
+from mtp_jax.metrics import ErrorRate, bootstrap_difference
 
 _BASELINE = flags.DEFINE_list("baseline", None, "workdirs of the baseline", required=True)
 _MODELS = flags.DEFINE_string("models", "", "NAME:WORKDIR[,WORKDIR];... besides the baseline")
@@ -43,28 +44,19 @@ class Run:
     rtfx: dict[int, float]
 
 
-def read(workdir: str, batch_size: int) -> dict[str, Run]:
-    """Every strategy of a workdir, by its name."""
-    folder = pathlib.Path(workdir)
-    results = json.loads((folder / "results.json").read_text())
+def strategies(place: str, batch_size: int) -> dict[str, Run]:
+    """Every strategy of a workdir, or of a file that bench/keep.py made, by its name."""
+    rows = read(place)["rows"]
     found: dict[str, Run] = {}
-    for row in results["rows"]:
-        width = row["options"].get("width", 1)
-        if row["batch_size"] != batch_size or (row["strategy"] == "greedy" and width > 1):
+    for row in rows:
+        if row["batch_size"] != batch_size or row["options"].get("width", 1) > 1:
             continue
-        options = "".join(f"_{key}{value:g}" for key, value in row["options"].items())
-        file = folder / "hypotheses" / f"{row['strategy']}{options}_batch{batch_size}.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        errors = word_errors(
-            [line["reference"] for line in lines],
-            [line["text"] for line in lines],
-            results["normalizer"],
-        )
-        same = [r for r in results["rows"] if _kind(r) == _kind(row)]
-        rtfx = {r["batch_size"]: r["rtfx"] for r in same}
+        errors, units = zip(*row["word_errors"], strict=True)
+        rtfx = {r["batch_size"]: r["rtfx"] for r in rows if _kind(r) == _kind(row)}
         # The ordinary beam search, one token a call, has no tau.
         ordinary = row["strategy"] == "prefix_beam" and "tau" not in row["options"]
-        found["beam" if ordinary else row["strategy"]] = Run(row, errors, rtfx)
+        name = "beam" if ordinary else row["strategy"]
+        found[name] = Run(row, ErrorRate(errors, units), rtfx)
     return found
 
 
@@ -86,7 +78,7 @@ def main(argv: list[str]) -> None:
         name, _, workdirs = entry.rpartition(":")
         models[name.strip()] = workdirs.split(",")
     size = _BATCH_SIZE.value
-    read_runs = {name: [read(w, size) for w in workdirs] for name, workdirs in models.items()}
+    read_runs = {name: [strategies(w, size) for w in workdirs] for name, workdirs in models.items()}
     greedy = [run["greedy"] for run in read_runs["baseline"]]
     reference, calls = pooled(greedy), np.mean([run.row["decoder_calls"] for run in greedy])
     sizes = sorted(greedy[0].rtfx)

@@ -4,7 +4,9 @@ The folder holds what a workdir does, under the names that a workdir has, but fo
 
 - ``model.safetensors`` and ``config.json``: the decoder, as `transformers` reads it; this project's
   own config stands in the latter under ``mtp_jax``;
-- ``speech.safetensors``: all else, by its path in the tree of parameters;
+- ``speech.safetensors``: what listens (encoders, CTC head), by its path in the tree of parameters;
+  models behind one frozen encoder have this file in common, byte for byte;
+- ``heads.safetensors``: all else;
 - ``tokenizer.model`` or ``tokenizer.json``; ``parts.json`` names what has to be imported from
   elsewhere (a frozen Whisper encoder), by digest; ``tau.json``; ``confidence.json``.
 
@@ -30,6 +32,7 @@ from mtp_jax.processes import place_whole
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.workdir import Workdir, write_json
 
+SPEECH = ("whisper/", "encoder/", "ctc/")
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
 
 
@@ -60,7 +63,9 @@ def export(
     pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="", ctc="")
     config = dataclasses.replace(config, pretrained=pretrained, init_from="")
     rest, decoder = split(params, lambda path: not path.startswith("decoder/"))
-    speech = {path: x for path, x in by_path(rest).items() if path not in left_out}
+    own = {path: x for path, x in by_path(rest).items() if path not in left_out}
+    speech = {path: x for path, x in own.items() if path.startswith(SPEECH)}
+    heads = {path: x for path, x in own.items() if path not in speech}
     vocabulary = recognizer.model.vocabulary
     llama = hf_config(config.decoder, vocabulary.size, vocabulary.bos, vocabulary.eos)
 
@@ -71,8 +76,8 @@ def export(
     try:
         target.path.mkdir(parents=True, exist_ok=True)
         _save(cast(export_llama(decoder["decoder"])), target.path / "model.safetensors")
-        own = {"mtp_jax": dataclasses.asdict(config), "torch_dtype": dtype}
-        write_json(target.config, llama | own)
+        ours = {"mtp_jax": dataclasses.asdict(config), "torch_dtype": dtype}
+        write_json(target.config, llama | ours)
         recognizer.tokenizer.save(target.path)
         if left_out:
             digest = {"encoder": parts["sha256"]["encoder"]}
@@ -81,6 +86,7 @@ def export(
             write_json(target.tau, tau)
         if workdir.confidence.exists():
             shutil.copyfile(workdir.confidence, target.confidence)
+        _save(cast(heads), target.heads)
         _save(cast(speech), target.exported)  # last: it is what makes the folder one of these
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
@@ -119,17 +125,19 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
     from safetensors.numpy import load_file
 
     decoder = import_llama(workdir.path, shapes["decoder"], shardings["decoder"])
-    try:
-        found = load_file(workdir.exported)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{workdir.exported} cannot be read: {error}") from error
+    found: dict[str, np.ndarray] = {}
+    for file in (workdir.exported, workdir.heads):
+        try:
+            found |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
     wanted, place = by_path(shapes), by_path(shardings)
     wanted = {path: x for path, x in wanted.items() if not path.startswith("decoder/")}
     wrong = set(found.keys() ^ wanted.keys())
     wrong |= {path for path in found.keys() & wanted if found[path].shape != wanted[path].shape}
     if wrong:
         raise CheckpointError(
-            f"{workdir.exported} is not what its config describes: {', '.join(sorted(wrong)[:4])}"
+            f"{workdir.path} is not what its config describes: {', '.join(sorted(wrong)[:4])}"
             " is missing, left over or of another shape; export it again"
         )
     speech = {

@@ -14,9 +14,9 @@ import numpy as np
 
 from mtp_jax import processes, sharding
 from mtp_jax.data import Batch, Source
-from mtp_jax.decode_step import ctc_greedy, decode, encode
+from mtp_jax.decode_step import ctc_greedy, decode, encode, view
 from mtp_jax.decoding import Decoded, NBest, Strategy
-from mtp_jax.nn.speech_llama import SpeechLlama, call
+from mtp_jax.nn.speech_llama import SpeechLlama
 from mtp_jax.tokenizer import Tokenizer
 
 
@@ -243,8 +243,8 @@ def _two_best(
     model: SpeechLlama, params: Any, batch: Batch, text: jax.Array, count: jax.Array
 ) -> jax.Array:
     """float32[2], head 1's greatest logits behind the first int32[1] `count` of int32[1, L]."""
-    encoded = encode(model, params, batch)
-    first, cache = call(model, params, "prefill", encoded, text.shape[1])
-    hidden, _ = call(model, params, "extend", text, count, cache)
+    seen = view(model, params, encode(model, params, batch))
+    first, cache = seen.prefill(text.shape[1])
+    hidden, _ = seen.extend(text, count, cache)
     last = jnp.where(count[0], hidden[:, count[0] - 1], first)
-    return jax.lax.top_k(call(model, params, "next_token", last)[0], 2)[0]
+    return jax.lax.top_k(seen.next_token(last)[0], 2)[0]

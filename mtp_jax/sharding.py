@@ -83,6 +83,12 @@ def over(mesh: jax.sharding.Mesh) -> AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def platform() -> str:
+    """Where what is being traced will run: "cpu", "tpu", ...; that of `over`, or else JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x`, split as `RULES` has the logical names of its axes; unchanged outside of `over`.
 

@@ -35,6 +35,7 @@ class Workdir:
         self.config = self.path / "config.json"
         self.parts = self.path / "parts.json"
         self.exported = self.path / "speech.safetensors"
+        self.heads = self.path / "heads.safetensors"
         self.results = self.path / "results.json"
         self.tau = self.path / "tau.json"
         self.confidence = self.path / "confidence.json"

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtp_jax import decode_step
 from mtp_jax.config import Adaptor, Config, Data, Decoder, Encoder, FrontEnd, Heads
 from mtp_jax.data import Batch
 from mtp_jax.decode_step import ctc_greedy, decode, view
 from mtp_jax.decoding import Decoded, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.nn.cache import KVCache
-from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, Vocabulary, call
+from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, Vocabulary, call, in_type
 
 M = 4
 LIMIT = 20
@@ -127,7 +128,10 @@ def test_threshold_above_1_is_greedy() -> None:
     ],
     ids=["plain", "prompted", "compressed, aligned"],
 )
-def test_prefill_and_extend_equal_the_full_pass(vocabulary: Vocabulary, adaptor: Adaptor) -> None:
+@pytest.mark.parametrize("positions", [0, 4, 64], ids="prompt in blocks of {}".format)
+def test_prefill_and_extend_equal_the_full_pass(
+    vocabulary: Vocabulary, adaptor: Adaptor, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In chunks of any size, each row its own, with rejected drafts in between."""
     model, params = build("latent", vocabulary, adaptor=adaptor)
     features, length = drawn()
@@ -137,7 +141,14 @@ def test_prefill_and_extend_equal_the_full_pass(vocabulary: Vocabulary, adaptor:
 
     full = jax.jit(lambda *args: model.apply({"params": params}, *args))
     whole, encoded = full(features, length, tokens, text_length)
-    prefill = jax.jit(lambda encoded: call(model, params, "prefill", encoded, LIMIT + M))
+    monkeypatch.setattr(decode_step, "_POSITIONS", positions)
+
+    @jax.jit
+    def prefill(encoded: Encoded) -> tuple[jax.Array, KVCache]:
+        if positions:
+            return view(model, params, encoded).prefill(LIMIT + M)
+        return call(model, params, "prefill", encoded, LIMIT + M)  # the whole prompt at once
+
     extend = jax.jit(lambda *args: call(model, params, "extend", *args))
 
     hidden, cache = prefill(encoded)
@@ -167,6 +178,17 @@ def test_prefill_and_extend_equal_the_full_pass(vocabulary: Vocabulary, adaptor:
     frames = np.asarray(encoded.length)
     before = len(vocabulary.prompt_before) + len(vocabulary.prompt_after) + 1
     np.testing.assert_array_equal(cache.length, frames + before + text_length - 1)
+
+
+def test_on_a_cpu_a_decoder_is_float32_behind_an_encoder_in_bfloat16() -> None:
+    model, params = build("latent", PROMPTED)
+    low = in_type(model, "bfloat16")
+    encoded = encode(low, params, *drawn())
+    assert encoded.audio.dtype == jnp.bfloat16
+    found, expected = run(low, params, encoded, Verify()), run(model, params, encoded, Verify())
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    hidden, cache = view(low, params, encoded).prefill(LIMIT)
+    assert (hidden.dtype, cache.keys.dtype) == (jnp.float32, jnp.float32)
 
 
 def test_padding_and_neighbours_are_invisible() -> None:

@@ -265,7 +265,11 @@ def test_a_damaged_export_is_refused(trained, tmp_path):
     with pytest.raises(CheckpointError, match="ctc/bias is missing, left over or of another"):
         load(Workdir(tmp_path))
     (tmp_path / "speech.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"speech\.safetensors cannot be read"):
+        load(Workdir(tmp_path))
+    (tmp_path / "heads.safetensors").unlink()
+    save_file(tensors, tmp_path / "speech.safetensors")
+    with pytest.raises(CheckpointError, match=r"heads\.safetensors cannot be read"):
         load(Workdir(tmp_path))
 
 
@@ -297,6 +301,10 @@ def test_heads_added_to_a_frozen_model_leave_its_greedy_output(
     assert not np.array_equal(kernel[0], kernel[1])
     assert same(old, new)
     assert decoded(after) == decoded(before) == decoded(after, Verify())
+    export(before, begun, tmp_path / "before")
+    export(after, longer, tmp_path / "after")
+    listening = ((tmp_path / name / "speech.safetensors") for name in ("before", "after"))
+    assert len({file.read_bytes() for file in listening}) == 1
 
 
 def test_sizes_and_tokenizer_come_from_where_a_run_begins(trained, config, tmp_path):

@@ -168,7 +168,7 @@ class SpeechLlama(nn.Module):
             head m, and what the encoder made of the audio.
         """
         encoded = self.encode(features, length, deterministic)
-        prefix, prefix_real, rewind = self._prefix(encoded)
+        prefix, prefix_real, rewind = self.prompt(encoded)
         text = self.decoder.embed(tokens[:, :-1])
         text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
         hidden, _ = self.decoder(
@@ -183,6 +183,36 @@ class SpeechLlama(nn.Module):
             self.all_logits(hidden[:, -1])
         return hidden[:, prefix.shape[1] - 1 :], encoded
 
+    def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Everything before the text, BOS last.
+
+        Returns:
+            Embeddings [B, P, D], bool[B, P] which are real, and int32[B, P], by how much their
+            rotary positions lag.
+        """
+        rows, frames, _ = encoded.audio.shape
+        before = self.vocabulary.prompt_before
+        after = (*self.vocabulary.prompt_after, self.vocabulary.bos)
+
+        def constant(tokens: tuple[int, ...]) -> jax.Array:
+            x = self.decoder.embed(jnp.array(tokens, jnp.int32))
+            return jnp.broadcast_to(x, (rows, *x.shape))
+
+        real = [
+            jnp.ones((rows, len(before)), bool),
+            frames_mask(encoded.length, frames),
+            jnp.ones((rows, len(after)), bool),
+        ]
+        x = [constant(before), encoded.audio, constant(after)]
+        aligned = self.config.adaptor.aligned_positions
+        back = encoded.length if aligned else jnp.zeros_like(encoded.length)
+        behind = jnp.arange(len(before) + frames + len(after)) >= len(before) + frames
+        return (
+            jnp.concatenate(x, axis=1),
+            jnp.concatenate(real, axis=1),
+            jnp.where(behind, back[:, None], 0),
+        )
+
     def prefill(self, encoded: Encoded, room: int) -> tuple[jax.Array, KVCache]:
         """Runs the decoder over the audio prompt, up to BOS.
 
@@ -193,11 +223,21 @@ class SpeechLlama(nn.Module):
         Returns:
             Hidden state [B, D] that predicts the first token, and the cache.
         """
-        prefix, real, rewind = self._prefix(encoded)
-        cache = self.decoder.empty_cache(prefix.shape[0], prefix.shape[1] + room)
-        cache = dataclasses.replace(cache, rewind=rewind[:, -1])
-        hidden, filled = self.decoder(prefix, real, cache, rewind=rewind)
-        return hidden[:, -1], cast(KVCache, filled)
+        x, real, rewind = self.prompt(encoded)
+        hidden, filled = self.read(x, real, rewind, self.cache(rewind, x.shape[1] + room))
+        return hidden[:, -1], filled
+
+    def cache(self, rewind: jax.Array, slots: int) -> KVCache:
+        """An empty cache for prompts whose int32[B, P] `rewind` is that of `prompt`."""
+        cache = self.decoder.empty_cache(rewind.shape[0], slots)
+        return dataclasses.replace(cache, rewind=rewind[:, -1])
+
+    def read(
+        self, x: jax.Array, real: jax.Array, rewind: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Runs the decoder over a part [B, S, D] of the prompt; hidden states [B, S, D]."""
+        hidden, filled = self.decoder(x, real, cache, rewind=rewind)
+        return hidden, cast(KVCache, filled)
 
     def extend(
         self, tokens: jax.Array, count: jax.Array, cache: KVCache
@@ -237,35 +277,11 @@ class SpeechLlama(nn.Module):
         first = self.next_token(hidden)[..., None, :]
         return jnp.concatenate([first, self.draft_logits(hidden)], axis=-2)
 
-    def _prefix(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Everything before the text, BOS last.
 
-        Returns:
-            Embeddings [B, P, D], bool[B, P] which are real, and int32[B, P], by how much their
-            rotary positions lag.
-        """
-        rows, frames, _ = encoded.audio.shape
-        before = self.vocabulary.prompt_before
-        after = (*self.vocabulary.prompt_after, self.vocabulary.bos)
-
-        def constant(tokens: tuple[int, ...]) -> jax.Array:
-            x = self.decoder.embed(jnp.array(tokens, jnp.int32))
-            return jnp.broadcast_to(x, (rows, *x.shape))
-
-        real = [
-            jnp.ones((rows, len(before)), bool),
-            frames_mask(encoded.length, frames),
-            jnp.ones((rows, len(after)), bool),
-        ]
-        x = [constant(before), encoded.audio, constant(after)]
-        aligned = self.config.adaptor.aligned_positions
-        back = encoded.length if aligned else jnp.zeros_like(encoded.length)
-        behind = jnp.arange(len(before) + frames + len(after)) >= len(before) + frames
-        return (
-            jnp.concatenate(x, axis=1),
-            jnp.concatenate(real, axis=1),
-            jnp.where(behind, back[:, None], 0),
-        )
+def in_type(model: SpeechLlama, dtype: str) -> SpeechLlama:
+    """`model` with activations, and products, in `dtype`."""
+    train = dataclasses.replace(model.config.train, dtype=dtype)
+    return SpeechLlama(dataclasses.replace(model.config, train=train), model.vocabulary)
 
 
 def call(model: SpeechLlama, params: Any, method: str, *args: Any, **kwargs: Any) -> Any:

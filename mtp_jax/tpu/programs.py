@@ -127,7 +127,7 @@ def lower_calls(
     State = tuple[jax.Array, jax.Array, KVCache]
 
     def calls(params: Any, cache: KVCache, tokens: jax.Array, limit: jax.Array) -> State:
-        seen = view(model, products_type(params, c.train.dtype), encoded)
+        seen = view(model, params, encoded)
 
         def step(state: State) -> State:
             done, tokens, cache = state

@@ -11,8 +11,8 @@ from flax import struct
 
 from mtp_jax.data import Batch
 from mtp_jax.decode_step import ctc_labels, encode, view
-from mtp_jax.decoding import Strategy
-from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call
+from mtp_jax.decoding import Model, Strategy
+from mtp_jax.nn.speech_llama import SpeechLlama
 
 _POSITIONS = 8  # whose logits over the whole vocabulary are in memory at a time
 
@@ -53,13 +53,14 @@ def hear(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) -> H
     """
     encoded = encode(model, params, batch)
     active, limit = jnp.asarray(batch.index) >= 0, model.config.data.max_tokens
-    decoded = strategy.decode(view(model, params, encoded), active, limit)
+    seen = view(model, params, encoded)
+    decoded = strategy.decode(seen, active, limit)
     return Heard(
         tokens=decoded.tokens,
         length=decoded.length,
         call=decoded.call,
         calls=decoded.calls,
-        log_probs=token_log_probs(model, params, encoded, decoded.tokens, decoded.length),
+        log_probs=token_log_probs(seen, decoded.tokens, decoded.length),
         ctc=jax.nn.log_softmax(encoded.ctc_logits),
         frames=encoded.ctc_length,
         proposed=decoded.proposed.sum(axis=-1),
@@ -85,16 +86,14 @@ def hear_ctc(model: SpeechLlama, params: Any, batch: Batch) -> Heard:
     )
 
 
-def token_log_probs(
-    model: SpeechLlama, params: Any, encoded: Encoded, tokens: jax.Array, length: jax.Array
-) -> jax.Array:
+def token_log_probs(model: Model, tokens: jax.Array, length: jax.Array) -> jax.Array:
     """float32[B, L] log-probabilities by head 1 of int32[B, L] `tokens`; 0 beyond `length`.
 
     The text is fed in one call, behind the audio.
     """
-    hidden, cache = call(model, params, "prefill", encoded, tokens.shape[1])
+    hidden, cache = model.prefill(tokens.shape[1])
     fed = jnp.maximum(length - 1, 0)
-    later, _ = call(model, params, "extend", tokens[:, :-1], fed, cache)
+    later, _ = model.extend(tokens[:, :-1], fed, cache)
     hidden = jnp.concatenate([hidden[:, None], later], axis=1)
     blocks = -(-tokens.shape[1] // _POSITIONS)
     padding = blocks * _POSITIONS - tokens.shape[1]
@@ -104,7 +103,7 @@ def token_log_probs(
         return jnp.moveaxis(x.reshape(x.shape[0], blocks, _POSITIONS, *x.shape[2:]), 1, 0)
 
     def of_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
-        said = jax.nn.log_softmax(call(model, params, "next_token", block[0]))
+        said = jax.nn.log_softmax(model.next_token(block[0]))
         return jnp.take_along_axis(said, block[1][..., None], axis=-1)[..., 0]
 
     found = jax.lax.map(of_block, (in_blocks(hidden), in_blocks(tokens)))
