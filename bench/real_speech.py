@@ -52,7 +52,7 @@ FRONT = (
     "--config.decoder.feedforward=128",
     "--config.loss.ctc=4.0",
     '--config.evaluation.strategies=("ctc",)',
-    "--config.train.dev_every=3000",  # its decoder chooses no checkpoint: the last one counts
+    "--config.train.dev_every=6000",  # its decoder chooses no checkpoint: the last one counts
 )
 
 
@@ -105,7 +105,7 @@ def runs(llama: str) -> dict[str, Run]:
 def begun(run: Run) -> list[str]:
     """What a run takes over from others: a decoder from scratch the tokens of CTC too."""
     if not run.front:
-        return ["--config.encoder.dropout=0.15"]
+        return ["--config.encoder.dropout=0.2", "--config.optim.steps=6000"]
     given = _FRONT.value if run.front == "front" else ""
     front = given or f"{_OUT.value}/{run.front}"
     found = [f"--config.pretrained.ctc={front}"]
