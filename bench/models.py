@@ -8,7 +8,7 @@ place that bench/keep.py made of it, all of the same test set. A model is a name
 one a seed; seeds are averaged. Each row has WER (and
 the range over seeds), its difference from the baseline's greedy WER with the 95 % interval of a
 paired bootstrap over utterances (errors averaged over seeds), decoder calls, how many times fewer
-than the baseline's greedy, and RTFx at every batch size.
+than the baseline's greedy, and RTFx at every batch size. ``--output`` draws the same.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import json
 import sys
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
@@ -27,6 +29,7 @@ from mtp_jax.metrics import ErrorRate, bootstrap_difference
 _BASELINE = flags.DEFINE_list("baseline", None, "workdirs of the baseline", required=True)
 _MODELS = flags.DEFINE_string("models", "", "NAME:WORKDIR[,WORKDIR];... besides the baseline")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "whose hypotheses are compared")
+_OUTPUT = flags.DEFINE_string("output", "", "a PNG file: WER against calls of every model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,44 @@ def pooled(runs: list[Run]) -> ErrorRate:
     return ErrorRate(tuple(errors.tolist()), tuple(units.tolist()))
 
 
+def draw(models: dict[str, list[str]], runs: dict[str, list[dict[str, Run]]], file: str) -> None:
+    """WER against call reduction: on dev over the sweep of tau, on test as the table has it.
+
+    Args:
+        models: workdirs, one a seed, by name; the first is the baseline.
+        runs: the strategies of each.
+        file: a PNG file.
+    """
+    matplotlib.use("agg")
+    figure, (dev, test) = plt.subplots(1, 2, figsize=(10.5, 4.4), sharex=True, layout="constrained")
+    baseline = np.mean([run["greedy"].row["decoder_calls"] for run in next(iter(runs.values()))])
+    for (name, places), by_seed in zip(models.items(), runs.values(), strict=True):
+        sweeps = [read(place)["tau_sweep"] for place in places]
+        (line,) = dev.plot(1, np.mean([s["greedy_wer"] for s in sweeps if s] or [np.nan]), "s")
+        color = line.get_color()
+        if all(sweeps):
+            columns = [
+                [[row[field] for row in sweep["rows"]] for sweep in sweeps]
+                for field in ("call_reduction", "wer")
+            ]
+            dev.plot(*np.mean(columns, axis=1), "o-", color=color, alpha=0.6, markersize=4)
+        for strategy, marker in (("greedy", "s"), ("threshold", "o"), ("verify", "D")):
+            if strategy in by_seed[0]:
+                chosen = [seed[strategy] for seed in by_seed]
+                calls = np.mean([run.row["decoder_calls"] for run in chosen])
+                label = f"{name}, {strategy}"
+                wer = pooled(chosen).percent
+                test.plot(baseline / calls, wer, marker, color=color, markersize=8, label=label)
+    dev.set_title("dev: greedy (squares), threshold over the sweep of tau")
+    test.set_title("test")
+    test.legend(fontsize=7)
+    for axes in (dev, test):
+        axes.set_xlabel("times fewer decoder calls than greedy")
+        axes.set_ylabel("word error rate, %")
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=150)
+
+
 def main(argv: list[str]) -> None:
     del argv
     models = {"baseline": _BASELINE.value}
@@ -82,6 +123,8 @@ def main(argv: list[str]) -> None:
     greedy = [run["greedy"] for run in read_runs["baseline"]]
     reference, calls = pooled(greedy), np.mean([run.row["decoder_calls"] for run in greedy])
     sizes = sorted(greedy[0].rtfx)
+    if _OUTPUT.value:
+        draw(models, read_runs, _OUTPUT.value)
     head = "| model | strategy | seeds | WER % | over seeds | - baseline's [95 %] | calls/utt |"
     print(head + " fewer calls |" + "".join(f" RTFx, batch {s} |" for s in sizes))
     print("|" + "---|" * (8 + len(sizes)))
