@@ -36,6 +36,7 @@ ENGLISH = ("librispeech", "an4", "ljspeech", "arctic_kathleen", "storybook_en", 
 OTHERS = ("kerstin_de", "nathalie_nl", "storybook_fr")
 TOKENS = "--config.data.max_tokens=240"
 SCHEDULE = ("--config.optim.steps=1500", "--config.train.dev_every=500")
+LISTENING = '--config.optim.freeze=("whisper/*", "encoder/*", "ctc/*")'
 HEADS_ONLY = ('--config.optim.freeze=("*", "!heads/*")', "--config.optim.steps=500")
 FRONT = (
     "--config.tokenizer.vocab_size=128",
@@ -63,7 +64,7 @@ class Run:
     Attributes:
         flags: its own.
         front: the run whose Conformer and CTC head it begins with; empty for one of these itself.
-        trunk: the run to whose model it adds heads, all else being left as it is.
+        trunk: the run whose model it begins with.
         config: a file of configs/.
         all_languages: whether it hears German, Dutch and French beside English.
     """
@@ -87,15 +88,26 @@ def runs(llama: str) -> dict[str, Run]:
         drawn = f"--config.seed={seed}"
         found[f"m1_seed{seed}"] = Run((*one, drawn))
         found[f"m8_seed{seed}"] = Run((*heads("latent", 8), drawn))
-        found[f"m8_added_seed{seed}"] = Run((*heads("latent", 8), drawn), trunk=f"m1_seed{seed}")
+        added = (*heads("latent", 8), *HEADS_ONLY, drawn)
+        found[f"m8_added_seed{seed}"] = Run(added, trunk=f"m1_seed{seed}")
     found["m4"] = Run(four)
     found["m4_independent"] = Run(heads("independent", 4))
     found["m8_independent"] = Run(heads("independent", 8))
+    for seed in SEEDS:  # as many steps of either
+        same = (*heads("latent", 8), f"--config.seed={seed}")
+        for name, weight in (("mwer", 1), ("ce", 0)):
+            found[f"{name}_seed{seed}"] = Run(
+                (*same, f"--config.mwer.weight={weight}"),
+                config="mwer",
+                trunk=f"m8_seed{seed}",
+            )
     if llama:
         pretrained = f"--config.pretrained.decoder={llama}"
         room = "--config.adaptor.training_room=0.25"
         found["llama_m1"] = Run((*one, pretrained, room), config="llama")
-        found["llama_m4"] = Run((*four, pretrained, room), config="llama", trunk="llama_m1")
+        found["llama_m4"] = Run(
+            (*four, *HEADS_ONLY, pretrained, room), config="llama", trunk="llama_m1"
+        )
     found["front_multilingual"] = Run((*one, *FRONT), front="", all_languages=True)
     for name, own in (("m1", one), ("m4", four)):
         found[f"{name}_multilingual"] = Run(own, "front_multilingual", all_languages=True)
@@ -114,9 +126,11 @@ def begun(run: Run) -> list[str]:
         found += ["--config.encoder.dropout=0.3", TOKENS, f"--config.tokenizer.model={front}"]
         # Two in a hundred recordings of LibriSpeech have more labels than 0.45 a frame.
         found.append("--config.adaptor.training_room=0.5")
-        found += ['--config.optim.freeze=("whisper/*", "encoder/*", "ctc/*")', *SCHEDULE]
+        found.append(LISTENING)
+    if run.config == "whisper":
+        found += SCHEDULE
     if run.trunk:
-        found += [f"--config.init_from={_OUT.value}/{run.trunk}", *HEADS_ONLY]
+        found.append(f"--config.init_from={_OUT.value}/{run.trunk}")
     return found
 
 
@@ -150,8 +164,9 @@ def main(argv: list[str]) -> int:
             raise app.UsageError(f"--only={name} is not one of {', '.join(everything)}")
     for name in names:
         run, workdir = everything[name], pathlib.Path(_OUT.value) / name
+        config = "configs/mwer.py:whisper" if run.config == "mwer" else f"configs/{run.config}.py"
         command = [
-            *(sys.executable, "-m", "mtp_jax.train", f"--config=configs/{run.config}.py"),
+            *(sys.executable, "-m", "mtp_jax.train", f"--config={config}"),
             *(f"--workdir={workdir}", f"--config.pretrained.encoder={_ENCODER.value}"),
             *data(run.all_languages),
             *begun(run),
