@@ -2,7 +2,7 @@
 
     python -m bench.keep runs/real/m8_seed0 docs/results/m8_seed0.json
 
-It holds ``results.json`` (config, commit, every row, the sweep of tau), and the word errors of
+It holds ``results.json`` but for the config, which has paths of its machine, and the word errors of
 every utterance for each strategy, which is what intervals are made of. `bench/models.py` reads it
 as it reads a workdir.
 """
@@ -44,6 +44,7 @@ def kept(workdir: pathlib.Path) -> dict[str, Any]:
             results["normalizer"],
         )
         rows.append(row | {"word_errors": list(zip(found.errors, found.units, strict=True))})
+    del results["config"]
     return results | {"rows": rows}
 
 

@@ -36,6 +36,8 @@ ENGLISH = ("librispeech", "an4", "ljspeech", "arctic_kathleen", "storybook_en", 
 OTHERS = ("kerstin_de", "nathalie_nl", "storybook_fr")
 TOKENS = "--config.data.max_tokens=240"
 SCHEDULE = ("--config.optim.steps=1500", "--config.train.dev_every=500")
+# The other half of the steps, from the model of the first half on.
+MORE = ("--config.optim.learning_rate=2e-3", "--config.loss.head_weight=0.3")
 LISTENING = '--config.optim.freeze=("whisper/*", "encoder/*", "ctc/*")'
 HEADS_ONLY = ('--config.optim.freeze=("*", "!heads/*")', "--config.optim.steps=500")
 FRONT = (
@@ -85,14 +87,16 @@ def runs(llama: str) -> dict[str, Run]:
     one, four = heads("latent", 1), heads("latent", 4)
     found = {"front": Run((*one, *FRONT), front="")}
     for seed in SEEDS:
-        drawn = f"--config.seed={seed}"
-        found[f"m1_seed{seed}"] = Run((*one, drawn))
-        found[f"m8_seed{seed}"] = Run((*heads("latent", 8), drawn))
-        added = (*heads("latent", 8), *HEADS_ONLY, drawn)
-        found[f"m8_added_seed{seed}"] = Run(added, trunk=f"m1_seed{seed}")
-    found["m4"] = Run(four)
-    found["m4_independent"] = Run(heads("independent", 4))
-    found["m8_independent"] = Run(heads("independent", 8))
+        drawn, trunk = f"--config.seed={seed}", f"m1_begun_seed{seed}"
+        found[trunk] = Run((*one, drawn))
+        found[f"m1_seed{seed}"] = Run((*one, *MORE, drawn), trunk=trunk)
+        found[f"m8_seed{seed}"] = Run((*heads("latent", 8), *MORE, drawn), trunk=trunk)
+    trunk = "m1_begun_seed0"
+    found["m4"] = Run((*four, *MORE), trunk=trunk)
+    found["m4_independent"] = Run((*heads("independent", 4), *MORE), trunk=trunk)
+    found["m8_independent"] = Run((*heads("independent", 8), *MORE), trunk=trunk)
+    found["m8_added"] = Run((*heads("latent", 8), *HEADS_ONLY), trunk="m1_seed0")
+    found["m8_from_scratch"] = Run((*heads("latent", 8), "--config.optim.steps=3000"))
     for seed in SEEDS:  # as many steps of either
         same = (*heads("latent", 8), f"--config.seed={seed}")
         for name, weight in (("mwer", 1), ("ce", 0)):
