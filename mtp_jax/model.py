@@ -138,6 +138,11 @@ def starting_point(
         source = Workdir(config.init_from)
         initial = _that_fit(source, by_path(shapes), mesh, config.pretrained.encoder)
         new = sorted(set(by_path(shapes)) - set(initial) - set(parts))
+        heads = "heads/kernel"
+        if heads in new:
+            # As copies of the LM head they would be sure and wrong, and spoil the model.
+            silent = np.zeros(by_path(shapes)[heads].shape, np.float32)
+            initial[heads] = processes.place_whole(silent, by_path(shardings)[heads])
         log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
     elif config.pretrained.ctc:
         source = Workdir(config.pretrained.ctc)

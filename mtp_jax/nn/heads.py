@@ -3,7 +3,8 @@
 Head 1 is the decoder's own LM head and has no parameters here. Two kinds (arXiv 2409.08148):
 *independent* heads are D x V projections of their own; *latent* heads are D x D maps followed by
 the shared un-embedding. Both start equal to the LM head (our reading of the paper): independent
-heads as copies of it, latent maps as the identity.
+heads as copies of it, latent maps as the identity. Those added to a finished model start at zero
+(`starting_point` in model.py).
 """
 
 from __future__ import annotations
