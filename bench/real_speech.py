@@ -37,7 +37,7 @@ OTHERS = ("kerstin_de", "nathalie_nl", "storybook_fr")
 TOKENS = "--config.data.max_tokens=240"
 SCHEDULE = ("--config.optim.steps=1500", "--config.train.dev_every=500")
 # The other half of the steps, from the model of the first half on.
-MORE = ("--config.optim.learning_rate=2e-3", "--config.loss.head_weight=0.3")
+MORE = ("--config.optim.learning_rate=2e-3", "--config.loss.head_weight=0.1")
 LISTENING = '--config.optim.freeze=("whisper/*", "encoder/*", "ctc/*")'
 HEADS_ONLY = ('--config.optim.freeze=("*", "!heads/*")', "--config.optim.steps=500")
 FRONT = (
