@@ -21,7 +21,7 @@ from mtp_jax.metrics import word_errors
 
 def hypotheses(row: dict[str, Any]) -> str:
     """Name of the file below ``hypotheses/`` of a row of ``results.json``."""
-    options = "".join(f"_{key}{value:g}" for key, value in row["options"].items())
+    options = "".join(f"_{key}{value}" for key, value in row["options"].items())
     return f"{row['strategy']}{options}_batch{row['batch_size']}.jsonl"
 
 
