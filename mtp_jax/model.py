@@ -141,8 +141,8 @@ def starting_point(
         heads = "heads/kernel"
         if heads in new:
             # As copies of the LM head they would be sure and wrong, and spoil the model.
-            silent = np.zeros(by_path(shapes)[heads].shape, np.float32)
-            initial[heads] = processes.place_whole(silent, by_path(shardings)[heads])
+            zeros = np.zeros(by_path(shapes)[heads].shape, np.float32)
+            initial[heads] = processes.place_whole(zeros, by_path(shardings)[heads])
         log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
     elif config.pretrained.ctc:
         source = Workdir(config.pretrained.ctc)
