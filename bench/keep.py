@@ -16,13 +16,8 @@ from typing import Any
 
 from absl import app
 
+from mtp_jax.comparison import label
 from mtp_jax.metrics import word_errors
-
-
-def hypotheses(row: dict[str, Any]) -> str:
-    """Name of the file below ``hypotheses/`` of a row of ``results.json``."""
-    options = "".join(f"_{key}{value}" for key, value in row["options"].items())
-    return f"{row['strategy']}{options}_batch{row['batch_size']}.jsonl"
 
 
 def kept(workdir: pathlib.Path) -> dict[str, Any]:
@@ -36,7 +31,7 @@ def kept(workdir: pathlib.Path) -> dict[str, Any]:
     for row in results["rows"]:
         if row["strategy"] == "greedy" and row["options"].get("width", 1) > 1:
             continue
-        text = (workdir / "hypotheses" / hypotheses(row)).read_text()
+        text = (workdir / "hypotheses" / f"{label(row)}.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
         found = word_errors(
             [line["reference"] for line in lines],

@@ -5,10 +5,10 @@
 
 Reads what evaluation left in each workdir (``results.json`` and ``hypotheses/``), or a file in its
 place that bench/keep.py made of it, all of the same test set. A model is a name and its workdirs,
-one a seed; seeds are averaged. Each row has WER (and
-the range over seeds), its difference from the baseline's greedy WER with the 95 % interval of a
-paired bootstrap over utterances (errors averaged over seeds), decoder calls, how many times fewer
-than the baseline's greedy, and RTFx at every batch size. ``--output`` draws the same.
+one a seed; seeds are averaged. Each row has WER (and the range over seeds), its difference from the
+baseline's greedy WER with the 95 % interval of a paired bootstrap over utterances (errors averaged
+over seeds), decoder calls, how many times fewer than the baseline's greedy, and RTFx at every batch
+size. ``--output`` draws WER against calls, on test and over the sweep of tau on dev.
 """
 
 from __future__ import annotations

@@ -159,9 +159,14 @@ def compare(
                     recognizer, test, outcome, at_width(1)
                 )
             rows.append(made)
-            label = "_".join([name, *(f"{k}{v}" for k, v in its_options.items()), f"batch{size}"])
-            outcomes[label] = outcome
+            outcomes[label(made)] = outcome
     return rows, outcomes
+
+
+def label(row: Row) -> str:
+    """Name of what a row was made of, and of its file below ``hypotheses/``."""
+    options = (f"{key}{value}" for key, value in row["options"].items())
+    return "_".join([row["strategy"], *options, f"batch{row['batch_size']}"])
 
 
 def row(

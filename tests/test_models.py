@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mtp_jax.importers import import_llama
-from mtp_jax.model import make_model
+from mtp_jax.model import load, make_model
 from mtp_jax.params import by_path
 from mtp_jax.sharding import make_mesh
 from mtp_jax.tokenizer import Tokenizer
@@ -37,10 +37,11 @@ def test_the_model_in_the_box_is_whole():
     assert all(path.startswith("whisper/") for path in parts["left_out"])
 
 
-def test_it_says_what_it_needs():
-    from mtp_jax.model import load
-
+def test_it_needs_an_encoder():
     with pytest.raises(ValueError, match="nowhere does not exist"):
         load(Workdir(FOLDER), encoder="nowhere")
+
+
+def test_it_is_small_enough_for_every_clone():
     size = sum(file.stat().st_size for file in FOLDER.iterdir())
-    assert size < 16e6  # it is in every clone
+    assert size < 16e6

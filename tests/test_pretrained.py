@@ -38,10 +38,11 @@ from mtp_jax.data import open_source
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.exported import export
 from mtp_jax.importers import PretrainedError
-from mtp_jax.model import completed, load
+from mtp_jax.model import completed, load, make_model, starting_point
 from mtp_jax.nn.llama import Llama
 from mtp_jax.nn.whisper import WhisperEncoder
 from mtp_jax.params import by_path
+from mtp_jax.sharding import make_mesh
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.workdir import Workdir, WorkdirError
 
@@ -305,6 +306,20 @@ def test_heads_added_to_a_frozen_model_leave_its_greedy_output(
     export(after, longer, tmp_path / "after")
     listening = ((tmp_path / name / "speech.safetensors") for name in ("before", "after"))
     assert len({file.read_bytes() for file in listening}) == 1
+
+
+@pytest.mark.parametrize("kind", ["latent", "independent"])
+def test_added_heads_start_at_zero(trained, config, tmp_path, kind):
+    longer = dataclasses.replace(config, init_from=str(trained.path), heads=Heads(kind, 4))
+    workdir, longer = Workdir(tmp_path), completed(longer)
+    workdir.claim(longer)
+    tokenizer = Tokenizer.load(trained.tokenizer)
+    begun, _ = starting_point(
+        make_model(longer, tokenizer), tokenizer, workdir, make_mesh(longer.mesh)
+    )
+    kernel = begun["heads"]["kernel"]
+    assert kernel.shape[0] == 3
+    assert not np.any(kernel)
 
 
 def test_sizes_and_tokenizer_come_from_where_a_run_begins(trained, config, tmp_path):

@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
 from mtp_jax.config import Mesh
-from mtp_jax.sharding import AXES, MeshError, make_mesh, parameter_shardings
+from mtp_jax.sharding import AXES, MeshError, make_mesh, parameter_shardings, platform
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,6 +27,13 @@ def eight(tmp_path_factory) -> Path:
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out
+
+
+def test_the_platform_is_that_of_the_mesh_one_compiles_for():
+    tpu = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1, 1), AXES, abstract_device=tpu)):
+        assert platform() == "tpu"
+    assert platform() == jax.default_backend()
 
 
 def test_one_device_is_a_mesh_of_ones():

@@ -266,7 +266,8 @@ class Train:
     """The loop around the training step.
 
     Attributes:
-        dtype: of activations, "float32" or "bfloat16"; parameters are float32.
+        dtype: of activations, "float32" or "bfloat16"; parameters are float32. On a CPU a decoder
+            that decodes is float32 whatever this says.
         log_every: steps between TensorBoard scalars.
         dev_every: steps between greedy decodings of dev, which choose the best checkpoint.
         checkpoint_every: steps between checkpoints to resume from.
