@@ -52,7 +52,8 @@ def strategies(place: str, batch_size: int) -> dict[str, Run]:
     rows = read(place)["rows"]
     found: dict[str, Run] = {}
     for row in rows:
-        if row["batch_size"] != batch_size or row["options"].get("width", 1) > 1:
+        wide = row["strategy"] == "greedy" and row["options"].get("width", 1) > 1
+        if row["batch_size"] != batch_size or wide:
             continue
         errors, units = zip(*row["word_errors"], strict=True)
         rtfx = {r["batch_size"]: r["rtfx"] for r in rows if _kind(r) == _kind(row)}
@@ -95,7 +96,8 @@ def draw(models: dict[str, list[str]], runs: dict[str, list[dict[str, Run]]], fi
                 for field in ("call_reduction", "wer")
             ]
             dev.plot(*np.mean(columns, axis=1), "o-", color=color, alpha=0.6, markersize=4)
-        for strategy, marker in (("greedy", "s"), ("threshold", "o"), ("verify", "D")):
+        markers = {"greedy": "s", "threshold": "o", "verify": "D", "verify_ctc": "P"}
+        for strategy, marker in markers.items():
             if strategy in by_seed[0]:
                 chosen = [seed[strategy] for seed in by_seed]
                 calls = np.mean([run.row["decoder_calls"] for run in chosen])

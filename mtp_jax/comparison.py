@@ -89,14 +89,16 @@ def has_threshold(options: Evaluation, heads: int) -> bool:
 
 
 def strategies(
-    options: Evaluation, heads: int, tau: float
+    options: Evaluation, heads: int, tau: float, reads: bool
 ) -> list[tuple[str, dict[str, Any], Strategy | None]]:
     """Name, options and strategy of each row of the table; None stands for CTC.
 
     Greedy comes twice: as everyone runs it, and M tokens wide, which is what verification must
     equal to the last bit. So does prefix beam search: with one token a call it is the ordinary
-    beam search. With M = 1 threshold and verification would be greedy again.
+    beam search. With M = 1 threshold and verification would be greedy again, and what CTC reads
+    must be had in the decoder's tokens to be drafted (`reads`): there are no such rows else.
     """
+    width = options.ctc_width
     beam: dict[str, Any] = {"beams": options.beams}
 
     def search(heads: int) -> Strategy | None:
@@ -109,6 +111,7 @@ def strategies(
         "greedy": [({"width": w}, Greedy(w)) for w in sorted({1, heads})],
         "threshold": [({"tau": tau}, Threshold(tau))],
         "verify": [({}, Verify())],
+        "verify_ctc": [({"width": width}, Verify(width))],
         "prefix_beam": [
             (beam, search(1)),
             (beam | {"tau": options.beam_tau}, search(0)),
@@ -116,6 +119,8 @@ def strategies(
     }
     if heads == 1:
         del table["threshold"], table["verify"]
+    if not reads:
+        del table["verify_ctc"]
     return [
         (name, its_options, strategy)
         for name in table
@@ -136,6 +141,7 @@ def compare(
         The rows of the table, and the outcomes, named for files.
     """
     normalize, heads = options.normalizer, recognizer.model.config.heads.count
+    reads = recognizer.model.vocabulary.reads
     rows, outcomes = [], {}
     for size in options.batch_sizes:
         greedy: dict[int, Outcome] = {}
@@ -146,12 +152,12 @@ def compare(
                 greedy[width] = recognizer.run(test.source, batches, Greedy(width))
             return greedy[width]
 
-        for name, its_options, strategy in strategies(options, heads, tau):
+        for name, its_options, strategy in strategies(options, heads, tau, reads):
             if isinstance(strategy, Greedy):
                 outcome, like = at_width(strategy.width), at_width(1)
             else:
                 outcome = recognizer.run(test.source, test.batches(size), strategy)
-                like = at_width(heads)
+                like = at_width(its_options.get("width", heads))
             made = row(name, its_options, outcome, at_width(1), normalize)
             made["identical_to_greedy"] = None if strategy is None else identical(outcome, like)
             if isinstance(strategy, (Greedy, Verify)):

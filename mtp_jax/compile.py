@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 from mtp_jax import cli
 from mtp_jax.config import Config, ConfigError, from_config_dict
 
+# verify_ctc is verification with other drafts.
 STRATEGIES = ("greedy", "threshold", "verify", "prefix_beam")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the run, a file of configs/")

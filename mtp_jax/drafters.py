@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.decoding import Drafter, Drafts, Emitted
+from mtp_jax.decoding import Drafter, Drafts
 from mtp_jax.nn.speech_llama import SpeechLlama, call
 
 
 def from_heads(model: SpeechLlama, params: Any) -> Drafter:
     """Each of heads 2..M drafts its most likely token, independently of the others."""
 
-    def draft(hidden: jax.Array, first: jax.Array, emitted: Emitted) -> Drafts:
-        del first, emitted
+    def draft(hidden: jax.Array, first: jax.Array) -> Drafts:
+        del first
         logits = call(model, params, "draft_logits", hidden)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         return Drafts(

@@ -9,6 +9,7 @@ def expected() -> tuple[type[Exception], ...]:
     from mtp_jax.checkpoint import CheckpointError
     from mtp_jax.config import ConfigError
     from mtp_jax.data import DataError
+    from mtp_jax.decoding import DraftsError
     from mtp_jax.importers import PretrainedError
     from mtp_jax.processes import ProcessError
     from mtp_jax.sharding import MeshError
@@ -24,6 +25,7 @@ def expected() -> tuple[type[Exception], ...]:
         CompileError,
         ConfigError,
         DataError,
+        DraftsError,
         MeshError,
         PretrainedError,
         ProcessError,

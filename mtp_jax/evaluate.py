@@ -69,9 +69,12 @@ def main(argv: list[str]) -> None:
     options = dataclasses.replace(config.evaluation, **given)
     cli.start_jax(config)
     from mtp_jax import evaluation  # imported late: errors in flags come at once
+    from mtp_jax.decoding import DraftsError
     from mtp_jax.model import load
 
     recognizer = load(workdir, encoder=_ENCODER.value)
+    if "verify_ctc" in (_STRATEGY.value or ()) and not recognizer.model.vocabulary.reads:
+        raise DraftsError
     increase = _INCREASE.value
     if _TAU.value is not None:
         tau = _TAU.value

@@ -63,7 +63,8 @@ class Outcome:
 
     Attributes:
         hypotheses: in the order of the source.
-        proposed, accepted: int[M - 1] drafts of heads 2..M that were tested, and that passed.
+        proposed, accepted: int[M - 1] drafts of heads 2..M that were tested, and that passed; of
+            drafts of CTC as many as a call is wide, less one.
         loop_steps: forward passes of the decoder over whole batches.
         at_length_limit: utterances that did not reach EOS.
         audio_seconds: decoded.
@@ -130,8 +131,7 @@ class Recognizer:
             strategy: of the decoder; None reads the encoder's CTC output, at no decoder call.
         """
         hypotheses: dict[int, Hypothesis] = {}
-        extra = self.model.config.heads.count - 1
-        proposed, accepted = np.zeros(extra, int), np.zeros(extra, int)
+        proposed = accepted = np.zeros(1, int)  # as many drafts as the strategy has
         steps = limit = rows = 0
         audio = wall = compiling = 0.0
         if strategy is not None:  # leaves as arrays of one type: sweeping one compiles nothing anew
@@ -142,8 +142,8 @@ class Recognizer:
             start = time.perf_counter()
             decoded = self._decode(self.place(batch), strategy)
             wall += time.perf_counter() - start
-            proposed += decoded.proposed.sum(0)
-            accepted += decoded.accepted.sum(0)
+            proposed = proposed + decoded.proposed.sum(0)
+            accepted = accepted + decoded.accepted.sum(0)
             steps += int(decoded.loop_steps)
             audio += float(batch.audio_length.sum()) / self.model.config.front_end.sample_rate
             for row, index in enumerate(batch.index):

@@ -38,7 +38,8 @@ def table(rows: list[Row], utterances: int) -> str:
         if value is None:
             return "-"
         if key == "acceptance_by_head":
-            return " ".join("-" if a is None else f"{100 * a:.0f}" for a in value)
+            shares = ["-" if a is None else f"{100 * a:.0f}" for a in value]
+            return " ".join(shares if len(shares) < 8 else [*shares[:4], "...", shares[-1]])
         if key == "identical_to_greedy":
             return f"{100 * value:.2f}"
         if key == "call_reduction":
@@ -168,6 +169,7 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
         "greedy": ("s", "black"),
         "threshold": ("o", "tab:blue"),
         "verify": ("D", "tab:green"),
+        "verify_ctc": ("P", "tab:olive"),
         "prefix_beam": ("*", "tab:purple"),
     }
     for r in decoded:

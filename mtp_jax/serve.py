@@ -67,6 +67,8 @@ def main(argv: list[str]) -> int:
     from mtp_jax.workdir import Workdir
 
     model = load(_MODEL.value, batch_size=_BATCH.value, encoder=_ENCODER.value)
+    for name in (_STRATEGY.value, *warm):
+        model.strategy(name)  # says if it is not one for this model
     cli.start_jax(Workdir(_MODEL.value).read_config())
     name = Path(_MODEL.value).expanduser().resolve().name
     settings = Settings(

@@ -69,13 +69,15 @@ class Fake:
 
     def __init__(self, answer: Callable[[Strategy | None], Outcome], heads: int = M) -> None:
         self.answer = answer
-        self.model = SimpleNamespace(config=Config(heads=Heads(count=heads)))
+        self.model = SimpleNamespace(
+            config=Config(heads=Heads(count=heads)), vocabulary=SimpleNamespace(reads=True)
+        )
         self.ran: list[Strategy | None] = []
 
     def run(self, source: Source, batches: Any, strategy: Strategy | None) -> Outcome:
         self.ran.append(strategy)
-        assert list(batches)
-        return self.answer(strategy)
+        size = {len(batch.index) for batch in batches}.pop()
+        return dataclasses.replace(self.answer(strategy), batch_size=size)
 
     def top2_gap(self, batch: Batch, at: int, tokens: tuple[int, ...]) -> float:
         return 0.001 * int(batch.index[at]) + len(tokens)
@@ -94,7 +96,7 @@ def task() -> Task:
         for index in (2, 0, 1):
             empty = np.zeros((1, 0), np.int32)
             one = np.ones(1, np.int32)
-            yield Batch(empty, one, empty, one, np.array([index]))
+            yield Batch(empty, one, empty, one, np.array([index, *[-1] * (size - 1)]))
 
     return Task(source, batches)
 
@@ -201,21 +203,26 @@ def test_tau_is_1_if_none_is_good_enough() -> None:
 
 def test_the_rows_of_the_table() -> None:
     options = Evaluation(strategies=("verify", "ctc", "greedy", "threshold"))
-    assert strategies(options, 8, 0.9) == [
+    assert strategies(options, 8, 0.9, True) == [
         ("ctc", {}, None),
         ("greedy", {"width": 1}, Greedy(1)),
         ("greedy", {"width": 8}, Greedy(8)),
         ("threshold", {"tau": 0.9}, Threshold(0.9)),
         ("verify", {}, Verify()),
     ]
-    assert [name for name, *_ in strategies(options, 1, 0.9)] == ["ctc", "greedy"]
-    assert has_threshold(options, 8)
-    assert not has_threshold(options, 1)
+    assert [name for name, *_ in strategies(options, 1, 0.9, True)] == ["ctc", "greedy"]
+    options = Evaluation(strategies=("verify", "verify_ctc"), ctc_width=5)
+    drafted = ("verify_ctc", {"width": 5}, Verify(5))
+    assert strategies(options, 1, 0.9, True) == [drafted]
+    assert strategies(options, 8, 0.9, True) == [("verify", {}, Verify()), drafted]
+    assert strategies(options, 8, 0.9, False) == [("verify", {}, Verify())]
+    assert has_threshold(Evaluation(), 8)
+    assert not has_threshold(Evaluation(), 1)
     assert not has_threshold(Evaluation(strategies=("greedy", "verify")), 8)
     options = Evaluation(strategies=("greedy", "prefix_beam"), beams=6, beam_tau=0.7)
-    rows = [(name, options) for name, options, _ in strategies(options, 1, 0.9)]
+    rows = [(name, options) for name, options, _ in strategies(options, 1, 0.9, True)]
     assert rows == [("greedy", {"width": 1}), ("prefix_beam", {"beams": 6})]
-    *_, ordinary, ours = strategies(options, 4, 0.9)
+    *_, ordinary, ours = strategies(options, 4, 0.9, True)
     assert ordinary[1:] == ({"beams": 6}, PrefixBeam(6, jnp.float32(0.7), 0, 1))
     assert ours[1:] == ({"beams": 6, "tau": 0.7}, PrefixBeam(6, jnp.float32(0.7), 0))
 
@@ -227,20 +234,23 @@ def test_compare_runs_each_strategy_once_a_batch_size() -> None:
         if strategy is None:
             return outcome(calls=(0, 0, 0))
         if isinstance(strategy, Greedy):
-            return wide if strategy.width == M else GREEDY
+            return wide if strategy.width in (M, 16) else GREEDY
         if isinstance(strategy, Verify):
             return outcome(calls=(2, 2, 1), tokens=tuple(h.tokens for h in wide.hypotheses))
         return outcome(calls=(1, 2, 2))
 
     model = recognizer(answer)
     rows, outcomes = compare(model, task(), 0.9, Evaluation(batch_sizes=(1, 4)))
-    assert len(cast(Fake, model).ran) == 2 * 5
-    assert [r["strategy"] for r in rows] == 2 * ["ctc", "greedy", "greedy", "threshold", "verify"]
-    ctc, narrow, wide_row, threshold, verify = rows[:5]
+    assert len(cast(Fake, model).ran) == 2 * 7  # greedy of width 16 too
+    names = ["ctc", "greedy", "greedy", "threshold", "verify", "verify_ctc"]
+    assert [r["strategy"] for r in rows] == 2 * names
+    ctc, narrow, wide_row, threshold, verify, drafted = rows[:6]
     assert ctc["identical_to_greedy"] is None
     assert narrow["identical_to_greedy"] == 1.0
     assert wide_row["identical_to_greedy"] == pytest.approx(2 / 3)
     assert verify["identical_to_greedy"] == 1.0  # to greedy of its own width
+    assert drafted["identical_to_greedy"] == 1.0
+    assert drafted["options"] == {"width": 16}
     assert threshold["identical_to_greedy"] == pytest.approx(2 / 3)
     assert verify["call_reduction"] == 2.0
     # Where they part, every difference is shown with the gap between the two best tokens.
@@ -255,6 +265,7 @@ def test_compare_runs_each_strategy_once_a_batch_size() -> None:
         "greedy_width3_batch4",
         "threshold_tau0.9_batch4",
         "verify_batch1",
+        "verify_ctc_width16_batch4",
     } <= set(outcomes)
     json.dumps(rows, allow_nan=False)
 

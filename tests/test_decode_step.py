@@ -18,6 +18,7 @@ from mtp_jax.data import Batch
 from mtp_jax.decode_step import ctc_greedy, decode, view
 from mtp_jax.decoding import Decoded, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.nn.cache import KVCache
+from mtp_jax.nn.ctc import Reading
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, Vocabulary, call, in_type
 
 M = 4
@@ -105,6 +106,23 @@ def test_verify_is_identical_to_greedy_of_its_width(kind: str, vocabulary: Vocab
         accepted, proposed = accepted + verify.accepted.sum(), proposed + verify.proposed.sum()
     assert len(lengths) > 3, "the texts should differ, or this shows little"
     assert 0.1 < accepted / proposed < 0.9
+
+
+def test_verify_is_identical_to_greedy_with_what_ctc_reads() -> None:
+    """What its CTC does read, which is noise, and what the decoder will say, up to the middle."""
+    proposed, accepted = 0, 0
+    for seed in range(4):
+        model, params = build("latent", PLAIN, seed)
+        encoded = encode(model, params, *drawn(seed))
+        greedy = jax.device_get(run(model, params, encoded, Greedy(3)))
+        read = Reading(jnp.asarray(greedy.tokens), jnp.asarray(greedy.length // 2))
+        for reading in (encoded.reading, read):
+            found = jax.device_get(run(model, params, encoded.replace(reading=reading), Verify(3)))
+            np.testing.assert_array_equal(found.tokens, greedy.tokens)
+            np.testing.assert_array_equal(found.length, greedy.length)
+            assert np.all(found.calls <= greedy.calls)
+        proposed, accepted = proposed + found.proposed.sum(), accepted + found.accepted.sum()
+    assert 0.1 < accepted / proposed < 0.95
 
 
 def test_threshold_above_1_is_greedy() -> None:

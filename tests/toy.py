@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mtp_jax.decoding import Drafts, Emitted, Model
+from mtp_jax.decoding import Drafts, Model
 from mtp_jax.nn.cache import KVCache, write
 
 PRIME = 46_337
@@ -160,9 +160,8 @@ class Toy:
         head, token = jnp.arange(2, self.heads + 1)[:, None], jnp.arange(VOCABULARY)
         return score(self.seed + 3, state + head, token).astype(jnp.float32)
 
-    def _draft(self, hidden: jax.Array, first: jax.Array, emitted: Emitted) -> Drafts:
+    def _draft(self, hidden: jax.Array, first: jax.Array) -> Drafts:
         """Knows the text that head 1 would go on with, and strays from it as `drafts` says."""
-        del emitted
         kind = self.drafts
 
         def ahead(carry: tuple[jax.Array, ...], head: jax.Array) -> tuple[Any, tuple[Any, Any]]:

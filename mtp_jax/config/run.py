@@ -7,7 +7,7 @@ import re
 
 from mtp_jax.config.checks import check, one_of
 
-STRATEGIES = ("ctc", "greedy", "threshold", "verify", "prefix_beam")
+STRATEGIES = ("ctc", "greedy", "threshold", "verify", "verify_ctc", "prefix_beam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +322,9 @@ class Evaluation:
         taus: thresholds swept on dev to choose the one reported on test.
         max_wer_increase: absolute WER (per cent) on dev that threshold decoding may lose.
         normalizer: "english" (Whisper's), "basic" (Whisper's for other languages) or "none".
-        strategies: rows of the table: "ctc", "greedy", "threshold", "verify" or "prefix_beam".
+        strategies: rows of the table: "ctc", "greedy", "threshold", "verify", "verify_ctc" or
+            "prefix_beam".
+        ctc_width: tokens that a call of "verify_ctc" is wide: one certain, the others drafted.
         beams: hypotheses of prefix beam search.
         beam_tau: least share of head 1's own beam that a block of drafts must hold to be kept.
         length_power: its hypotheses are compared by log-probability over length to this power.
@@ -334,7 +336,8 @@ class Evaluation:
     taus: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
     max_wer_increase: float = 0.0
     normalizer: str = "english"
-    strategies: tuple[str, ...] = ("ctc", "greedy", "threshold", "verify")
+    strategies: tuple[str, ...] = ("ctc", "greedy", "threshold", "verify", "verify_ctc")
+    ctc_width: int = 16
     beams: int = 8
     beam_tau: float = 0.8
     length_power: float = 0.0
@@ -347,6 +350,7 @@ class Evaluation:
             "evaluation.batch_sizes",
             "must hold positive sizes",
         )
+        check(self.ctc_width > 1, "evaluation.ctc_width", "must be 2 or more")
         check(self.beams > 0, "evaluation.beams", "must be positive")
         check(self.length_power >= 0, "evaluation.length_power", "must not be negative")
         check(len(self.strategies) > 0, "evaluation.strategies", "must name at least one")

@@ -4,12 +4,13 @@ from mtp_jax.decoding.greedy import Greedy
 from mtp_jax.decoding.interface import Decoded, Drafter, Drafts, Emitted, Model, NBest, Strategy
 from mtp_jax.decoding.prefix_beam import PrefixBeam
 from mtp_jax.decoding.threshold import Threshold
-from mtp_jax.decoding.verify import Verify
+from mtp_jax.decoding.verify import DraftsError, Verify
 
 __all__ = [
     "Decoded",
     "Drafter",
     "Drafts",
+    "DraftsError",
     "Emitted",
     "Greedy",
     "Model",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.nn.cache import KVCache
+from mtp_jax.nn.ctc import Reading
 
 
 class Drafts(NamedTuple):
@@ -29,15 +30,14 @@ class Drafts(NamedTuple):
 
 
 class Drafter(Protocol):
-    """Turns one hidden state a row into drafts; it may also look at what has been decided."""
+    """Turns one hidden state a row into drafts."""
 
-    def __call__(self, hidden: jax.Array, first: jax.Array, emitted: Emitted) -> Drafts:
+    def __call__(self, hidden: jax.Array, first: jax.Array) -> Drafts:
         """Drafts the tokens behind `first`.
 
         Args:
             hidden: [B, D] at the last accepted position.
             first: int32[B], head 1's token there, which is certain.
-            emitted: the text so far; `first` may or may not be part of it already.
         """
 
 
@@ -51,9 +51,10 @@ class Model(NamedTuple):
             first `count` tokens of each row.
         next_token: hidden [..., D] -> logits [..., V] of head 1.
         later_tokens: hidden [..., D] -> logits [..., M - 1, V] of heads 2..M.
-        draft: a `Drafter`.
+        draft: a `Drafter`: what heads 2..M say.
         heads: M.
         eos: the token that ends a text.
+        reading: what CTC reads, if it does so in the decoder's tokens.
     """
 
     prefill: Callable[[int], tuple[jax.Array, KVCache]]
@@ -63,6 +64,7 @@ class Model(NamedTuple):
     draft: Drafter
     heads: int
     eos: int
+    reading: Reading | None = None
 
 
 @struct.dataclass
@@ -153,7 +155,8 @@ class Decoded:
         calls: int32[B], forward passes of the decoder while the row was unfinished, the pass over
             the prompt included.
         proposed, accepted: int32[B, M - 1], drafts of heads 2..M that were put to the test, the
-            heads before them having been accepted, and those that passed.
+            drafts before them having been accepted, and those that passed; of drafts that CTC
+            made, int32[B, S - 1] where a call is S tokens wide.
         loop_steps: int32, forward passes of the batch.
         call: int32[B, L], in which of the row's calls, counted from 1, each token was emitted; 0
             beyond `length`.

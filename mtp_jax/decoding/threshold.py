@@ -43,7 +43,7 @@ class Threshold:
             """Emits the tokens that `hidden` [B, D] is sure of."""
             going = ~state.text.finished[:, None]
             first = most_likely(model.next_token(hidden))
-            drafts = model.draft(hidden, first, state.text)
+            drafts = model.draft(hidden, first)
             block = jnp.concatenate([first[:, None], drafts.tokens], axis=1)
             sure = drafts.probabilities >= self.tau
             count = 1 + jnp.sum(jnp.cumprod(sure, axis=1), axis=1, dtype=jnp.int32)

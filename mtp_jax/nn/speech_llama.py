@@ -19,7 +19,7 @@ from mtp_jax.config import Config
 from mtp_jax.nn.cache import KVCache
 from mtp_jax.nn.compression import label_odds, label_shares
 from mtp_jax.nn.conformer import Conformer, frames_mask
-from mtp_jax.nn.ctc import best_labels
+from mtp_jax.nn.ctc import Reading, best_labels
 from mtp_jax.nn.heads import Heads
 from mtp_jax.nn.layers import Linear, parameter, zero_padding
 from mtp_jax.nn.llama import Llama
@@ -48,6 +48,11 @@ class Vocabulary:
     labels: int = 0
     merges: Merges | None = None
 
+    @property
+    def reads(self) -> bool:
+        """Whether what CTC reads can be had in the decoder's tokens."""
+        return not self.labels or self.merges is not None
+
 
 @struct.dataclass
 class Encoded:
@@ -58,12 +63,14 @@ class Encoded:
         length: int32[B], how many of them are real.
         ctc_logits: float32[B, T, labels + 1]; the last class is the blank.
         ctc_length: int32[B] real frames of these.
+        reading: what CTC reads, in the decoder's tokens; None if it has labels of its own.
     """
 
     audio: jax.Array
     length: jax.Array
     ctc_logits: jax.Array
     ctc_length: jax.Array
+    reading: Reading | None = None
 
 
 class SpeechLlama(nn.Module):
@@ -102,8 +109,9 @@ class SpeechLlama(nn.Module):
         """Encodes `features` [B, T, Z] (log-mel, or what `listen` gives) of int32[B] `length`."""
         x, frames = self.encoder(features, length, deterministic)
         logits = self.ctc(x)
+        reading = None if self.vocabulary.labels else best_labels(logits, frames)
         if not self.config.adaptor.ctc_compression:
-            return Encoded(self.adaptor(x), frames, logits, frames)
+            return Encoded(self.adaptor(x), frames, logits, frames, reading)
         room = x.shape[1]
         if not deterministic:
             room = math.ceil(room * self.config.adaptor.training_room)
@@ -112,10 +120,10 @@ class SpeechLlama(nn.Module):
             # In the decoder's own words: it has only to learn to copy.
             read = self._in_words(label_odds(logits, frames, share).astype(x.dtype))
         else:
-            read, share, length = self._in_tokens(logits, frames, room)
+            reading, read, share, length = self._in_tokens(logits, frames, room)
         x = zero_padding(x, frames_mask(frames, x.shape[1]))
         audio = self.adaptor(share.astype(x.dtype) @ x) + read.astype(x.dtype)
-        return Encoded(audio, length, logits, frames)
+        return Encoded(audio, length, logits, frames, reading)
 
     def _in_words(self, odds: jax.Array) -> jax.Array:
         """Embeddings [B, R, D] of what CTC reads with the odds [B, R, labels]."""
@@ -125,13 +133,13 @@ class SpeechLlama(nn.Module):
 
     def _in_tokens(
         self, logits: jax.Array, frames: jax.Array, room: int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Embeddings [B, room, D] of the decoder's tokens for what CTC reads.
+    ) -> tuple[Reading, jax.Array, jax.Array, jax.Array]:
+        """What CTC reads, in the decoder's tokens, of which there may be `room`.
 
         Returns:
-            They, the share [B, room, T] of the frames in each (of those of the labels that a token
-            is made of, by their bytes in it), and their number. Where CTC reads nothing, there is
-            one that holds all frames.
+            It, the embeddings [B, room, D], the share [B, room, T] of the frames in each (of those
+            of the labels that a token is made of, by their bytes in it), and their number. Where
+            CTC reads nothing, there is one embedding that holds all frames.
         """
         assert self.vocabulary.merges is not None
         by_label, at_least_one = label_shares(logits, frames)
@@ -144,6 +152,7 @@ class SpeechLlama(nn.Module):
         share /= jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), 1)
         some = count > 0
         return (
+            Reading(tokens, count),
             zero_padding(self.decoder.embed(tokens), frames_mask(count, room)),
             jnp.where(some[:, None, None], share, by_label[:, :room]),
             jnp.where(some, count, at_least_one),

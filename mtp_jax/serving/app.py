@@ -24,7 +24,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mtp_jax.audio import AudioError, audio_seconds
-from mtp_jax.config import STRATEGIES
 from mtp_jax.serving.answers import answer, delta, done, event
 from mtp_jax.serving.engine import Engine, TooLong
 from mtp_jax.serving.job import Event, Job
@@ -199,7 +198,7 @@ class Service:
             "object": "model",
             "created": self.started,
             "owned_by": "mtp_jax",
-            "strategies": list(STRATEGIES),
+            "strategies": list(self.model.strategies),
             "strategy": s.strategy,
             "tau": self.model.tau if s.tau is None else s.tau,
             "max_bytes": s.max_bytes,
@@ -245,7 +244,13 @@ class _Transcription(Response):
         try:
             try:
                 form = await body.form()
-                options = read_options(form, settings.models, settings.strategy, settings.tau)
+                options = read_options(
+                    form,
+                    settings.models,
+                    service.model.strategies,
+                    settings.strategy,
+                    settings.tau,
+                )
                 await run_in_threadpool(_save, options.file, path)
                 name = shown(options.file.filename or "the recording")[:200]
                 await run_in_threadpool(self._check, path, name)

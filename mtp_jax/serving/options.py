@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from starlette.datastructures import FormData, UploadFile
 
-from mtp_jax.config import STRATEGIES
 from mtp_jax.serving.refusal import Refused
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -50,13 +49,18 @@ class Options:
 
 
 def read_options(
-    form: FormData, models: Sequence[str], strategy: str, tau: float | None
+    form: FormData,
+    models: Sequence[str],
+    strategies: Sequence[str],
+    strategy: str,
+    tau: float | None,
 ) -> Options:
     """The options of a form.
 
     Args:
         form: of the request.
         models: names that the model answers to.
+        strategies: that it can be decoded with.
         strategy, tau: where the request names none.
 
     Raises:
@@ -91,7 +95,7 @@ def read_options(
     language = _text(form, "language")
     if language and not re.fullmatch(r"[A-Za-z]{2,20}([-_][A-Za-z]{2,8})?", language):
         raise _wrong("language", f"language is {language[:40]!r}: give a code such as 'en'")
-    wanted = _one_of(form, "strategy", STRATEGIES)
+    wanted = _one_of(form, "strategy", strategies)
     own = _number(form, "tau")
     if own is not None and not 0 < own <= 1:
         raise _wrong("tau", f"tau is {own:g}: it is a probability above 0, and at most 1")

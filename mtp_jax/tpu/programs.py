@@ -138,7 +138,7 @@ def lower_calls(
             agrees = said[:, :-1] == tokens[:, 1:]
             kept = jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
             last = jnp.take_along_axis(said, kept[:, None], axis=1)
-            drafts = seen.draft(at(hidden, kept), last[:, 0], nothing)
+            drafts = seen.draft(at(hidden, kept), last[:, 0])
             tokens = jnp.concatenate([last, drafts.tokens], axis=1)
             return done + 1, tokens, cache.shortened(width - 1 - kept)
 

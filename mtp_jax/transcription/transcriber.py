@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.audio import AudioError, array_blocks, audio_blocks
+from mtp_jax.config import STRATEGIES
 from mtp_jax.data import Batch
-from mtp_jax.decoding import Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.decoding import DraftsError, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.transcription.ahead import ahead
 from mtp_jax.transcription.confidence import Calibration
@@ -69,15 +70,21 @@ class Transcriber:
         self._compiled: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Those of `mtp_jax.config.STRATEGIES` that the model can be decoded with."""
+        reads = self.recognizer.model.vocabulary.reads
+        return tuple(name for name in STRATEGIES if reads or name != "verify_ctc")
+
     def strategy(self, name: str, tau: float | None = None) -> Strategy | None:
         """The strategy of that name; None stands for "ctc", which asks no decoder.
 
         Args:
-            name: one of `mtp_jax.config.STRATEGIES`.
+            name: one of `strategies`.
             tau: of "threshold" and "prefix_beam"; theirs by default.
 
         Raises:
-            ValueError: there is no such strategy.
+            ValueError: there is no such strategy, or it is not one for this model.
         """
         e = self.recognizer.model.config.evaluation
         beam_tau = e.beam_tau if tau is None else tau
@@ -85,11 +92,14 @@ class Transcriber:
             "greedy": Greedy(),
             "threshold": Threshold(self.tau if tau is None else tau),
             "verify": Verify(),
+            "verify_ctc": Verify(e.ctc_width),
             "prefix_beam": PrefixBeam(e.beams, beam_tau, e.length_power),
             "ctc": None,
         }
         if name not in known:
             raise ValueError(f"strategy {name!r} is not one of {', '.join(known)}")
+        if name not in self.strategies:
+            raise DraftsError
         return known[name]
 
     @overload
@@ -362,5 +372,7 @@ class Transcriber:
 
 def name_of(strategy: Strategy | None) -> str:
     """The name that `Transcriber.strategy` knows it by."""
-    names = {Greedy: "greedy", Threshold: "threshold", Verify: "verify", PrefixBeam: "prefix_beam"}
+    if isinstance(strategy, Verify):
+        return "verify_ctc" if strategy.ctc_width else "verify"
+    names = {Greedy: "greedy", Threshold: "threshold", PrefixBeam: "prefix_beam"}
     return "ctc" if strategy is None else names.get(type(strategy), type(strategy).__name__)

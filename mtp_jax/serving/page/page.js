@@ -23,7 +23,7 @@ async function begin() {
   const models = (await (await fetch("v1/models")).json()).data;
   const model = models[0];
   $("model").textContent = model.id;
-  for (const name of ["verify", "threshold", "greedy", "prefix_beam", "ctc"]) {
+  for (const name of ["verify", "verify_ctc", "threshold", "greedy", "prefix_beam", "ctc"]) {
     if (model.strategies.includes(name)) $("strategy").add(new Option(name.replace("_", " "), name));
   }
   $("strategy").value = model.strategy;

@@ -1,0 +1,123 @@
+"""Drafts from what CTC reads: its alignment against brute force, decoding against a slow loop."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from mtp_jax.decoding import Decoded, DraftsError, Greedy, Verify
+from mtp_jax.decoding.reading import follow, nothing_said, read_on
+from mtp_jax.nn.ctc import Reading
+from tests.test_decoding import LIMIT, few_examples, over, texts, unoptimized
+from tests.toy import EOS, VOCABULARY, ByHand, Toy, by_hand, make
+
+ROWS, ROOM, WIDTH = 8, 12, 4
+ordinary = st.integers(0, VOCABULARY - 1).filter(lambda token: token != EOS)
+read = st.lists(st.lists(ordinary, max_size=ROOM), min_size=ROWS, max_size=ROWS)
+
+
+def reading_of(rows: list[list[int]]) -> Reading:
+    """Behind the last token of a row stands one that it could be taken for."""
+    padded = [row + [VOCABULARY - 1] * (ROOM - len(row)) for row in rows]
+    return Reading(jnp.array(padded, jnp.int32), jnp.array([len(row) for row in rows], jnp.int32))
+
+
+@functools.cache
+def distance(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Of Levenshtein, by its definition."""
+    if not a or not b:
+        return len(a) + len(b)
+    replaced = distance(a[:-1], b[:-1]) + (a[-1] != b[-1])
+    return min(replaced, distance(a[:-1], b) + 1, distance(a, b[:-1]) + 1)
+
+
+def reads_on(row: list[int], text: list[int], width: int) -> list[int]:
+    """`read_on`, by its definition."""
+    found = [distance(tuple(text), tuple(row[:end])) for end in range(len(row) + 1)]
+    end = max(i for i, d in enumerate(found) if d == min(found))
+    return (row[end:] + [EOS] * width)[:width]
+
+
+@few_examples
+@hypothesis.given(read, read, st.integers(0, ROOM))
+def test_it_goes_on_where_the_reading_is_nearest_to_the_text(rows, said, first) -> None:
+    """Whether the text comes at once or in two parts."""
+    reading, text = reading_of(rows), reading_of(said)
+    part = jnp.minimum(text.length, first)
+    rest = jnp.take_along_axis(
+        text.tokens, jnp.minimum(part[:, None] + jnp.arange(ROOM), ROOM - 1), axis=1
+    )
+    start = nothing_said(reading)
+    known = follow(reading, start, text.tokens, part)
+    known = follow(reading, known, rest, text.length - part)
+    for i, (row, words) in enumerate(zip(rows, said, strict=True)):
+        expected = [distance(tuple(words), tuple(row[:end])) for end in range(len(row) + 1)]
+        assert known[i, : len(row) + 1].tolist() == expected
+    drafts = read_on(reading, known, WIDTH, EOS)
+    assert drafts.tolist() == [reads_on(a, b, WIDTH) for a, b in zip(rows, said, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=unoptimized)
+def decode(width: int, toys: Toy, reading: Reading) -> Decoded:
+    model = toys.model()._replace(reading=reading)
+    return Verify(width).decode(model, jnp.ones(ROWS, bool), LIMIT)
+
+
+def slowly(lm: ByHand, row: list[int]) -> tuple[list[int], int, int]:
+    """Text, calls and accepted drafts; one row, Python lists, no cache."""
+    text, calls, accepted = [lm.next_token([])], 1, 0
+    while not over(text, LIMIT):
+        calls += 1
+        drafts = reads_on(row, text, WIDTH - 1)
+        text = [*text, lm.next_token(text)]
+        for draft in drafts:
+            if draft != text[-1]:
+                break
+            accepted += 1
+            if over(text, LIMIT):
+                break
+            text = [*text, lm.next_token(text)]
+    return text, calls, accepted
+
+
+@few_examples
+@hypothesis.given(read, st.integers(0, 9_999), st.sampled_from([2, 9, 10_000]))
+def test_verification_is_the_slow_loop(rows, seed, eos_every) -> None:
+    toys = make(ROWS, 1, seed=seed, eos_every=eos_every)
+    found = jax.device_get(decode(WIDTH, toys, reading_of(rows)))
+    slow = [slowly(lm, row) for lm, row in zip(by_hand(toys), rows, strict=True)]
+    assert texts(found) == [text for text, _, _ in slow]
+    assert found.calls.tolist() == [calls for _, calls, _ in slow]
+    assert found.accepted.sum(axis=1).tolist() == [accepted for _, _, accepted in slow]
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_the_text_is_greedys_whatever_ctc_reads(heads: int) -> None:
+    rng = np.random.default_rng(heads)
+    for seed in range(5):
+        toys = make(ROWS, heads, seed=seed, eos_every=20)
+        greedy = Greedy().decode(toys.model(), jnp.ones(ROWS, bool), LIMIT)
+        best = [[t for t in text if t != EOS] for text in texts(greedy)]
+        spoilt = [[int(t) if rng.random() < 0.7 else 4 for t in text] for text in best]
+        same, near, none = (
+            jax.device_get(decode(WIDTH, toys, reading_of(rows)))
+            for rows in (best, spoilt, [[]] * ROWS)
+        )
+        for found in (same, near, none):
+            assert texts(found) == texts(greedy)
+            assert found.proposed.shape == (ROWS, WIDTH - 1)
+        full = [1 + math.ceil((n - 1) / WIDTH) for n in greedy.length.tolist()]
+        assert same.calls.tolist() == full
+        assert same.calls.sum() < near.calls.sum() < none.calls.sum() <= greedy.calls.sum()
+
+
+def test_a_model_that_reads_nothing_is_refused() -> None:
+    with pytest.raises(DraftsError, match="labels of its own"):
+        Verify(4).decode(make(ROWS, 2).model(), jnp.ones(ROWS, bool), LIMIT)
