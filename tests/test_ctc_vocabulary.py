@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import mtp_jax
 from mtp_jax import encoder_cache
 from mtp_jax.comparison import Task
 from mtp_jax.config import (
@@ -23,7 +24,7 @@ from mtp_jax.config import (
 )
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source, train_batches
-from mtp_jax.decoding import Greedy, Verify
+from mtp_jax.decoding import DraftsError, Greedy, Verify
 from mtp_jax.exported import export
 from mtp_jax.model import completed, labels_as_text, load, make_model, starting_point
 from mtp_jax.params import by_path, merge
@@ -96,6 +97,13 @@ def test_ctc_is_read_by_its_own_tokenizer(trained):
         assert hypothesis.text == recognizer.tokenizer.ctc.decode(hypothesis.tokens)
     greedy, verify = run(recognizer, Greedy(2)), run(recognizer, Verify())
     assert [h.tokens for h in verify] == [h.tokens for h in greedy]
+
+
+def test_labels_of_its_own_are_no_drafts(trained):
+    model = mtp_jax.load(trained.path)
+    assert "verify_ctc" not in model.strategies
+    with pytest.raises(DraftsError, match="labels of its own: take verify"):
+        model.strategy("verify_ctc")
 
 
 def test_a_label_begins_as_what_it_spells(trained):

@@ -45,7 +45,7 @@ def same(a: Transcript, b: Transcript) -> None:
     np.testing.assert_allclose([w[1:3] for w in a.words], [w[1:3] for w in b.words])
 
 
-@pytest.mark.parametrize("strategy", ["verify", "ctc"])
+@pytest.mark.parametrize("strategy", ["verify", "verify_ctc", "ctc"])
 def test_what_holds_of_every_transcript(model, talk, strategy):
     found = model.transcribe(talk, rate=RATE, strategy=strategy)
     assert found.strategy == strategy
