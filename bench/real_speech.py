@@ -94,6 +94,9 @@ def runs(llama: str) -> dict[str, Run]:
         found[f"m1_seed{seed}"] = Run((*one, *MORE, drawn), trunk=trunk)
         found[f"m8_seed{seed}"] = Run((*heads("latent", 8), *MORE, drawn), trunk=trunk)
     trunk = "m1_begun_seed0"
+    found["m8_light"] = Run(
+        (*heads("latent", 8), *MORE, "--config.loss.head_weight=0.02"), trunk=trunk
+    )
     found["m4"] = Run((*four, *MORE), trunk=trunk)
     found["m4_independent"] = Run((*heads("independent", 4), *MORE), trunk=trunk)
     found["m8_independent"] = Run((*heads("independent", 8), *MORE), trunk=trunk)
