@@ -39,7 +39,7 @@ SCHEDULE = ("--config.optim.steps=1500", "--config.train.dev_every=500")
 # The other half of the steps, from the model of the first half on.
 MORE = ("--config.optim.learning_rate=2e-3", "--config.loss.head_weight=0.1")
 LISTENING = '--config.optim.freeze=("whisper/*", "encoder/*", "ctc/*")'
-HEADS_ONLY = ('--config.optim.freeze=("*", "!heads/*")', "--config.optim.steps=500")
+HEADS_ONLY = ('--config.optim.freeze=("*", "!heads/*")',)
 FRONT = (
     "--config.tokenizer.vocab_size=128",
     TOKENS,
@@ -80,30 +80,37 @@ class Run:
     trunk: str = ""
 
 
-def heads(kind: str, count: int) -> tuple[str, ...]:
-    return f"--config.heads.kind={kind}", f"--config.heads.count={count}"
+def heads(kind: str, count: int, layers: int = 0) -> tuple[str, ...]:
+    flags = f"--config.heads.kind={kind}", f"--config.heads.count={count}"
+    return (*flags, f"--config.heads.layers={layers}") if layers else flags
 
 
 def runs(llama: str) -> dict[str, Run]:
     """Each run by its name; what matters most comes first."""
-    one, four = heads("latent", 1), heads("latent", 4)
+    one = heads("latent", 1)
     found = {"front": Run((*one, *FRONT), front="")}
     for seed in SEEDS:
         drawn, trunk = f"--config.seed={seed}", f"m1_begun_seed{seed}"
         found[trunk] = Run((*one, drawn))
         found[f"m1_seed{seed}"] = Run((*one, *MORE, drawn), trunk=trunk)
-        found[f"m8_seed{seed}"] = Run((*heads("latent", 8), *MORE, drawn), trunk=trunk)
-    trunk = "m1_begun_seed0"
-    found["m8_light"] = Run(
-        (*heads("latent", 8), *MORE, "--config.loss.head_weight=0.02"), trunk=trunk
-    )
-    found["m4"] = Run((*four, *MORE), trunk=trunk)
-    found["m4_independent"] = Run((*heads("independent", 4), *MORE), trunk=trunk)
-    found["m8_independent"] = Run((*heads("independent", 8), *MORE), trunk=trunk)
-    found["m8_added"] = Run((*heads("latent", 8), *HEADS_ONLY), trunk="m1_seed0")
+        found[f"m8_seed{seed}"] = Run(
+            (*heads("latent", 8, 1), *HEADS_ONLY, drawn), trunk=f"m1_seed{seed}"
+        )
+    for name, own in (
+        ("m4", heads("latent", 4, 1)),
+        ("m4_independent", heads("independent", 4, 1)),
+        ("m8_independent", heads("independent", 8, 1)),
+        ("m8_linear", heads("latent", 8)),
+    ):
+        found[name] = Run((*own, *HEADS_ONLY), trunk="m1_seed0")
+    # The other ways to come by heads: with the trunk.
+    joint = (*heads("latent", 8), *MORE)
+    found["m8_joint"] = Run(joint, trunk="m1_begun_seed0")
+    light = "--config.loss.head_weight=0.02"
+    found["m8_joint_light"] = Run((*joint, light), trunk="m1_begun_seed0")
     found["m8_from_scratch"] = Run((*heads("latent", 8), "--config.optim.steps=3000"))
     for seed in SEEDS:  # as many steps of either
-        same = (*heads("latent", 8), f"--config.seed={seed}")
+        same = (*heads("latent", 8, 1), f"--config.seed={seed}")
         for name, weight in (("mwer", 1), ("ce", 0)):
             found[f"{name}_seed{seed}"] = Run(
                 (*same, f"--config.mwer.weight={weight}"),
@@ -115,11 +122,17 @@ def runs(llama: str) -> dict[str, Run]:
         room = "--config.adaptor.training_room=0.25"
         found["llama_m1"] = Run((*one, pretrained, room), config="llama")
         found["llama_m4"] = Run(
-            (*four, *HEADS_ONLY, pretrained, room), config="llama", trunk="llama_m1"
+            (*heads("latent", 4, 1), *HEADS_ONLY, pretrained, room),
+            config="llama",
+            trunk="llama_m1",
         )
     found["front_multilingual"] = Run((*one, *FRONT), front="", all_languages=True)
-    for name, own in (("m1", one), ("m4", four)):
-        found[f"{name}_multilingual"] = Run(own, "front_multilingual", all_languages=True)
+    found["m1_multilingual"] = Run(one, "front_multilingual", all_languages=True)
+    found["m8_multilingual"] = dataclasses.replace(
+        found["m1_multilingual"],
+        flags=(*heads("latent", 8, 1), *HEADS_ONLY),
+        trunk="m1_multilingual",
+    )
     return found
 
 

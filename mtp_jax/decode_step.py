@@ -77,7 +77,7 @@ def _prefill(
         found = at(hidden, jnp.clip(ends, 0, _POSITIONS - 1))
         return start + _POSITIONS, jnp.where(here[:, None], found, last), cache
 
-    last = jnp.zeros((x.shape[0], x.shape[2]), model.config.train.dtype)
+    last = jnp.zeros((x.shape[0], model.hidden_width), model.config.train.dtype)
     state = jnp.int32(0), last, cache
     _, last, cache = jax.lax.while_loop(lambda state: state[0] < jnp.max(length), block, state)
     return last, cache

@@ -256,7 +256,7 @@ def heads_loss(
 
     Args:
         model, params: the recogniser.
-        hidden: [B, L, D], of which the one at i predicts ``tokens[:, i + m - 1]`` through head m.
+        hidden: [B, L, E], of which the one at i predicts ``tokens[:, i + m - 1]`` through head m.
         tokens: int32[B, L], EOS included; `length`: int32[B].
 
     Returns:
@@ -283,7 +283,10 @@ def heads_loss(
     else:
         own = call(model, params, "head_kernels")
         kernels = [lm_head, *(own[m].T for m in range(c.heads.count - 1))]
-        parts = [scored(hidden[None], k, slice(m, m + 1)) for m, k in enumerate(kernels)]
+        read = [call(model, params, "of_head_1", hidden)]
+        read += [call(model, params, "of_later_heads", hidden)] * (c.heads.count - 1)
+        pairs = zip(read, kernels, strict=True)
+        parts = [scored(x[None], k, slice(m, m + 1)) for m, (x, k) in enumerate(pairs)]
         loss = jnp.sum(jnp.stack([p[0] for p in parts]))
         nats = jnp.concatenate([p[1] for p in parts])
     return loss, jnp.sum(jnp.where(real, share * nats, 0.0), axis=(1, 2))

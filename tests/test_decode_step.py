@@ -38,10 +38,15 @@ PROMPTED = Vocabulary(size=11, bos=1, eos=2, prompt_before=(5, 6, 7), prompt_aft
 
 
 def build(
-    kind: str, vocabulary: Vocabulary, seed: int = 0, adaptor: Adaptor = CONFIG.adaptor
+    kind: str,
+    vocabulary: Vocabulary,
+    seed: int = 0,
+    adaptor: Adaptor = CONFIG.adaptor,
+    layers: int = 0,
 ) -> tuple[SpeechLlama, Any]:
     """A model whose every weight is drawn large enough for texts and acceptances to vary."""
-    config = dataclasses.replace(CONFIG, heads=Heads(kind=kind, count=M), adaptor=adaptor)
+    heads = Heads(kind=kind, count=M, layers=layers)
+    config = dataclasses.replace(CONFIG, heads=heads, adaptor=adaptor)
     model = SpeechLlama(config, vocabulary)
     one = jnp.ones(1, jnp.int32)
     tokens = jnp.zeros((1, 1), jnp.int32)
@@ -87,14 +92,16 @@ VOCABULARIES = pytest.mark.parametrize("vocabulary", [PLAIN, PROMPTED], ids=["pl
 
 
 @pytest.mark.parametrize(
-    ("kind", "vocabulary"),
-    [("latent", PLAIN), ("independent", PROMPTED)],
-    ids=["latent", "independent, prompted"],
+    ("kind", "vocabulary", "layers"),
+    [("latent", PLAIN, 0), ("independent", PROMPTED, 0), ("latent", PROMPTED, 2)],
+    ids=["latent", "independent, prompted", "with layers of their own"],
 )
-def test_verify_is_identical_to_greedy_of_its_width(kind: str, vocabulary: Vocabulary) -> None:
+def test_verify_is_identical_to_greedy_of_its_width(
+    kind: str, vocabulary: Vocabulary, layers: int
+) -> None:
     lengths, accepted, proposed = set(), 0, 0
     for seed in range(4):
-        model, params = build(kind, vocabulary, seed)
+        model, params = build(kind, vocabulary, seed, layers=layers)
         encoded = encode(model, params, *drawn(seed))
         greedy = jax.device_get(run(model, params, encoded, Greedy(M)))
         verify = jax.device_get(run(model, params, encoded, Verify()))
@@ -138,20 +145,24 @@ def test_threshold_above_1_is_greedy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "adaptor"),
+    ("vocabulary", "adaptor", "layers"),
     [
-        (PLAIN, Adaptor()),
-        (PROMPTED, Adaptor()),
-        (PROMPTED, Adaptor(ctc_compression=True, aligned_positions=True)),
+        (PLAIN, Adaptor(), 0),
+        (PROMPTED, Adaptor(), 1),
+        (PROMPTED, Adaptor(ctc_compression=True, aligned_positions=True), 0),
     ],
-    ids=["plain", "prompted", "compressed, aligned"],
+    ids=["plain", "prompted, layers of the heads", "compressed, aligned"],
 )
 @pytest.mark.parametrize("positions", [0, 4, 64], ids="prompt in blocks of {}".format)
 def test_prefill_and_extend_equal_the_full_pass(
-    vocabulary: Vocabulary, adaptor: Adaptor, positions: int, monkeypatch: pytest.MonkeyPatch
+    vocabulary: Vocabulary,
+    adaptor: Adaptor,
+    layers: int,
+    positions: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In chunks of any size, each row its own, with rejected drafts in between."""
-    model, params = build("latent", vocabulary, adaptor=adaptor)
+    model, params = build("latent", vocabulary, adaptor=adaptor, layers=layers)
     features, length = drawn()
     rng = np.random.default_rng(1)
     text_length = np.array([LIMIT, 5, 1, 13, 20, 8, 2, 17], np.int32)
@@ -254,10 +265,10 @@ def test_free_slots_of_the_cache_may_hold_anything_finite(strategy: Strategy) ->
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
-@pytest.mark.parametrize("kind", ["latent", "independent"])
-def test_a_beam_of_one_is_greedy(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "layers"), [("latent", 1), ("independent", 0)])
+def test_a_beam_of_one_is_greedy(kind: str, layers: int) -> None:
     for seed in range(3):
-        model, params = build(kind, PROMPTED, seed)
+        model, params = build(kind, PROMPTED, seed, layers=layers)
         encoded = encode(model, params, *drawn(seed))
         greedy = jax.device_get(run(model, params, encoded, Greedy(M)))
         beam = jax.device_get(run(model, params, encoded, PrefixBeam(1, jnp.float32(0.5))))

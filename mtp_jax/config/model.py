@@ -269,11 +269,21 @@ class Heads:
         kind: "independent" (a D x V projection each) or "latent" (a D x D map each, then the
             shared un-embedding).
         count: M, head 1 (the LM head) included; 1 is the plain model.
+        layers: of heads 2..M alone, between the decoder's and theirs, each like one of the
+            decoder's. They look at the audio and the text by themselves, so that what drafts need
+            has not to be in the hidden state that head 1 reads.
     """
 
     kind: str = "latent"
     count: int = 8
+    layers: int = 0
 
     def __post_init__(self) -> None:
         one_of(self.kind, ("independent", "latent"), "heads.kind")
         check(self.count >= 1, "heads.count", "must be 1 or more")
+        check(self.layers >= 0, "heads.layers", "must not be negative")
+        check(
+            self.layers == 0 or self.count > 1,
+            "heads.layers",
+            f"({self.layers}) needs config.heads.count of 2 or more: they are of heads 2..M",
+        )

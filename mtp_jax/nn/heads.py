@@ -4,11 +4,12 @@ Head 1 is the decoder's own LM head and has no parameters here. Two kinds (arXiv
 *independent* heads are D x V projections of their own; *latent* heads are D x D maps followed by
 the shared un-embedding. Both start equal to the LM head (our reading of the paper): independent
 heads as copies of it, latent maps as the identity. Those added to a finished model start at zero
-(`starting_point` in model.py).
+(`starting_point` in model.py). Beyond the paper, decoder layers of their own may stand before them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax import config as configs
-from mtp_jax.nn.layers import parameter
+from mtp_jax.nn.layers import RMSNorm, parameter
+from mtp_jax.nn.llama import Carry, run_layers
 
 
 def _identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -29,28 +31,37 @@ class Heads(nn.Module):
     """Logits of heads 2..M.
 
     Attributes:
-        config: kind and M.
-        width: D.
+        config: kind, M and layers.
+        decoder: what these are like; its width is D.
         vocab_size: V.
         dtype: of the products.
     """
 
     config: configs.Heads
-    width: int
+    decoder: configs.Decoder
     vocab_size: int
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        extra = self.config.count - 1
+        extra, width = self.config.count - 1, self.decoder.width
         if not extra:
             return
+        if self.config.layers:
+            self.norm = RMSNorm(self.decoder.norm_epsilon, self.dtype)
         if self.config.kind == "latent":
-            shape = (extra, self.width, self.width)
+            shape = (extra, width, width)
             self.kernel = parameter(self, "kernel", _identity, (None, "embed", None), shape)
         else:  # the copy of the LM head is made by `start_as_lm_head`, once that exists
-            shape = (extra, self.width, self.vocab_size)
+            shape = (extra, width, self.vocab_size)
             zeros = nn.initializers.zeros
             self.kernel = parameter(self, "kernel", zeros, (None, "embed", "vocab"), shape)
+
+    @nn.compact
+    def run(self, deterministic: bool, places: range, carry: Carry, *given: Any) -> Carry:
+        """Runs the layers, and a norm, behind those of the decoder: `then` of `Llama`."""
+        own = dataclasses.replace(self.decoder, lora=configs.Lora())
+        x, keys, values = run_layers(own, self.dtype, deterministic, places, carry, *given)
+        return self.norm(x), keys, values
 
     def __call__(
         self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array], head: jax.Array | int
@@ -72,7 +83,7 @@ class Heads(nn.Module):
     def kernels(self) -> jax.Array:
         """[M - 1, D, V] of independent heads."""
         if self.config.count == 1:
-            return jnp.zeros((0, self.width, self.vocab_size))
+            return jnp.zeros((0, self.decoder.width, self.vocab_size))
         return self.kernel
 
     def all(self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -145,6 +146,41 @@ class Layer(nn.Module):
         return (x, keys, values), None
 
 
+def run_layers(
+    config: Decoder,
+    dtype: jnp.dtype,
+    deterministic: bool,
+    places: range,
+    carry: Carry,
+    positions: jax.Array,
+    slots: jax.Array,
+    mask: jax.Array,
+    prompt: Prompt,
+) -> Carry:
+    """Runs layers of the module that calls, named ``layers``.
+
+    Args:
+        config, dtype, deterministic: as in `Layer`.
+        places: of the layers in the cache.
+        carry: [B, S, D] and, with a cache, its keys and values, of all places.
+        positions, slots, mask: of the B x S positions.
+        prompt: keys and values, of all places, that rows share.
+    """
+    stack = nn.scan(
+        remat(Layer, config),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+        length=len(places),
+        unroll=1 if config.scan_layers else len(places),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config, dtype, deterministic, name="layers")
+    if prompt is not None:
+        prompt = prompt[0][places.start : places.stop], prompt[1][places.start : places.stop]
+    carry, _ = stack(carry, jnp.array(places), positions, slots, mask, prompt)
+    return carry
+
+
 class Llama(nn.Module):
     """Embeddings in, final hidden states out; `embed` and `unembed` are the two ends.
 
@@ -152,11 +188,13 @@ class Llama(nn.Module):
         config: sizes.
         vocab_size: V.
         dtype: of activations and of the cache.
+        above: layers that the cache has room for besides.
     """
 
     config: Decoder
     vocab_size: int
     dtype: jnp.dtype = jnp.float32
+    above: int = 0
 
     def setup(self) -> None:
         c = self.config
@@ -187,7 +225,8 @@ class Llama(nn.Module):
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """A cache for `rows` utterances of at most `slots` positions each."""
         c = self.config
-        return KVCache.empty(c.layers, rows, slots, c.kv_heads, c.head_size, self.dtype)
+        layers = c.layers + self.above
+        return KVCache.empty(layers, rows, slots, c.kv_heads, c.head_size, self.dtype)
 
     @nn.compact
     def __call__(
@@ -197,6 +236,7 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         deterministic: bool = True,
         rewind: jax.Array | int = 0,
+        then: Callable[..., Carry] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the decoder over new positions.
 
@@ -207,10 +247,11 @@ class Llama(nn.Module):
             deterministic: False drops residual branches at ``config.dropout``.
             rewind: int32[B, S], subtracted from the rotary positions, which count real positions
                 from 0.
+            then: runs the layers `above`, given what `run_layers` is from `deterministic` on.
 
         Returns:
-            Hidden states [B, S, D] after the final norm (of padding: finite, meaningless), and the
-            cache with the real positions added.
+            Hidden states [B, S, D] after the final norm (of padding: finite, meaningless), behind
+            them what `then` makes of those before it, and the cache with the real positions added.
         """
         c = self.config
         prompt: Prompt = None
@@ -226,21 +267,18 @@ class Llama(nn.Module):
             carry = (x, cache.keys, cache.values)
             if cache.prompt is not None:
                 prompt = (cache.prompt.keys, cache.prompt.values)
-        stack = nn.scan(
-            remat(Layer, c),
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
-            length=c.layers,
-            unroll=1 if c.scan_layers else c.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        (x, keys, values), _ = stack(c, self.dtype, deterministic, name="layers")(
-            carry, jnp.arange(c.layers), positions - rewind, slots, mask, prompt
-        )
+        given = positions - rewind, slots, mask, prompt
+        places = range(c.layers)
+        carry = run_layers(c, self.dtype, deterministic, places, carry, *given)
+        hidden = self.final_norm(carry[0])
+        if then is not None:
+            places = range(c.layers, c.layers + self.above)
+            carry = then(deterministic, places, carry, *given)
+            hidden = jnp.concatenate([hidden, carry[0]], axis=-1)
+        _, keys, values = carry
         if keys is not None and values is not None and cache is not None:
             added = jnp.sum(real, axis=1, dtype=jnp.int32)
             cache = dataclasses.replace(
                 cache, keys=keys, values=values, length=cache.length + added
             )
-        return self.final_norm(x), cache
+        return hidden, cache

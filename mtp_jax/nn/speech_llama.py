@@ -97,8 +97,8 @@ class SpeechLlama(nn.Module):
             shape = (labels, c.decoder.width)
             self.label_embedding = parameter(self, "label_embedding", init, axes, shape)
         self.adaptor = Linear(c.decoder.width, ("embed", None), True, dtype)
-        self.decoder = Llama(c.decoder, size, dtype)
-        self.heads = Heads(c.heads, c.decoder.width, size, dtype)
+        self.decoder = Llama(c.decoder, size, dtype, c.heads.layers)
+        self.heads = Heads(c.heads, c.decoder, size, dtype)
 
     def listen(self, features: jax.Array, length: jax.Array) -> jax.Array:
         """Whisper's hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
@@ -173,20 +173,18 @@ class SpeechLlama(nn.Module):
             tokens: int32[B, L], EOS included; `token_length`: int32[B].
 
         Returns:
-            Hidden states [B, L, D], of which the one at i predicts ``tokens[:, i + m - 1]`` through
+            Hidden states [B, L, E], of which the one at i predicts ``tokens[:, i + m - 1]`` through
             head m, and what the encoder made of the audio.
         """
         encoded = self.encode(features, length, deterministic)
         prefix, prefix_real, rewind = self.prompt(encoded)
         text = self.decoder.embed(tokens[:, :-1])
         text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
-        hidden, _ = self.decoder(
+        hidden, _ = self._decode(
             jnp.concatenate([prefix, text], axis=1),
             jnp.concatenate([prefix_real, text_real], axis=1),
+            jnp.concatenate([rewind, jnp.broadcast_to(rewind[:, -1:], text_real.shape)], axis=1),
             deterministic=deterministic,
-            rewind=jnp.concatenate(
-                [rewind, jnp.broadcast_to(rewind[:, -1:], text_real.shape)], axis=1
-            ),
         )
         if self.is_initializing():
             self.all_logits(hidden[:, -1])
@@ -230,7 +228,7 @@ class SpeechLlama(nn.Module):
             room: slots kept free behind the prompt for text.
 
         Returns:
-            Hidden state [B, D] that predicts the first token, and the cache.
+            Hidden state [B, E] that predicts the first token, and the cache.
         """
         x, real, rewind = self.prompt(encoded)
         hidden, filled = self.read(x, real, rewind, self.cache(rewind, x.shape[1] + room))
@@ -244,26 +242,53 @@ class SpeechLlama(nn.Module):
     def read(
         self, x: jax.Array, real: jax.Array, rewind: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
-        """Runs the decoder over a part [B, S, D] of the prompt; hidden states [B, S, D]."""
-        hidden, filled = self.decoder(x, real, cache, rewind=rewind)
+        """Runs the decoder over a part [B, S, D] of the prompt; hidden states [B, S, E]."""
+        hidden, filled = self._decode(x, real, rewind, cache)
         return hidden, cast(KVCache, filled)
 
     def extend(
         self, tokens: jax.Array, count: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
-        """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, D]."""
+        """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, E]."""
         real = jnp.arange(tokens.shape[1]) < count[:, None]
-        rewind = cache.rewind[:, None]
-        hidden, longer = self.decoder(self.decoder.embed(tokens), real, cache, rewind=rewind)
+        hidden, longer = self._decode(
+            self.decoder.embed(tokens), real, cache.rewind[:, None], cache
+        )
         return hidden, cast(KVCache, longer)
 
+    @property
+    def hidden_width(self) -> int:
+        """E of the hidden states: D, or twice as much where heads 2..M have layers of their own."""
+        return self.config.decoder.width * (2 if self.config.heads.layers else 1)
+
+    def _decode(
+        self,
+        x: jax.Array,
+        real: jax.Array,
+        rewind: jax.Array,
+        cache: KVCache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Hidden states [B, S, E] of `x` [B, S, D], and the longer cache."""
+        then = self.heads.run if self.config.heads.layers else None
+        return self.decoder(x, real, cache, deterministic, rewind, then)
+
+    def of_head_1(self, hidden: jax.Array) -> jax.Array:
+        """[..., D], what head 1 reads of hidden states [..., E]."""
+        return hidden[..., : self.config.decoder.width]
+
+    def of_later_heads(self, hidden: jax.Array) -> jax.Array:
+        """[..., D], what heads 2..M read of hidden states [..., E]."""
+        return hidden[..., -self.config.decoder.width :]
+
     def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
-        """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., D]."""
-        return self.heads(hidden, self.decoder.unembed, head)
+        """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
+        return self.heads(self.of_later_heads(hidden), self.decoder.unembed, head)
 
     def head_states(self, hidden: jax.Array) -> jax.Array:
-        """[M, ..., D] of hidden states [..., D]: what the LM head reads of each latent head."""
-        return jnp.concatenate([hidden[None], self.heads.states(hidden)])
+        """[M, ..., D] of hidden states [..., E]: what the LM head reads of each latent head."""
+        later = self.heads.states(self.of_later_heads(hidden))
+        return jnp.concatenate([self.of_head_1(hidden)[None], later])
 
     def head_kernels(self) -> jax.Array:
         """[M - 1, D, V] kernels of the independent heads."""
@@ -274,15 +299,15 @@ class SpeechLlama(nn.Module):
         return self.decoder.unembedding()
 
     def next_token(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., V] logits of head 1 at hidden states [..., D]."""
-        return self.decoder.unembed(hidden)
+        """float32[..., V] logits of head 1 at hidden states [..., E]."""
+        return self.decoder.unembed(self.of_head_1(hidden))
 
     def draft_logits(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., D]."""
-        return self.heads.all(hidden, self.decoder.unembed)
+        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., E]."""
+        return self.heads.all(self.of_later_heads(hidden), self.decoder.unembed)
 
     def all_logits(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., M, V] logits of every head at hidden states [..., D]."""
+        """float32[..., M, V] logits of every head at hidden states [..., E]."""
         first = self.next_token(hidden)[..., None, :]
         return jnp.concatenate([first, self.draft_logits(hidden)], axis=-2)
 

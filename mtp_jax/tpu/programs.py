@@ -146,7 +146,13 @@ def lower_calls(
 
     d, dtype = c.decoder, jnp.dtype(c.train.dtype)
     empty = functools.partial(
-        KVCache.empty, d.layers, rows, prompt + c.data.max_tokens, d.kv_heads, d.head_size, dtype
+        KVCache.empty,
+        d.layers + c.heads.layers,
+        rows,
+        prompt + c.data.max_tokens,
+        d.kv_heads,
+        d.head_size,
+        dtype,
     )
     split = sharding.spec(None, "batch", None, "kv_heads", None)
     store, row = jax.sharding.NamedSharding(mesh, split), sharding.batch_sharding(mesh)
