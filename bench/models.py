@@ -84,8 +84,7 @@ def draw(models: dict[str, list[str]], runs: dict[str, list[dict[str, Run]]], fi
         file: a PNG file.
     """
     matplotlib.use("agg")
-    figure, (dev, test) = plt.subplots(1, 2, figsize=(10.5, 4.4), sharex=True, layout="constrained")
-    baseline = np.mean([run["greedy"].row["decoder_calls"] for run in next(iter(runs.values()))])
+    figure, (dev, test) = plt.subplots(1, 2, figsize=(12, 4.4), sharex=True, layout="constrained")
     for (name, places), by_seed in zip(models.items(), runs.values(), strict=True):
         sweeps = [read(place)["tau_sweep"] for place in places]
         (line,) = dev.plot(1, np.mean([s["greedy_wer"] for s in sweeps if s] or [np.nan]), "s")
@@ -100,15 +99,16 @@ def draw(models: dict[str, list[str]], runs: dict[str, list[dict[str, Run]]], fi
         for strategy, marker in markers.items():
             if strategy in by_seed[0]:
                 chosen = [seed[strategy] for seed in by_seed]
+                greedy = np.mean([seed["greedy"].row["decoder_calls"] for seed in by_seed])
                 calls = np.mean([run.row["decoder_calls"] for run in chosen])
                 label = f"{name}, {strategy}"
                 wer = pooled(chosen).percent
-                test.plot(baseline / calls, wer, marker, color=color, markersize=8, label=label)
+                test.plot(greedy / calls, wer, marker, color=color, markersize=8, label=label)
     dev.set_title("dev: greedy (squares), threshold over the sweep of tau")
     test.set_title("test")
-    test.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     for axes in (dev, test):
-        axes.set_xlabel("times fewer decoder calls than greedy")
+        axes.set_xlabel("times fewer decoder calls than the model's own greedy")
         axes.set_ylabel("word error rate, %")
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=150)
