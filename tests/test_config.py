@@ -128,6 +128,7 @@ REFUSED = [
     ("decoder.rope_scaling.factor", 0.5, "must be 1 or more"),
     ("heads.kind", "medusa", "choose one of"),
     ("heads.count", 0, "must be 1 or more"),
+    ("heads.layers", -1, "must not be negative"),
     ("loss.head_weight", -0.1, "must not be negative"),
     ("loss.label_smoothing", 1.0, "must be within [0, 1)"),
     ("mwer.weight", -1.0, "must not be negative"),
@@ -148,6 +149,7 @@ REFUSED = [
     ("evaluation.normalizer", "german", "choose one of english, basic, none"),
     ("evaluation.strategies", [], "must name at least one"),
     ("evaluation.strategies", ["greedy", "beam"], "choose one of ctc, greedy, threshold, verify"),
+    ("evaluation.ctc_width", 1, "must be 2 or more"),
     ("evaluation.beams", 0, "must be positive"),
 ]
 
@@ -170,6 +172,8 @@ def test_a_wrong_key_or_value_is_refused_by_name(field: str, value: Any, remedy:
 def test_fields_that_must_agree() -> None:
     with pytest.raises(ConfigError, match=r"config\.front_end\.sample_rate \(8000\).*whisper"):
         from_config_dict({"front_end": {"flavour": "whisper", "sample_rate": 8_000}})
+    with pytest.raises(ConfigError, match=r"heads\.layers \(2\) needs config\.heads\.count"):
+        from_config_dict({"heads": {"layers": 2, "count": 1}})
 
 
 def test_differences_name_every_field() -> None:

@@ -198,7 +198,7 @@ def test_prefill_and_extend_equal_the_full_pass(
         fed += count
 
     whole = np.asarray(whole)
-    assert whole.shape == (ROWS, LIMIT, 16)
+    assert whole.shape == (ROWS, LIMIT, model.hidden_width)
     rounding = 1e-5 * np.max(np.abs(whole))  # float32 has 6e-8 an operation
     for row in range(ROWS):
         np.testing.assert_allclose(

@@ -222,8 +222,10 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
         }
         assert rows.keys() == {
             *(("ctc", None), ("greedy", 1), ("greedy", 3), ("threshold", None), ("verify", None)),
+            ("verify_ctc", 16),
         }
         assert rows["verify", None]["identical_to_greedy"] == 1
+        assert rows["verify_ctc", 16]["identical_to_greedy"] == 1
         assert rows["verify", None]["wer"] == rows["greedy", 3]["wer"]
         assert rows["greedy", 1]["decoder_calls"] == rows["greedy", 1]["tokens"]
         assert rows["ctc", None]["decoder_calls"] == 0
