@@ -7,8 +7,8 @@ Reads what evaluation left in each workdir (``results.json`` and ``hypotheses/``
 place that bench/keep.py made of it, all of the same test set. A model is a name and its workdirs,
 one a seed; seeds are averaged. Each row has WER (and the range over seeds), its difference from the
 baseline's greedy WER with the 95 % interval of a paired bootstrap over utterances (errors averaged
-over seeds), decoder calls, how many times fewer than the baseline's greedy, and RTFx at every batch
-size. ``--output`` draws WER against calls, on test and over the sweep of tau on dev.
+over seeds), decoder calls, how many times fewer than the model's own greedy, and RTFx at every
+batch size. ``--output`` draws WER against calls, on test and over the sweep of tau on dev.
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ def pooled(runs: list[Run]) -> ErrorRate:
     return ErrorRate(tuple(errors.tolist()), tuple(units.tolist()))
 
 
+def mean_calls(runs: list[Run]) -> float:
+    """Decoder calls for the test set, the mean of the seeds."""
+    return float(np.mean([run.row["decoder_calls"] for run in runs]))
+
+
 def draw(models: dict[str, list[str]], runs: dict[str, list[dict[str, Run]]], file: str) -> None:
     """WER against call reduction: on dev over the sweep of tau, on test as the table has it.
 
@@ -99,11 +104,9 @@ def draw(models: dict[str, list[str]], runs: dict[str, list[dict[str, Run]]], fi
         for strategy, marker in markers.items():
             if strategy in by_seed[0]:
                 chosen = [seed[strategy] for seed in by_seed]
-                greedy = np.mean([seed["greedy"].row["decoder_calls"] for seed in by_seed])
-                calls = np.mean([run.row["decoder_calls"] for run in chosen])
-                label = f"{name}, {strategy}"
-                wer = pooled(chosen).percent
-                test.plot(greedy / calls, wer, marker, color=color, markersize=8, label=label)
+                fewer = mean_calls([seed["greedy"] for seed in by_seed]) / mean_calls(chosen)
+                wer, label = pooled(chosen).percent, f"{name}, {strategy}"
+                test.plot(fewer, wer, marker, color=color, markersize=8, label=label)
     dev.set_title("dev: greedy (squares), threshold over the sweep of tau")
     test.set_title("test")
     figure.legend(fontsize=7, loc="outside right upper")
@@ -123,7 +126,7 @@ def main(argv: list[str]) -> None:
     size = _BATCH_SIZE.value
     read_runs = {name: [strategies(w, size) for w in workdirs] for name, workdirs in models.items()}
     greedy = [run["greedy"] for run in read_runs["baseline"]]
-    reference, calls = pooled(greedy), np.mean([run.row["decoder_calls"] for run in greedy])
+    reference = pooled(greedy)
     sizes = sorted(greedy[0].rtfx)
     if _OUTPUT.value:
         draw(models, read_runs, _OUTPUT.value)
@@ -138,16 +141,17 @@ def main(argv: list[str]) -> None:
             # With unlike numbers of seeds the counts are brought to the same references.
             theirs = pooled(greedy * len(runs))
             low, high = bootstrap_difference(pooled(runs * len(greedy)), theirs)
-            mean = np.mean([run.row["decoder_calls"] for run in runs])
+            calls = mean_calls(runs)
+            own_greedy = mean_calls([seed["greedy"] for seed in by_seed])
             utterances = len(ours.errors)
             options = ", ".join(f"{k} {v:g}" for k, v in runs[0].row["options"].items())
             label = f"{strategy} ({options})" if strategy == "threshold" else strategy
-            fewer = f"{calls / mean:.2f}x" if mean else "-"
+            fewer = f"{own_greedy / calls:.2f}x" if calls else "-"
             print(
                 f"| {name} | {label} | {len(runs)} | {ours.percent:.2f} |"
                 f" {min(each):.2f} to {max(each):.2f} |"
                 f" {ours.percent - reference.percent:+.2f} [{low:+.2f}, {high:+.2f}] |"
-                f" {mean / utterances:.2f} | {fewer} |"
+                f" {calls / utterances:.2f} | {fewer} |"
                 + "".join(f" {np.mean([r.rtfx.get(s, np.nan) for r in runs]):.0f} |" for s in sizes)
             )
 

@@ -39,7 +39,7 @@ SCHEDULE = ("--config.optim.steps=1500", "--config.train.dev_every=500")
 # The other half of the steps, from the model of the first half on.
 MORE = ("--config.optim.learning_rate=2e-3", "--config.loss.head_weight=0.1")
 LISTENING = '--config.optim.freeze=("whisper/*", "encoder/*", "ctc/*")'
-HEADS_ONLY = ('--config.optim.freeze=("*", "!heads/*")',)
+HEADS_ONLY = '--config.optim.freeze=("*", "!heads/*")'
 FRONT = (
     "--config.tokenizer.vocab_size=128",
     TOKENS,
@@ -94,7 +94,7 @@ def runs(llama: str) -> dict[str, Run]:
         found[trunk] = Run((*one, drawn))
         found[f"m1_seed{seed}"] = Run((*one, *MORE, drawn), trunk=trunk)
         found[f"m8_seed{seed}"] = Run(
-            (*heads("latent", 8, 1), *HEADS_ONLY, drawn), trunk=f"m1_seed{seed}"
+            (*heads("latent", 8, 1), HEADS_ONLY, drawn), trunk=f"m1_seed{seed}"
         )
     for name, own in (
         ("m4", heads("latent", 4, 1)),
@@ -102,7 +102,7 @@ def runs(llama: str) -> dict[str, Run]:
         ("m8_independent", heads("independent", 8, 1)),
         ("m8_linear", heads("latent", 8)),
     ):
-        found[name] = Run((*own, *HEADS_ONLY), trunk="m1_seed0")
+        found[name] = Run((*own, HEADS_ONLY), trunk="m1_seed0")
     # The other ways to come by heads: with the trunk.
     joint = (*heads("latent", 8), *MORE)
     found["m8_joint"] = Run(joint, trunk="m1_begun_seed0")
@@ -122,7 +122,7 @@ def runs(llama: str) -> dict[str, Run]:
         room = "--config.adaptor.training_room=0.25"
         found["llama_m1"] = Run((*one, pretrained, room), config="llama")
         found["llama_m4"] = Run(
-            (*heads("latent", 4, 1), *HEADS_ONLY, pretrained, room),
+            (*heads("latent", 4, 1), HEADS_ONLY, pretrained, room),
             config="llama",
             trunk="llama_m1",
         )
@@ -130,7 +130,7 @@ def runs(llama: str) -> dict[str, Run]:
     found["m1_multilingual"] = Run(one, "front_multilingual", all_languages=True)
     found["m8_multilingual"] = dataclasses.replace(
         found["m1_multilingual"],
-        flags=(*heads("latent", 8, 1), *HEADS_ONLY),
+        flags=(*heads("latent", 8, 1), HEADS_ONLY),
         trunk="m1_multilingual",
     )
     return found

@@ -12,8 +12,9 @@ from mtp_jax import drafters, sharding
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Decoded, Model, Strategy
 from mtp_jax.decoding.interface import at
+from mtp_jax.decoding.reading import Reading
 from mtp_jax.nn.cache import KVCache
-from mtp_jax.nn.ctc import Reading, best_labels
+from mtp_jax.nn.ctc import best_labels
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call, in_type
 from mtp_jax.params import products_type
 from mtp_jax.speech_features import speech_features
@@ -48,7 +49,7 @@ def view(model: SpeechLlama, params: Any, encoded: Encoded) -> Model:
         draft=drafters.from_heads(model, params),
         heads=model.config.heads.count,
         eos=model.vocabulary.eos,
-        reading=encoded.reading,
+        reading=None if encoded.reading is None else Reading(*encoded.reading),
     )
 
 
@@ -92,11 +93,11 @@ def decode(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) ->
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def ctc_greedy(model: SpeechLlama, params: Any, batch: Batch) -> Reading:
+def ctc_greedy(model: SpeechLlama, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """The encoder's own transcript: best class a frame, repeats merged, blanks dropped."""
     return ctc_labels(encode(model, params, batch))
 
 
-def ctc_labels(encoded: Encoded) -> Reading:
+def ctc_labels(encoded: Encoded) -> tuple[jax.Array, jax.Array]:
     """`ctc_greedy` of audio already encoded."""
     return best_labels(encoded.ctc_logits, encoded.ctc_length)

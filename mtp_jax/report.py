@@ -194,7 +194,7 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
 
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     for r in decoded:
-        if r["acceptance_by_head"]:
+        if r["acceptance_by_head"] and r["strategy"] != "verify_ctc":  # its drafts are CTC's
             heads = range(2, 2 + len(r["acceptance_by_head"]))
             share = [float("nan") if a is None else 100 * a for a in r["acceptance_by_head"]]
             axes.plot(heads, share, "o-", label=r["strategy"], color=styles[r["strategy"]][1])

@@ -54,7 +54,7 @@ MODEL = SpeechLlama(
             scan_layers=True,
             tied=False,
         ),
-        heads=Heads("independent", 3),
+        heads=Heads("independent", 3, layers=1),
         mwer=Mwer(weight=0.5, beams=3, tau=0.3, all_heads=True),
         optim=Optim(steps=10, warmup_steps=0, learning_rate=1e-2, accumulate=2),
     ),
@@ -137,7 +137,8 @@ def untied(params: Any) -> Any:
     """Heads begin as copies of one another, so that texts tie in which tokens change places."""
     kernel = params["heads"]["kernel"]
     noise = np.random.default_rng(0).normal(size=kernel.shape).astype(np.float32)
-    return params | {"heads": {"kernel": kernel + jax.device_put(noise, kernel.sharding)}}
+    kernel += jax.device_put(noise, kernel.sharding)
+    return params | {"heads": params["heads"] | {"kernel": kernel}}
 
 
 def run(out: Path) -> None:

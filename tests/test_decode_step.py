@@ -18,7 +18,6 @@ from mtp_jax.data import Batch
 from mtp_jax.decode_step import ctc_greedy, decode, view
 from mtp_jax.decoding import Decoded, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.nn.cache import KVCache
-from mtp_jax.nn.ctc import Reading
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, Vocabulary, call, in_type
 
 M = 4
@@ -122,7 +121,7 @@ def test_verify_is_identical_to_greedy_with_what_ctc_reads() -> None:
         model, params = build("latent", PLAIN, seed)
         encoded = encode(model, params, *drawn(seed))
         greedy = jax.device_get(run(model, params, encoded, Greedy(3)))
-        read = Reading(jnp.asarray(greedy.tokens), jnp.asarray(greedy.length // 2))
+        read = jnp.asarray(greedy.tokens), jnp.asarray(greedy.length // 2)
         for reading in (encoded.reading, read):
             found = jax.device_get(run(model, params, encoded.replace(reading=reading), Verify(3)))
             np.testing.assert_array_equal(found.tokens, greedy.tokens)

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "params": {"config"},
     "workdir": {"config", "paths"},
     "nn": {"config", "products", "sharding", "nn"},
-    "decoding": {"nn.cache", "nn.ctc", "decoding"},
+    "decoding": {"nn.cache", "decoding"},
     "importers": {"config", "nn", "importers", "params", "sharding"},
     "data": {"config", "paths", "tokenizer", "audio", "data"},
     "merges": {"nn", "tokenizer"},

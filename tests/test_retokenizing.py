@@ -136,8 +136,9 @@ def test_the_prompt_holds_the_embeddings_of_the_tokens(tokenizer):
     adaptor, params["adaptor"] = params["adaptor"], jax.tree.map(jnp.zeros_like, params["adaptor"])
     features = np.random.default_rng(0).normal(size=(2, 20, 6)).astype(np.float32)
     encoded = call(model, params, "encode", features, np.array([20, 9]))
-    assert encoded.length.tolist() == encoded.reading.length.tolist() == [len(tokens)] * 2
-    assert encoded.reading.tokens[:, : len(tokens)].tolist() == [tokens] * 2
+    read, count = encoded.reading
+    assert encoded.length.tolist() == count.tolist() == [len(tokens)] * 2
+    assert read[:, : len(tokens)].tolist() == [tokens] * 2
     embedding = params["decoder"]["embedding"][np.array(tokens)]
     for row in encoded.audio:
         np.testing.assert_allclose(row[: len(tokens)], embedding, rtol=1e-5, atol=1e-6)

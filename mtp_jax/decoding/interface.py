@@ -1,7 +1,8 @@
 """How decoding sees a model, and what every strategy returns.
 
-The loops import no model. They are programs over four callables, made inside the same ``jit`` as
-the loop, so that a callable may close over what it needs (parameters, the encoder's output).
+The loops import no model. They are programs over callables, made inside the same ``jit`` as the
+loop, so that a callable may close over what it needs (parameters, the encoder's output). What they
+carry as a hidden state [D] only these read: it may hold more than the decoder's width.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mtp_jax.decoding.reading import Reading
 from mtp_jax.nn.cache import KVCache
-from mtp_jax.nn.ctc import Reading
 
 
 class Drafts(NamedTuple):

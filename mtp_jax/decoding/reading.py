@@ -7,10 +7,22 @@ et al., arXiv 2603.11243, who go on token by token behind the first difference.)
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.nn.ctc import Reading
+
+class Reading(NamedTuple):
+    """What CTC reads in a batch.
+
+    Attributes:
+        tokens: int32[B, R], in the decoder's tokens; 0 behind the last.
+        length: int32[B], how many there are.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
 
 
 def nothing_said(reading: Reading) -> jax.Array:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from mtp_jax.nn.conformer import frames_mask
 
 
-class Reading(NamedTuple):
-    """What CTC reads in a batch.
-
-    Attributes:
-        tokens: int32[B, R] labels of CTC, or tokens made of them; 0 behind the last.
-        length: int32[B], how many there are.
-    """
-
-    tokens: jax.Array
-    length: jax.Array
-
-
-def best_labels(logits: jax.Array, length: jax.Array) -> Reading:
+def best_labels(logits: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Labels of CTC's best path.
 
     Args:
         logits: [B, T, labels + 1], the last class is the blank.
         length: int32[B] real frames.
+
+    Returns:
+        int32[B, T] labels, 0 behind the last, and int32[B], how many there are.
     """
     frames, blank = logits.shape[1], logits.shape[2] - 1
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -36,4 +25,4 @@ def best_labels(logits: jax.Array, length: jax.Array) -> Reading:
     slots = jnp.where(kept, jnp.cumsum(kept, axis=1) - 1, frames)
     rows = jnp.arange(best.shape[0])[:, None]
     labels = jnp.zeros_like(best).at[rows, slots].set(best, mode="drop")
-    return Reading(labels, jnp.sum(kept, axis=1, dtype=jnp.int32))
+    return labels, jnp.sum(kept, axis=1, dtype=jnp.int32)

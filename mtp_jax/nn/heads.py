@@ -57,9 +57,10 @@ class Heads(nn.Module):
             self.kernel = parameter(self, "kernel", zeros, (None, "embed", "vocab"), shape)
 
     @nn.compact
-    def run(self, deterministic: bool, places: range, carry: Carry, *given: Any) -> Carry:
-        """Runs the layers, and a norm, behind those of the decoder: `then` of `Llama`."""
+    def run(self, deterministic: bool, carry: Carry, *given: Any) -> Carry:
+        """Runs the layers, and a norm, behind those of the decoder: `run_above` of `Llama`."""
         own = dataclasses.replace(self.decoder, lora=configs.Lora())
+        places = range(own.layers, own.layers + self.config.layers)
         x, keys, values = run_layers(own, self.dtype, deterministic, places, carry, *given)
         return self.norm(x), keys, values
 
@@ -104,4 +105,5 @@ def start_as_lm_head(params: dict[str, Any], kind: str) -> dict[str, Any]:
         return params
     decoder, kernel = params["decoder"], params["heads"]["kernel"]
     lm_head = decoder.get("lm_head", decoder["embedding"])
-    return params | {"heads": {"kernel": jnp.broadcast_to(lm_head.T, kernel.shape)}}
+    copies = jnp.broadcast_to(lm_head.T, kernel.shape)
+    return params | {"heads": params["heads"] | {"kernel": copies}}

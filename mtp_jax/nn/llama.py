@@ -188,13 +188,13 @@ class Llama(nn.Module):
         config: sizes.
         vocab_size: V.
         dtype: of activations and of the cache.
-        above: layers that the cache has room for besides.
+        layers_above: of whoever runs behind this one, for which its cache has room.
     """
 
     config: Decoder
     vocab_size: int
     dtype: jnp.dtype = jnp.float32
-    above: int = 0
+    layers_above: int = 0
 
     def setup(self) -> None:
         c = self.config
@@ -225,7 +225,7 @@ class Llama(nn.Module):
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """A cache for `rows` utterances of at most `slots` positions each."""
         c = self.config
-        layers = c.layers + self.above
+        layers = c.layers + self.layers_above
         return KVCache.empty(layers, rows, slots, c.kv_heads, c.head_size, self.dtype)
 
     @nn.compact
@@ -236,7 +236,7 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         deterministic: bool = True,
         rewind: jax.Array | int = 0,
-        then: Callable[..., Carry] | None = None,
+        run_above: Callable[..., Carry] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the decoder over new positions.
 
@@ -247,11 +247,13 @@ class Llama(nn.Module):
             deterministic: False drops residual branches at ``config.dropout``.
             rewind: int32[B, S], subtracted from the rotary positions, which count real positions
                 from 0.
-            then: runs the layers `above`, given what `run_layers` is from `deterministic` on.
+            run_above: runs the `layers_above`, given what `run_layers` is, but for its first two
+                and the places.
 
         Returns:
             Hidden states [B, S, D] after the final norm (of padding: finite, meaningless), behind
-            them what `then` makes of those before it, and the cache with the real positions added.
+            them what `run_above` makes of those before it, and the cache with the real positions
+            added.
         """
         c = self.config
         prompt: Prompt = None
@@ -268,12 +270,10 @@ class Llama(nn.Module):
             if cache.prompt is not None:
                 prompt = (cache.prompt.keys, cache.prompt.values)
         given = positions - rewind, slots, mask, prompt
-        places = range(c.layers)
-        carry = run_layers(c, self.dtype, deterministic, places, carry, *given)
+        carry = run_layers(c, self.dtype, deterministic, range(c.layers), carry, *given)
         hidden = self.final_norm(carry[0])
-        if then is not None:
-            places = range(c.layers, c.layers + self.above)
-            carry = then(deterministic, places, carry, *given)
+        if run_above is not None:
+            carry = run_above(deterministic, carry, *given)
             hidden = jnp.concatenate([hidden, carry[0]], axis=-1)
         _, keys, values = carry
         if keys is not None and values is not None and cache is not None:

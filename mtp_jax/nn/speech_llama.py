@@ -19,7 +19,7 @@ from mtp_jax.config import Config
 from mtp_jax.nn.cache import KVCache
 from mtp_jax.nn.compression import label_odds, label_shares
 from mtp_jax.nn.conformer import Conformer, frames_mask
-from mtp_jax.nn.ctc import Reading, best_labels
+from mtp_jax.nn.ctc import best_labels
 from mtp_jax.nn.heads import Heads
 from mtp_jax.nn.layers import Linear, parameter, zero_padding
 from mtp_jax.nn.llama import Llama
@@ -63,14 +63,15 @@ class Encoded:
         length: int32[B], how many of them are real.
         ctc_logits: float32[B, T, labels + 1]; the last class is the blank.
         ctc_length: int32[B] real frames of these.
-        reading: what CTC reads, in the decoder's tokens; None if it has labels of its own.
+        reading: what CTC reads, in the decoder's tokens, int32[B, R], and int32[B], how many; None
+            if it has labels of its own.
     """
 
     audio: jax.Array
     length: jax.Array
     ctc_logits: jax.Array
     ctc_length: jax.Array
-    reading: Reading | None = None
+    reading: tuple[jax.Array, jax.Array] | None = None
 
 
 class SpeechLlama(nn.Module):
@@ -133,7 +134,7 @@ class SpeechLlama(nn.Module):
 
     def _in_tokens(
         self, logits: jax.Array, frames: jax.Array, room: int
-    ) -> tuple[Reading, jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array, jax.Array, jax.Array]:
         """What CTC reads, in the decoder's tokens, of which there may be `room`.
 
         Returns:
@@ -152,7 +153,7 @@ class SpeechLlama(nn.Module):
         share /= jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), 1)
         some = count > 0
         return (
-            Reading(tokens, count),
+            (tokens, count),
             zero_padding(self.decoder.embed(tokens), frames_mask(count, room)),
             jnp.where(some[:, None, None], share, by_label[:, :room]),
             jnp.where(some, count, at_least_one),
@@ -270,8 +271,8 @@ class SpeechLlama(nn.Module):
         deterministic: bool = True,
     ) -> tuple[jax.Array, KVCache | None]:
         """Hidden states [B, S, E] of `x` [B, S, D], and the longer cache."""
-        then = self.heads.run if self.config.heads.layers else None
-        return self.decoder(x, real, cache, deterministic, rewind, then)
+        run_above = self.heads.run if self.config.heads.layers else None
+        return self.decoder(x, real, cache, deterministic, rewind, run_above)
 
     def of_head_1(self, hidden: jax.Array) -> jax.Array:
         """[..., D], what head 1 reads of hidden states [..., E]."""
