@@ -57,10 +57,7 @@ def strategies(place: str, batch_size: int) -> dict[str, Run]:
             continue
         errors, units = zip(*row["word_errors"], strict=True)
         rtfx = {r["batch_size"]: r["rtfx"] for r in rows if _kind(r) == _kind(row)}
-        # The ordinary beam search, one token a call, has no tau.
-        ordinary = row["strategy"] == "prefix_beam" and "tau" not in row["options"]
-        name = "beam" if ordinary else row["strategy"]
-        found[name] = Run(row, ErrorRate(errors, units), rtfx)
+        found[row["strategy"]] = Run(row, ErrorRate(errors, units), rtfx)
     return found
 
 

@@ -3,9 +3,10 @@
     python -m bench.prefix_beam --workdir=runs/mtp [--beams=1,2,4,8,16] [--batch_size=8]
         [--rounds=5]
 
-For each K: decoder calls and seconds of the whole search, of the ordinary one (one token a call)
-and of ours, front end and encoder included; seconds of a loop step of ours; and the share of such a
-step that moving the cache's rows takes. Medians over rounds; compilation is apart.
+For each K: decoder calls and seconds of the whole search, of beam search (one token a call) and of
+ours, front end and encoder included; milliseconds of a loop step of either; and the share of beam
+search's step that moving the cache's rows takes (ours moves them once a round). Medians over
+rounds; compilation is apart.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax.comparison import Task
     from mtp_jax.data import open_source
     from mtp_jax.decode_step import encode, view
-    from mtp_jax.decoding import PrefixBeam
+    from mtp_jax.decoding import BeamSearch, PrefixBeam, Strategy
     from mtp_jax.model import load
 
     recognizer = load(Workdir(_WORKDIR.value))
@@ -62,10 +63,15 @@ def main(argv: list[str]) -> None:
     )
     move = jax.jit(lambda cache, rows: cache.moved(rows), donate_argnums=0)
 
-    print(" K   calls: ordinary, ours   seconds: ordinary, ours   ms a step   of it moving rows")
+    print(
+        " K   calls: beam, ours   seconds: beam, ours   ms a step: beam, ours   moving rows, beam"
+    )
     for beams in map(int, _BEAMS.value):
-        tau = jnp.float32(config.evaluation.beam_tau)
-        searches = {"ordinary": PrefixBeam(beams, tau, heads=1), "ours": PrefixBeam(beams, tau)}
+        e = config.evaluation
+        searches: dict[str, Strategy] = {
+            "beam": BeamSearch(beams),
+            "ours": PrefixBeam(beams, 0.0, e.draft_width, e.beam_rounds),
+        }
         for search in searches.values():
             recognizer.run(source, batches, search)  # compiles
         runs: dict[str, list[Any]] = {name: [] for name in searches}
@@ -74,19 +80,20 @@ def main(argv: list[str]) -> None:
                 runs[name].append(recognizer.run(source, batches, search))
         wall = {n: statistics.median(o.wall_seconds for o in runs[n]) for n in runs}
         calls = {n: runs[n][0].calls / len(runs[n][0].hypotheses) for n in runs}
-        step = wall["ours"] / runs["ours"][0].loop_steps
+        step = {n: wall[n] / runs[n][0].loop_steps for n in runs}
         cache = [prompt.branched(beams, config.data.max_tokens)]
-        rows = jnp.arange(len(cache[0].length))
+        places = jnp.arange(len(cache[0].length))[None]
 
-        def moving(cache: list[Any] = cache, rows: jax.Array = rows) -> Any:
+        def moving(cache: list[Any] = cache, places: jax.Array = places) -> Any:
             # The prompt stays: only what hypotheses added is given away and comes back.
-            cache[0] = move(cache[0].replace(prompt=None), rows)
+            cache[0] = move(cache[0].replace(prompt=None), places)
             return cache[0]
 
         print(
-            f"{beams:2d}   {calls['ordinary']:14.2f} {calls['ours']:6.2f}"
-            f"   {wall['ordinary']:16.2f} {wall['ours']:6.2f}   {1000 * step:9.1f}"
-            f"   {100 * seconds(moving) / step:14.1f} %",
+            f"{beams:2d}   {calls['beam']:11.2f} {calls['ours']:5.2f}"
+            f"   {wall['beam']:13.2f} {wall['ours']:5.2f}"
+            f"   {1000 * step['beam']:15.1f} {1000 * step['ours']:5.1f}"
+            f"   {100 * seconds(moving) / step['beam']:19.1f} %",
             flush=True,
         )
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtp_jax.audio import AudioError as AudioError
+    from mtp_jax.decoding import BeamSearch as BeamSearch
     from mtp_jax.decoding import Greedy as Greedy
     from mtp_jax.decoding import PrefixBeam as PrefixBeam
     from mtp_jax.decoding import Threshold as Threshold
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AudioError": "audio",
+    "BeamSearch": "decoding",
     "Greedy": "decoding",
     "PrefixBeam": "decoding",
     "Threshold": "decoding",

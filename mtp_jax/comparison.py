@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.config import Evaluation
+from mtp_jax.config import DRAFTED_BY_CTC, Evaluation
 from mtp_jax.data import Batch, Source, eval_batches
-from mtp_jax.decoding import Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.metrics import character_errors, word_errors
 from mtp_jax.recognizer import Outcome, Recognizer
 
@@ -94,17 +94,14 @@ def strategies(
     """Name, options and strategy of each row of the table; None stands for CTC.
 
     Greedy comes twice: as everyone runs it, and M tokens wide, which is what verification must
-    equal to the last bit. So does prefix beam search: with one token a call it is the ordinary
-    beam search. With M = 1 threshold and verification would be greedy again, and what CTC reads
-    must be had in the decoder's tokens to be drafted (`reads`): there are no such rows else.
+    equal to the last bit. With M = 1 threshold and verification would be greedy again, and what
+    CTC reads must be had in the decoder's tokens to be drafted (`reads`): there are no such rows
+    else.
     """
-    width = options.ctc_width
-    beam: dict[str, Any] = {"beams": options.beams}
-
-    def search(heads: int) -> Strategy | None:
-        return PrefixBeam(
-            options.beams, jnp.float32(options.beam_tau), jnp.float32(options.length_power), heads
-        )
+    width = options.draft_width
+    beams: dict[str, Any] = {"beams": options.beams}
+    power = jnp.float32(options.length_power)
+    search = PrefixBeam(options.beams, power, width, options.beam_rounds)
 
     table: dict[str, list[tuple[dict[str, Any], Strategy | None]]] = {
         "ctc": [({}, None)],
@@ -112,19 +109,16 @@ def strategies(
         "threshold": [({"tau": tau}, Threshold(tau))],
         "verify": [({}, Verify())],
         "verify_ctc": [({"width": width}, Verify(width))],
-        "prefix_beam": [
-            (beam, search(1)),
-            (beam | {"tau": options.beam_tau}, search(0)),
-        ][: 1 if heads == 1 else 2],
+        "beam": [(beams, BeamSearch(options.beams, power))],
+        "prefix_beam": [(beams, search)],
+        "prefix_beam_ctc": [(beams, dataclasses.replace(search, ctc_width=width))],
     }
     if heads == 1:
         del table["threshold"], table["verify"]
-    if not reads:
-        del table["verify_ctc"]
     return [
         (name, its_options, strategy)
         for name in table
-        if name in options.strategies
+        if name in options.strategies and (reads or name not in DRAFTED_BY_CTC)
         for its_options, strategy in table[name]
     ]
 

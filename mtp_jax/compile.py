@@ -26,8 +26,8 @@ from ml_collections import ConfigDict, config_flags
 from mtp_jax import cli
 from mtp_jax.config import Config, ConfigError, from_config_dict
 
-# verify_ctc is verification with other drafts.
-STRATEGIES = ("greedy", "threshold", "verify", "prefix_beam")
+# verify_ctc and prefix_beam_ctc are the same with other drafts.
+STRATEGIES = ("greedy", "threshold", "verify", "beam", "prefix_beam")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the run, a file of configs/")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "of the slice, as in v5e:4x4", required=True)

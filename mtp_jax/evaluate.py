@@ -2,13 +2,13 @@
 
     python -m mtp_jax.evaluate --workdir=DIR [--data=SOURCE] [--strategy=verify,greedy]
         [--tau=0.9 | --max_wer_increase=0.5] [--batch_size=1,16] [--output=DIR]
-    python -m mtp_jax.evaluate --workdir=DIR --strategy=prefix_beam [--beams=16] [--beam_tau=0.8]
+    python -m mtp_jax.evaluate --workdir=DIR --strategy=beam,prefix_beam [--beams=16]
         [--length_power=0]
 
 SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``; several are
 joined by ``+``. Threshold decoding uses the tau chosen on dev, unless --tau gives one or
 --max_wer_increase has it chosen anew: the one with the fewest calls whose WER on dev is at most
-that much (per cent, absolute) above greedy's. Prefix beam search comes with n-best lists, below
+that much (per cent, absolute) above greedy's. Beam searches come with n-best lists, below
 ``nbest/`` of the output, and the WER of the best of 1, 2, 4, ... hypotheses.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.config import STRATEGIES
+from mtp_jax.config import DRAFTED_BY_CTC, STRATEGIES
 from mtp_jax.paths import to_path
 from mtp_jax.workdir import Workdir
 
@@ -36,9 +36,8 @@ _INCREASE = flags.DEFINE_float(
     "max_wer_increase", None, "choose tau on dev: per cent of WER that may be lost"
 )
 _BATCH_SIZE = flags.DEFINE_list("batch_size", None, "one or several; default: the config's")
-_BEAMS = flags.DEFINE_integer("beams", None, "hypotheses of prefix_beam; default: the config's")
-_BEAM_TAU = flags.DEFINE_float("beam_tau", None, "of prefix_beam; default: the config's")
-_LENGTH_POWER = flags.DEFINE_float("length_power", None, "of prefix_beam; default: the config's")
+_BEAMS = flags.DEFINE_integer("beams", None, "hypotheses of a beam search; default: the config's")
+_LENGTH_POWER = flags.DEFINE_float("length_power", None, "of beam searches; default: the config's")
 _OUTPUT = flags.DEFINE_string("output", None, "folder for the results; default: the workdir")
 
 
@@ -62,7 +61,6 @@ def main(argv: list[str]) -> None:
         "batch_sizes": tuple(int(size) for size in _BATCH_SIZE.value or ()),
         "strategies": tuple(_STRATEGY.value or ()),
         "beams": _BEAMS.value,
-        "beam_tau": _BEAM_TAU.value,
         "length_power": _LENGTH_POWER.value,
     }
     given = {name: value for name, value in given.items() if value not in (None, ())}
@@ -73,7 +71,8 @@ def main(argv: list[str]) -> None:
     from mtp_jax.model import load
 
     recognizer = load(workdir, encoder=_ENCODER.value)
-    if "verify_ctc" in (_STRATEGY.value or ()) and not recognizer.model.vocabulary.reads:
+    drafted = {*DRAFTED_BY_CTC} & {*(_STRATEGY.value or ())}
+    if drafted and not recognizer.model.vocabulary.reads:
         raise DraftsError
     increase = _INCREASE.value
     if _TAU.value is not None:

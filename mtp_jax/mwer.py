@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mtp_jax import losses
 from mtp_jax.data import Batch
 from mtp_jax.decode_step import encode, view
-from mtp_jax.decoding import Decoded, NBest, PrefixBeam
+from mtp_jax.decoding import BeamSearch, Decoded, NBest, PrefixBeam, Strategy
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.words import Spelling, edit_distance, words
 
@@ -23,7 +23,7 @@ def mwer_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Expected word errors an utterance, beyond the mean of its n-best list.
 
-    The list is made by prefix beam search from `encoded`, augmentation, dropout and all: a model
+    The list is made by beam search from `encoded`, augmentation, dropout and all: a model
     that knows its training data by heart would make no errors to learn from. No gradient flows
     through the search; hypotheses are scored by a teacher-forced pass, through which it does.
 
@@ -70,10 +70,15 @@ def mwer_loss(
 
 
 def _search(model: SpeechLlama, params: Any, encoded: Encoded, batch: Batch) -> Decoded:
-    c = model.config.mwer
-    beam = PrefixBeam(c.beams, c.tau, heads=c.search_heads)
-    limit = batch.tokens.shape[1]
-    return beam.decode(view(model, params, encoded), jnp.asarray(batch.token_length) > 0, limit)
+    c, limit = model.config.mwer, batch.tokens.shape[1]
+    width = model.config.evaluation.draft_width
+    strategies: dict[str, Strategy] = {
+        "beam": BeamSearch(c.beams),
+        "prefix_beam": PrefixBeam(c.beams, 0.0, width, c.rounds),
+        "prefix_beam_ctc": PrefixBeam(c.beams, 0.0, width, c.rounds, ctc_width=width),
+    }
+    active = jnp.asarray(batch.token_length) > 0
+    return strategies[c.search].decode(view(model, params, encoded), active, limit)
 
 
 def search_seconds(model: SpeechLlama, params: Any, batch: Batch) -> float:

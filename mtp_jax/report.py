@@ -77,22 +77,22 @@ def write_hypotheses(folder: pathlib.Path, outcomes: Mapping[str, Outcome]) -> N
 
 
 def beam_table(rows: list[Row], utterances: int) -> str:
-    """The rows of prefix beam search as a Markdown table: calls, and WER of the best of n."""
+    """The rows of beam searches as a Markdown table: calls, and WER of the best of n."""
     beams = [r for r in rows if r["oracle_wer"]]
     if not beams:
         return ""
     sizes = list(beams[0]["oracle_wer"])
-    titles = ["search", "batch", "calls/utt", "fewer calls than one token a call"]
+    titles = ["search", "batch", "calls/utt", "fewer calls than beam"]
     lines = [[*titles, *(f"best of {n}, WER %" for n in sizes)]]
-    ordinary = {r["batch_size"]: r["decoder_calls"] for r in beams if "tau" not in r["options"]}
+    ordinary = {r["batch_size"]: r["decoder_calls"] for r in beams if r["strategy"] == "beam"}
     for r in beams:
-        size, calls, tau = r["batch_size"], r["decoder_calls"], r["options"].get("tau")
+        size, calls = r["batch_size"], r["decoder_calls"]
         lines.append(
             [
-                "one token a call" if tau is None else f"tau {tau:g}",
+                r["strategy"],
                 str(size),
                 f"{calls / max(utterances, 1):.2f}",
-                f"{ordinary[size] / max(calls, 1):.2f}x",
+                f"{ordinary[size] / max(calls, 1):.2f}x" if size in ordinary else "-",
                 *(f"{r['oracle_wer'][n]:.2f}" for n in sizes),
             ]
         )
@@ -170,7 +170,9 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
         "threshold": ("o", "tab:blue"),
         "verify": ("D", "tab:green"),
         "verify_ctc": ("P", "tab:olive"),
+        "beam": ("v", "tab:purple"),
         "prefix_beam": ("*", "tab:purple"),
+        "prefix_beam_ctc": ("X", "tab:pink"),
     }
     for r in decoded:
         if r["strategy"] == "greedy" and r["options"].get("width", 1) != 1:

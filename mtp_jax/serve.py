@@ -31,7 +31,7 @@ _NAMES = flags.DEFINE_list(
     "names", None, "that requests may call the model; default: its folder's, and whisper-1"
 )
 _STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(STRATEGIES)}")
-_TAU = flags.DEFINE_float("tau", None, "of threshold and prefix_beam; default: the model's")
+_TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
 _SECONDS = flags.DEFINE_float("max_seconds", 7200.0, "of a recording", lower_bound=0.0)
 _BYTES = flags.DEFINE_integer("max_bytes", 100_000_000, "of a recording", lower_bound=1)
 _UPLOAD = flags.DEFINE_float("upload_seconds", 300.0, "for a recording to arrive", lower_bound=0.0)

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from mtp_jax.config import Config, ConfigError, differences, from_config_dict
+from mtp_jax.config import Config, ConfigError, differences, from_saved
 from mtp_jax.paths import to_path, write_whole
 
 
@@ -77,7 +77,7 @@ class Workdir:
         """
         try:
             values = json.loads(self.config.read_text())
-            return from_config_dict(values["mtp_jax"] if self.exported.exists() else values)
+            return from_saved(values["mtp_jax"] if self.exported.exists() else values)
         except FileNotFoundError:
             raise WorkdirError(f"{self.path} is no workdir: it has no config.json") from None
         except (OSError, ValueError, KeyError, TypeError) as error:

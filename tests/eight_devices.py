@@ -30,7 +30,7 @@ from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads, Mwer, Optim
 from mtp_jax.data import Batch, Source, Utterance
 from mtp_jax.decode_step import encode
-from mtp_jax.decoding import Greedy, PrefixBeam, Threshold, Verify
+from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Threshold, Verify
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary, call
 from mtp_jax.optim import make_optimizer
 from mtp_jax.recognizer import Recognizer
@@ -55,7 +55,7 @@ MODEL = SpeechLlama(
             tied=False,
         ),
         heads=Heads("independent", 3, layers=1),
-        mwer=Mwer(weight=0.5, beams=3, tau=0.3, all_heads=True),
+        mwer=Mwer(weight=0.5, beams=3, all_heads=True),
         optim=Optim(steps=10, warmup_steps=0, learning_rate=1e-2, accumulate=2),
     ),
     Vocabulary(V, bos=1, eos=2, prompt_before=(3,)),
@@ -82,7 +82,8 @@ STRATEGIES = {
     "greedy": Greedy(),
     "threshold": Threshold(0.1),
     "verify": Verify(),
-    "prefix_beam": PrefixBeam(3, jnp.float32(0.3)),
+    "beam": BeamSearch(3),
+    "prefix_beam": PrefixBeam(3, width=3),
 }
 SOURCE = Source("rows", "", [Utterance(str(i), "", 1.0) for i in range(B)], [], np.zeros)
 

@@ -27,7 +27,7 @@ from mtp_jax.comparison import (
 )
 from mtp_jax.config import Config, Evaluation, Heads
 from mtp_jax.data import Batch, Source, Utterance
-from mtp_jax.decoding import Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.recognizer import Alternative, Hypothesis, Outcome, Recognizer
 from mtp_jax.report import beam_table, draw, table, write_hypotheses, write_nbest
 
@@ -211,7 +211,7 @@ def test_the_rows_of_the_table() -> None:
         ("verify", {}, Verify()),
     ]
     assert [name for name, *_ in strategies(options, 1, 0.9, True)] == ["ctc", "greedy"]
-    options = Evaluation(strategies=("verify", "verify_ctc"), ctc_width=5)
+    options = Evaluation(strategies=("verify", "verify_ctc"), draft_width=5)
     drafted = ("verify_ctc", {"width": 5}, Verify(5))
     assert strategies(options, 1, 0.9, True) == [drafted]
     assert strategies(options, 8, 0.9, True) == [("verify", {}, Verify()), drafted]
@@ -219,12 +219,16 @@ def test_the_rows_of_the_table() -> None:
     assert has_threshold(Evaluation(), 8)
     assert not has_threshold(Evaluation(), 1)
     assert not has_threshold(Evaluation(strategies=("greedy", "verify")), 8)
-    options = Evaluation(strategies=("greedy", "prefix_beam"), beams=6, beam_tau=0.7)
-    rows = [(name, options) for name, options, _ in strategies(options, 1, 0.9, True)]
-    assert rows == [("greedy", {"width": 1}), ("prefix_beam", {"beams": 6})]
-    *_, ordinary, ours = strategies(options, 4, 0.9, True)
-    assert ordinary[1:] == ({"beams": 6}, PrefixBeam(6, jnp.float32(0.7), 0, 1))
-    assert ours[1:] == ({"beams": 6, "tau": 0.7}, PrefixBeam(6, jnp.float32(0.7), 0))
+    searches = ("beam", "prefix_beam", "prefix_beam_ctc")
+    options = Evaluation(strategies=searches, beams=6, draft_width=5, beam_rounds=2)
+    ours = PrefixBeam(6, jnp.float32(0), 5, 2)
+    rows = [
+        ("beam", {"beams": 6}, BeamSearch(6, jnp.float32(0))),
+        ("prefix_beam", {"beams": 6}, ours),
+        ("prefix_beam_ctc", {"beams": 6}, ours.replace(ctc_width=5)),
+    ]
+    assert strategies(options, 1, 0.9, True) == strategies(options, 4, 0.9, True) == rows
+    assert strategies(options, 4, 0.9, False) == rows[:2]
 
 
 def test_compare_runs_each_strategy_once_a_batch_size() -> None:
@@ -356,20 +360,21 @@ def test_the_oracle_takes_the_best_of_the_first() -> None:
     assert row("greedy", {}, GREEDY, GREEDY, "none")["oracle_wer"] is None
 
 
-def test_the_table_of_beams_compares_with_one_token_a_call() -> None:
+def test_the_table_of_beams_compares_with_beam_search() -> None:
     rows = [
-        row("prefix_beam", {"beams": 3}, listed(*LISTED, calls=6), GREEDY, "none"),
-        row("prefix_beam", {"beams": 3, "tau": 0.8}, listed(*LISTED, calls=2), GREEDY, "none"),
+        row("beam", {"beams": 3}, listed(*LISTED, calls=6), GREEDY, "none"),
+        row("prefix_beam", {"beams": 3}, listed(*LISTED, calls=2), GREEDY, "none"),
         *rows_to_show(),
     ]
     lines = beam_table(rows, utterances=3).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [line[:4] for line in cells[2:]] == [
-        ["one token a call", "4", "6.00", "1.00x"],
-        ["tau 0.8", "4", "2.00", "3.00x"],
+        ["beam", "4", "6.00", "1.00x"],
+        ["prefix_beam", "4", "2.00", "3.00x"],
     ]
     assert cells[0][-1] == "best of 3, WER %"
     assert cells[3][-1] == "0.00"
+    assert "| prefix_beam | 4     | 2.00      | -  " in beam_table(rows[1:], utterances=3)
     assert not beam_table(rows_to_show(), utterances=3)
 
 

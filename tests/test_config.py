@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from mtp_jax.config import Config, ConfigError, differences, from_config_dict, to_config_dict
+from mtp_jax.config import (
+    Config,
+    ConfigError,
+    differences,
+    from_config_dict,
+    from_saved,
+    to_config_dict,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -148,8 +155,11 @@ REFUSED = [
     ("evaluation.batch_sizes", [0], "must hold positive sizes"),
     ("evaluation.normalizer", "german", "choose one of english, basic, none"),
     ("evaluation.strategies", [], "must name at least one"),
-    ("evaluation.strategies", ["greedy", "beam"], "choose one of ctc, greedy, threshold, verify"),
-    ("evaluation.ctc_width", 1, "must be 2 or more"),
+    ("evaluation.strategies", ["greedy", "best"], "choose one of ctc, greedy, threshold, verify"),
+    ("evaluation.draft_width", 1, "must be 2 or more"),
+    ("evaluation.beam_rounds", 0, "must be positive"),
+    ("mwer.rounds", 0, "must be positive"),
+    ("mwer.search", "best", "choose one of"),
     ("evaluation.beams", 0, "must be positive"),
 ]
 
@@ -174,6 +184,19 @@ def test_fields_that_must_agree() -> None:
         from_config_dict({"front_end": {"flavour": "whisper", "sample_rate": 8_000}})
     with pytest.raises(ConfigError, match=r"heads\.layers \(2\) needs config\.heads\.count"):
         from_config_dict({"heads": {"layers": 2, "count": 1}})
+
+
+def test_what_an_earlier_version_saved_is_read() -> None:
+    saved = {
+        "evaluation": {"ctc_width": 9, "beam_tau": 0.8, "beams": 5},
+        "mwer": {"tau": 0.7, "search_heads": 0, "beams": 3},
+    }
+    config = from_saved(saved)
+    assert (config.evaluation.draft_width, config.evaluation.beams, config.mwer.beams) == (9, 5, 3)
+    assert from_saved({"evaluation": {"draft_width": 7}}).evaluation.draft_width == 7
+    for wrong in ({"mwer": {"taus": 1}}, {"mwer": 3}):
+        with pytest.raises(ConfigError):
+            from_saved(wrong)
 
 
 def test_differences_name_every_field() -> None:

@@ -270,7 +270,7 @@ def test_a_beam_of_one_is_greedy(kind: str, layers: int) -> None:
         model, params = build(kind, PROMPTED, seed, layers=layers)
         encoded = encode(model, params, *drawn(seed))
         greedy = jax.device_get(run(model, params, encoded, Greedy(M)))
-        beam = jax.device_get(run(model, params, encoded, PrefixBeam(1, jnp.float32(0.5))))
+        beam = jax.device_get(run(model, params, encoded, PrefixBeam(1)))
         np.testing.assert_array_equal(beam.tokens, greedy.tokens)
         assert np.all(beam.calls <= greedy.calls)
 
@@ -278,7 +278,7 @@ def test_a_beam_of_one_is_greedy(kind: str, layers: int) -> None:
 def test_a_beam_does_not_see_padding_or_the_batch() -> None:
     model, params = build("latent", PLAIN)
     features, length = drawn()
-    strategy = PrefixBeam(3, jnp.float32(0.2))
+    strategy = PrefixBeam(3)
     whole = jax.device_get(run(model, params, encode(model, params, features, length), strategy))
     assert whole.nbest is not None
     for row in (0, 2, 6):

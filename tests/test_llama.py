@@ -306,7 +306,15 @@ def test_moved_rows_take_what_they_added_with_them():
     whole = np.ones((2 * B, WIDTH), bool)
     _, cache = extend(texts[0], whole, prompt.branched(2, 2 * WIDTH))
     rows = np.array([1, 0, 2, 2, 5, 4])
-    hidden, _ = extend(texts[1], whole, cache.moved(rows))
+    hidden, _ = extend(texts[1], whole, cache.moved(rows.reshape(B, 2) % 2))
     _, other = extend(texts[0][rows], whole, prompt.branched(2, 2 * WIDTH))
     expected, _ = extend(texts[1], whole, other)
     np.testing.assert_array_equal(hidden, expected)
+    # Of two caches side by side, and not as many of a prompt as there were.
+    places = np.array([[3, 0, 2], [2, 1, 1], [0, 0, 3]])
+    both = cache.moved(rows.reshape(B, 2) % 2).beside(cache).moved(places)
+    three = np.concatenate([rows.reshape(B, 2), np.arange(2 * B).reshape(B, 2)], axis=1)
+    three = np.take_along_axis(three, places, axis=1).reshape(-1)
+    _, other = extend(texts[0][three], whole[:1].repeat(3 * B, 0), prompt.branched(3, 2 * WIDTH))
+    for ours, theirs in zip(jax.tree.leaves(both), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

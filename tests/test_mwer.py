@@ -15,7 +15,7 @@ import pytest
 from mtp_jax.config import Mwer
 from mtp_jax.data import Batch
 from mtp_jax.decode_step import view
-from mtp_jax.decoding import NBest, PrefixBeam
+from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy
 from mtp_jax.mwer import mwer_loss, sequence_log_probs, with_reference, word_errors
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama
 from mtp_jax.params import by_path
@@ -33,7 +33,7 @@ SPELLING = Spelling(
 
 
 def with_options(model: SpeechLlama, **options: Any) -> SpeechLlama:
-    mwer = dataclasses.replace(Mwer(weight=1.0, beams=3, tau=0.3), **options)
+    mwer = dataclasses.replace(Mwer(weight=1.0, beams=3), **options)
     return SpeechLlama(dataclasses.replace(model.config, mwer=mwer), model.vocabulary)
 
 
@@ -72,8 +72,10 @@ log_probs_of = functools.partial(quick_jit, static_argnums=0)(sequence_log_probs
 step_loss = functools.partial(quick_jit, static_argnums=0)(loss_fn)
 
 
-def search(model: SpeechLlama, params: Any, encoded: Encoded, tau: float = 0.3) -> NBest:
-    strategy = PrefixBeam(3, jnp.float32(tau))
+SEARCH = PrefixBeam(3, width=4)
+
+
+def search(model: SpeechLlama, params: Any, encoded: Encoded, strategy: Strategy = SEARCH) -> NBest:
     active = jnp.ones(len(encoded.length), bool)
     decode = quick_jit(lambda: strategy.decode(view(model, params, encoded), active, LIMIT).nbest)
     nbest = decode()
@@ -81,10 +83,10 @@ def search(model: SpeechLlama, params: Any, encoded: Encoded, tau: float = 0.3) 
     return nbest
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.5, 2.0])
-def test_hypotheses_are_scored_as_the_search_scored_them(tau: float) -> None:
+@pytest.mark.parametrize("strategy", [BeamSearch(3), PrefixBeam(3), PrefixBeam(5, width=3)])
+def test_hypotheses_are_scored_as_the_search_scored_them(strategy: Strategy) -> None:
     model, params, encoded, _ = case()
-    nbest = search(model, params, encoded, tau)
+    nbest = search(model, params, encoded, strategy)
     got = log_probs_of(model, params, encoded, nbest)
     expected = jnp.sum(nbest.log_probs, axis=2)
     assert nbest.real.all()

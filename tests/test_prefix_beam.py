@@ -1,7 +1,8 @@
-"""Prefix beam search against plain Python, brute force and greedy decoding, on toy models."""
+"""Beam searches against plain Python, brute force and greedy decoding, on toy models."""
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from flax import struct
 
-from mtp_jax.decoding import Decoded, Greedy, PrefixBeam, Verify
+from mtp_jax.decoding import BeamSearch, Decoded, DraftsError, Greedy, PrefixBeam, Strategy
+from mtp_jax.decoding.reading import Reading
 from tests import toy
 from tests.toy import EOS, PRIME, VOCABULARY, mix
 
@@ -99,54 +101,57 @@ class Plain:
         """Head 1's log-probability of `text`."""
         return sum(float(self.heads(text[:i])[0, t]) for i, t in enumerate(text))
 
-    def beam(self, beams: int, tau: float, power: float, limit: int):
-        """The search as its docstring tells it: hypotheses (text, score), and calls."""
+    def over(self, text: tuple[int, ...], limit: int) -> bool:
+        return bool(text) and (text[-1] == EOS or len(text) >= limit)
 
-        def over(text):
-            return bool(text) and (text[-1] == EOS or len(text) >= limit)
-
-        def best(beam, heads):
-            """The K best (text, score, parent) of all continuations."""
-            found = [(text, score, text) for text, score in beam if over(text)]
-            for text, score in beam:
-                if not over(text):
-                    for token, log_prob in enumerate(heads(text)):
-                        found.append(((*text, token), score + float(log_prob), text))
-            return sorted(found, key=rank, reverse=True)[:beams]
-
-        def rank(hypothesis):
-            text, score = hypothesis[:2]
-            return score / max(len(text), 1) ** power
-
-        def scored(texts):
-            return [(text, self.score(text)) for text in dict.fromkeys(texts)]
-
-        texts, base, calls = [()], 0, 0
-        while True:
+    def beam(self, beams: int, power: float, limit: int):
+        """Beam search as its docstring tells it: hypotheses (text, score), and calls."""
+        beam, calls = [((), 0.0)], 0
+        while not all(self.over(text, limit) for text, _ in beam):
             calls += 1
-            kept = 1
-            depth = max(map(len, texts)) - base
-            for level in range(1, min(depth, self.model.toy.heads)):
-                prefixes = scored([text[: base + level] for text in texts])
-                choice = best(prefixes, lambda text: self.heads(text)[0])
-                shares = np.exp([score for _, score, _ in choice])
-                fed = {text[: base + level + 1] for text in texts}
-                held = [text in fed for text, _, _ in choice]
-                if np.sum(shares * held) / np.sum(shares) < tau:
-                    break
-                kept += 1
-            beam = scored([text[: base + kept] for text in texts])
-            if calls > 1 and all(over(text) for text, _ in beam):
-                return sorted(beam, key=rank, reverse=True), calls
-            base = max(len(text) for text, _ in beam if not over(text))
-            root = {text: text for text, _ in beam}
-            for m in range(self.model.toy.heads):
-                choice = best(beam, lambda text, m=m, root=root: self.heads(root[text])[m])
-                root = {text: root[parent] for text, _, parent in choice}
-                beam = [hypothesis[:2] for hypothesis in choice]
-            texts = [text for text, _ in beam]
-            if all(over(text) and len(text) <= base + 1 for text in texts):
-                return sorted(scored(texts), key=rank, reverse=True), calls
+            found = [(text, score) for text, score in beam if self.over(text, limit)]
+            for text, score in beam:
+                if not self.over(text, limit):
+                    for token, log_prob in enumerate(self.heads(text)[0]):
+                        found.append(((*text, token), score + float(log_prob)))
+            beam = self.ranked(found, power)[:beams]
+        return beam, calls
+
+    def prefix_beam(self, beams: int, power: float, rounds: int, others: int, limit: int):
+        """Prefix beam search as its docstring tells it: hypotheses (text, score)."""
+
+        def finished(text):
+            while not self.over(text, limit):
+                text = (*text, int(np.argmax(self.heads(text)[0])))
+            return text, self.score(text)
+
+        found, own, tried = [finished(())], {}, set()  # own: where each may first be left
+        for _ in range(rounds):
+            ranks = [score / len(text) ** power for text, score in found]
+            worst = min(ranks) if len(found) == beams else -np.inf
+            promised = []
+            for text, score in found:
+                for place in range(own.get(text, 0), len(text)):
+                    said = self.heads(text[:place])[0]
+                    for token in np.argsort(-said, kind="stable")[1 : others + 1].tolist():
+                        prefix = (*text[:place], token)
+                        rest = 0.0 if token == EOS else score - self.score(text[: place + 1])
+                        length = place + 1 if token == EOS else len(text)
+                        rank = (self.score(prefix) + rest) / length**power
+                        if rank > worst and prefix not in tried:
+                            promised.append((rank, prefix))
+            promised = sorted(promised, key=lambda one: -one[0])[:beams]
+            if not promised:
+                break
+            for _, prefix in promised:
+                tried.add(prefix)
+                found.append(finished(prefix))
+                own[found[-1][0]] = len(prefix)
+            found = self.ranked(found, power)[:beams]
+        return self.ranked(found, power)
+
+    def ranked(self, found, power: float):
+        return sorted(found, key=lambda one: -one[1] / len(one[0]) ** power)
 
 
 def lists(decoded: Decoded):
@@ -169,60 +174,139 @@ def lists(decoded: Decoded):
     return out
 
 
+def assert_lists(got: Decoded, row: int, expected) -> None:
+    hypotheses = lists(got)[row]
+    assert [text for text, _ in hypotheses] == [text for text, _ in expected]
+    assert [s for _, s in hypotheses] == pytest.approx([s for _, s in expected], rel=1e-4)
+
+
 @pytest.mark.parametrize("power", [0.0, 1.0])
-@pytest.mark.parametrize("tau", [0.0, 0.6, 0.95])
-@pytest.mark.parametrize(("beams", "heads"), [(1, 3), (2, 1), (3, 4), (5, 2)])
-def test_equals_plain_python(beams, heads, tau, power):
+@pytest.mark.parametrize("beams", [1, 2, 5])
+def test_a_beam_equals_plain_python(beams, power):
     for seed in range(3):
-        model = fine(heads=heads, seed=seed)
-        got = decode(model, PrefixBeam(beams, jnp.float32(tau), jnp.float32(power)))
-        for row, hypotheses in enumerate(lists(got)):
-            expected, calls = Plain(model, row).beam(beams, tau, power, LIMIT)
-            assert [text for text, _ in hypotheses] == [text for text, _ in expected]
-            assert [s for _, s in hypotheses] == pytest.approx([s for _, s in expected], rel=1e-4)
+        model = fine(seed=seed)
+        got = decode(model, BeamSearch(beams, jnp.float32(power)))
+        for row in range(len(got.length)):
+            expected, calls = Plain(model, row).beam(beams, power, LIMIT)
+            assert_lists(got, row, expected)
             assert got.calls[row] == calls
 
 
-@pytest.mark.parametrize("heads", [1, 2, 3])
-@pytest.mark.parametrize("tau", [0.0, 0.5])
-def test_a_beam_that_holds_every_prefix_equals_brute_force(heads, tau):
+@pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("beams", "heads", "width", "rounds", "others"),
+    [(2, 1, 2, 4, 6), (3, 4, 3, 1, 2), (5, 2, 9, 9, 3), (8, 3, 4, 2, 1)],
+)
+def test_a_prefix_beam_equals_plain_python(beams, heads, width, rounds, others, power):
+    for seed in range(3):
+        model = fine(heads=heads, seed=seed)
+        strategy = PrefixBeam(beams, jnp.float32(power), width, rounds, others)
+        got = decode(model, strategy)
+        for row in range(len(got.length)):
+            plain = Plain(model, row)
+            assert_lists(got, row, plain.prefix_beam(beams, power, rounds, others, LIMIT))
+
+
+TEXTS = {
+    text[: text.index(EOS) + 1] if EOS in text else text
+    for text in itertools.product(range(VOCABULARY), repeat=3)
+}
+EVERYTHING = {"beams": len(TEXTS), "rounds": 50, "others": VOCABULARY - 1}
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize(
+    "strategy", [BeamSearch(len(TEXTS)), PrefixBeam(width=2, **EVERYTHING)], ids=["beam", "prefix"]
+)
+def test_with_room_for_every_text_it_is_brute_force(strategy, heads):
     """By head 1, whatever the later heads say."""
-    limit = 3
     model = fine(rows=2, heads=heads, agree=0.2)
-    texts = {
-        text[: text.index(EOS) + 1] if EOS in text else text
-        for text in itertools.product(range(VOCABULARY), repeat=limit)
-    }
-    got = lists(decode(model, PrefixBeam(len(texts), jnp.float32(tau)), limit))
-    for row, hypotheses in enumerate(got):
+    got = decode(model, strategy, 3)
+    for row, hypotheses in enumerate(lists(got)):
         plain = Plain(model, row)
-        expected = sorted(((plain.score(text), text) for text in texts), reverse=True)
-        assert [text for text, _ in hypotheses] == [text for _, text in expected]
-        scores = [score for score, _ in expected]
-        assert [score for _, score in hypotheses] == pytest.approx(scores, rel=1e-4)
+        scores = sorted(((plain.score(text), text) for text in TEXTS), reverse=True)
+        assert_lists(got, row, [(text, score) for score, text in scores])
         assert sum(np.exp([score for _, score in hypotheses])) == pytest.approx(1, rel=1e-4)
 
 
 @pytest.mark.parametrize("eos_every", [1, 3, 9])
-@pytest.mark.parametrize(("heads", "like"), [(1, Greedy(1)), (4, Verify())])
-def test_one_beam_is_greedy(heads, like, eos_every):
-    """With M = 1 greedy itself, else verification, call by call; ties abound in this toy."""
+def test_one_hypothesis_is_greedys(eos_every):
+    """Ties abound in this toy."""
     for drafts in toy.DRAFTS.values():
-        model = toy.make(6, heads, eos_every=eos_every, drafts=drafts)
-        expected, greedy = decode(model, like), decode(model, Greedy(width=heads))
-        got = decode(model, PrefixBeam(1, jnp.float32(0.5)))
-        np.testing.assert_array_equal(got.tokens, greedy.tokens)
-        np.testing.assert_array_equal(got.length, greedy.length)
-        assert np.all(got.calls <= greedy.calls)
-        if heads == 1:
-            np.testing.assert_array_equal(got.calls, expected.calls)
+        for heads in (1, 4):
+            model = toy.make(6, heads, eos_every=eos_every, drafts=drafts)
+            greedy = decode(model, Greedy())
+            for strategy in (BeamSearch(1), PrefixBeam(1)):
+                got = decode(model, strategy)
+                np.testing.assert_array_equal(got.tokens, greedy.tokens)
+                np.testing.assert_array_equal(got.length, greedy.length)
+                assert np.all(got.calls <= greedy.calls)
+            if heads == 1:
+                np.testing.assert_array_equal(decode(model, BeamSearch(1)).calls, greedy.calls)
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.5, 0.9])
-def test_scores_are_head_1s_and_no_two_hypotheses_are_alike(tau):
+class Told(NamedTuple):
+    """A toy that is told what CTC reads."""
+
+    toy: Fine
+    reading: Reading
+
+    def model(self):
+        return self.toy.model()._replace(reading=self.reading)
+
+
+def test_drafts_change_no_list():
+    """Whoever makes them, and however wide a call is."""
+    alone = fine(rows=5, heads=1)
+    expected = decode(alone, PrefixBeam(4, width=2))
+    others = [decode(fine(rows=5, heads=4), PrefixBeam(4, width=width)) for width in (2, 5)]
+    greedy = decode(alone, Greedy())
+    for length in (greedy.length, greedy.length // 2, 0 * greedy.length):
+        told = Told(alone, Reading(greedy.tokens, length))
+        others.append(decode_told(told, PrefixBeam(4, width=3, ctc_width=3)))
+    for got in others:
+        for field in ("tokens", "length", "real"):
+            ours, theirs = getattr(got.nbest, field), getattr(expected.nbest, field)
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_allclose(got.nbest.log_probs, expected.nbest.log_probs, rtol=1e-5)
+    assert len({int(got.calls.sum()) for got in others}) > 1
+
+
+def decode_told(told: Told, strategy: Strategy) -> Decoded:
+    active = jnp.ones(told.toy.toy.prompt.shape[0], bool)
+    return quick_jit(lambda: strategy.decode(told.model(), active, LIMIT))()
+
+
+def test_a_rest_that_stays_costs_one_call():
+    """Of a model for which what comes next depends on the place alone."""
+    model = fine(rows=3, heads=1)
+
+    def placed(hidden):
+        return model.logits(hidden[..., 1, None], jnp.arange(VOCABULARY)).at[..., EOS].set(-5.0)
+
+    def search(width):
+        seen = model.model()._replace(next_token=placed)
+        strategy = PrefixBeam(4, jnp.float32(0), width, rounds=1)
+        return quick_jit(lambda: strategy.decode(seen, jnp.ones(3, bool), LIMIT))()
+
+    # Greedy's, and one for all the rest; one more where the token taken is the one behind it, so
+    # that it seems to have been left out.
+    calls = search(LIMIT).calls
+    assert calls.min() == LIMIT + 1
+    assert calls.max() <= LIMIT + 2
+    assert search(2).calls.min() > LIMIT + 2
+
+
+BOTH = pytest.mark.parametrize(
+    "strategy", [BeamSearch(6), PrefixBeam(6), PrefixBeam(6, jnp.float32(1))]
+)
+
+
+@BOTH
+def test_scores_are_head_1s_and_no_two_hypotheses_are_alike(strategy):
     for seed in range(4):
         model = fine(heads=4, seed=seed)
-        got = decode(model, PrefixBeam(6, jnp.float32(tau)))
+        got = decode(model, strategy)
         for row, hypotheses in enumerate(lists(got)):
             plain = Plain(model, row)
             for text, score in hypotheses:
@@ -230,40 +314,26 @@ def test_scores_are_head_1s_and_no_two_hypotheses_are_alike(tau):
                 assert EOS not in text[:-1]
                 assert text[-1] == EOS or len(text) == LIMIT
             assert len({text for text, _ in hypotheses}) == len(hypotheses) == 6
-            ranked = [score for _, score in hypotheses]
-            assert ranked == sorted(ranked, reverse=True)
-
-
-def test_sure_heads_save_calls_and_change_nothing():
-    """Heads that know what head 1 will say, and are sure of it, as an ordinary search is."""
-    model = fine(rows=6, heads=4, spread=60.0, agree=1.0)
-    ordinary = decode(model, PrefixBeam(3, heads=1))
-    fast = decode(model, PrefixBeam(3, jnp.float32(0.9)))
-    np.testing.assert_array_equal(fast.tokens, ordinary.tokens)
-    assert 2 * fast.calls.sum() < ordinary.calls.sum()
-
-
-def test_one_head_is_the_ordinary_search():
-    model = fine(heads=4)
-    got = decode(model, PrefixBeam(3, heads=1))
-    alone = decode(model.replace(toy=model.toy.replace(heads=1)), PrefixBeam(3))
-    np.testing.assert_array_equal(got.nbest.tokens, alone.nbest.tokens)
-    np.testing.assert_array_equal(got.calls, alone.calls)
-    assert got.accepted.shape == (4, 3)
+            power = float(strategy.length_power)
+            assert hypotheses == plain.ranked(hypotheses, power)
 
 
 def test_ties_go_to_the_lower_token():
     """Where every text of a length is as likely, the list is in the order of a dictionary."""
     model = fine(rows=1, heads=2, spread=0.0)
-    got = lists(decode(model, PrefixBeam(8, jnp.float32(0)), 2))[0]
+    got = lists(decode(model, BeamSearch(8), 2))[0]
     assert got[0][0] == (EOS,)
     expected = [(a, b) for a in (0, 1) for b in range(VOCABULARY)]
     assert [text for text, _ in got[1:]] == expected[:7]
+    # A prefix beam leaves greedy's text by every token once; of equals what was found first stays.
+    found = lists(decode(model, PrefixBeam(4, others=VOCABULARY - 1), 2))[0]
+    assert found[0][0] == (EOS,)
+    assert [text for text, _ in found[1:]] == [(0, 0), (1, 0), (3, 0)]
 
 
-def test_rows_slack_and_garbage_change_nothing():
+@BOTH
+def test_rows_slack_and_garbage_change_nothing(strategy):
     model = fine(rows=5, heads=3)
-    strategy = PrefixBeam(4, jnp.float32(0.5))
     expected = decode(model, strategy)
     order = np.array([3, 1, 4, 0, 2])
     shuffled = decode(model.replace(toy=model.toy.rows(order)), strategy)
@@ -278,18 +348,21 @@ def test_rows_slack_and_garbage_change_nothing():
         np.testing.assert_array_equal(c, a)
 
 
-def test_filler_rows_do_nothing():
+@BOTH
+def test_filler_rows_do_nothing(strategy):
     model = fine(rows=3)
     active = jnp.array([True, False, True])
-    got = decode(model, PrefixBeam(3), LIMIT, active)
+    got = decode(model, strategy, LIMIT, active)
     assert got.calls[1] == got.length[1] == 0
     assert not np.any(got.nbest.real[1])
-    whole = decode(model, PrefixBeam(3))
+    whole = decode(model, strategy)
     np.testing.assert_array_equal(got.tokens[2], whole.tokens[2])
+    assert got.calls[2] == whole.calls[2]
 
 
-def test_the_best_hypothesis_is_the_one_returned():
-    got = decode(fine(), PrefixBeam(4, jnp.float32(0.3), jnp.float32(1)))
+@BOTH
+def test_the_best_hypothesis_is_the_one_returned(strategy):
+    got = decode(fine(), strategy)
     np.testing.assert_array_equal(got.tokens, got.nbest.tokens[:, 0])
     np.testing.assert_array_equal(got.length, got.nbest.length[:, 0])
     for call, length, calls in zip(got.call, got.length, got.calls, strict=True):
@@ -298,8 +371,13 @@ def test_the_best_hypothesis_is_the_one_returned():
         assert not call[length:].any()
 
 
-def test_one_program_serves_every_tau():
+def test_one_program_serves_every_power():
     decode.clear_cache()
-    for tau in (0.1, 0.5, 2.0):
-        decode(fine(), PrefixBeam(2, jnp.float32(tau), jnp.float32(tau)))
+    for power in (0.0, 0.5, 1.0):
+        decode(fine(), PrefixBeam(2, jnp.float32(power)))
     assert decode._cache_size() == 1
+
+
+def test_a_search_from_ctc_needs_what_it_reads():
+    with pytest.raises(DraftsError, match="take verify or prefix_beam"):
+        decode(fine(), PrefixBeam(2, ctc_width=4))

@@ -133,7 +133,7 @@ def test_every_strategy_decodes_the_same_on_any_mesh(eight):
     )
     (mine, whole), _ = many.pop("cache"), one.pop("cache")
     assert one == many
-    assert one.keys() == {"ctc", "greedy", "threshold", "verify", "prefix_beam"}
+    assert one.keys() == {"ctc", "greedy", "threshold", "verify", "beam", "prefix_beam"}
     assert any(tokens for tokens, _, _ in one["greedy"])
     layers, rows, slots, heads, size = whole
     assert mine == [layers, rows // 4, slots, heads // 2, size]

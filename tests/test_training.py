@@ -242,24 +242,23 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
     done = command(
         "evaluate",
         f"--workdir={uninterrupted}",
-        "--strategy=greedy,prefix_beam",
+        "--strategy=greedy,beam,prefix_beam",
         "--batch_size=4",
         "--beams=3",
-        "--beam_tau=0.2",
         f"--output={output}",
     )
     assert done.returncode == 0, done.stderr
     again = json.loads((output / "results.json").read_text())
     options = [(row["strategy"], row["options"]) for row in again["rows"]]
     assert options[2:] == [
+        ("beam", {"beams": 3}),
         ("prefix_beam", {"beams": 3}),
-        ("prefix_beam", {"beams": 3, "tau": 0.2}),
     ]
     assert {row["batch_size"] for row in again["rows"]} == {4}
     for row in again["rows"][2:]:
         assert row["oracle_wer"]["1"] == row["wer"] >= row["oracle_wer"]["3"]
     assert "best of 3, WER %" in done.stdout
-    lists = (output / "nbest" / "prefix_beam_beams3_tau0.2_batch4.jsonl").read_text().splitlines()
+    lists = (output / "nbest" / "prefix_beam_beams3_batch4.jsonl").read_text().splitlines()
     assert len(lists) == 8
     first = json.loads(lists[0])["hypotheses"]
     assert len(first) == 3

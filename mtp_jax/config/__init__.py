@@ -18,6 +18,7 @@ from mtp_jax.config.model import (
     Whisper,
 )
 from mtp_jax.config.run import (
+    DRAFTED_BY_CTC,
     STRATEGIES,
     Augment,
     Data,
@@ -30,9 +31,10 @@ from mtp_jax.config.run import (
     Tokenizer,
     Train,
 )
-from mtp_jax.config.whole import Config, differences, from_config_dict, to_config_dict
+from mtp_jax.config.whole import Config, differences, from_config_dict, from_saved, to_config_dict
 
 __all__ = [
+    "DRAFTED_BY_CTC",
     "STRATEGIES",
     "Adaptor",
     "Augment",
@@ -57,6 +59,7 @@ __all__ = [
     "config_file",
     "differences",
     "from_config_dict",
+    "from_saved",
     "load_config",
     "to_config_dict",
 ]

@@ -7,7 +7,9 @@ import re
 
 from mtp_jax.config.checks import check, one_of
 
-STRATEGIES = ("ctc", "greedy", "threshold", "verify", "verify_ctc", "prefix_beam")
+SEARCHES = ("beam", "prefix_beam", "prefix_beam_ctc")  # for n-best lists
+STRATEGIES = ("ctc", "greedy", "threshold", "verify", "verify_ctc", *SEARCHES)
+DRAFTED_BY_CTC = ("verify_ctc", "prefix_beam_ctc")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +182,8 @@ class Mwer:
         weight: of the expected word errors an utterance; 0 turns it off.
         cross_entropy: weight of the loss that `Loss` describes beside it.
         beams: hypotheses in an n-best list.
-        tau: of the prefix beam search that makes it.
-        search_heads: how many heads that search uses; 0 uses all, 1 takes one token a call.
+        search: that makes it: "beam", "prefix_beam" or "prefix_beam_ctc".
+        rounds: of prefix beam search, at most.
         all_heads: False scores hypotheses by head 1, True by all heads.
         reference: True adds the reference to each list.
     """
@@ -189,15 +191,16 @@ class Mwer:
     weight: float = 0.0
     cross_entropy: float = 1.0
     beams: int = 4
-    tau: float = 0.7
-    search_heads: int = 0
+    search: str = "prefix_beam"
+    rounds: int = 2
     all_heads: bool = False
     reference: bool = False
 
     def __post_init__(self) -> None:
         for name in ("weight", "cross_entropy"):
             check(getattr(self, name) >= 0, f"mwer.{name}", "must not be negative")
-        check(self.search_heads >= 0, "mwer.search_heads", "must not be negative")
+        one_of(self.search, SEARCHES, "mwer.search")
+        check(self.rounds > 0, "mwer.rounds", "must be positive")
         check(self.beams >= 2, "mwer.beams", "must be 2 or more: errors are compared")
 
 
@@ -322,12 +325,13 @@ class Evaluation:
         taus: thresholds swept on dev to choose the one reported on test.
         max_wer_increase: absolute WER (per cent) on dev that threshold decoding may lose.
         normalizer: "english" (Whisper's), "basic" (Whisper's for other languages) or "none".
-        strategies: rows of the table: "ctc", "greedy", "threshold", "verify", "verify_ctc" or
-            "prefix_beam".
-        ctc_width: tokens that a call of "verify_ctc" is wide: one certain, the others drafted.
-        beams: hypotheses of prefix beam search.
-        beam_tau: least share of head 1's own beam that a block of drafts must hold to be kept.
-        length_power: its hypotheses are compared by log-probability over length to this power.
+        strategies: rows of the table: "ctc", "greedy", "threshold", "verify", "verify_ctc", "beam",
+            "prefix_beam" or "prefix_beam_ctc".
+        draft_width: tokens that a call is wide, one certain, where drafts are read off a text: what
+            CTC reads, or a hypothesis.
+        beams: hypotheses of "beam", "prefix_beam" and "prefix_beam_ctc".
+        beam_rounds: of prefix beam search, at most.
+        length_power: hypotheses are compared by log-probability over length to this power.
         bucket_seconds: length buckets, as in `Data`, which it falls back on if empty. Every
             bucket costs one compilation a strategy and batch size.
     """
@@ -337,9 +341,9 @@ class Evaluation:
     max_wer_increase: float = 0.0
     normalizer: str = "english"
     strategies: tuple[str, ...] = ("ctc", "greedy", "threshold", "verify", "verify_ctc")
-    ctc_width: int = 16
+    draft_width: int = 16
     beams: int = 8
-    beam_tau: float = 0.8
+    beam_rounds: int = 3
     length_power: float = 0.0
     bucket_seconds: tuple[float, ...] = ()
 
@@ -350,8 +354,9 @@ class Evaluation:
             "evaluation.batch_sizes",
             "must hold positive sizes",
         )
-        check(self.ctc_width > 1, "evaluation.ctc_width", "must be 2 or more")
+        check(self.draft_width > 1, "evaluation.draft_width", "must be 2 or more")
         check(self.beams > 0, "evaluation.beams", "must be positive")
+        check(self.beam_rounds > 0, "evaluation.beam_rounds", "must be positive")
         check(self.length_power >= 0, "evaluation.length_power", "must not be negative")
         check(len(self.strategies) > 0, "evaluation.strategies", "must name at least one")
         for strategy in self.strategies:

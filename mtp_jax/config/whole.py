@@ -97,6 +97,27 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
     return typing.cast(Config, _build(Config, values, prefix="config"))
 
 
+# Fields that saved configs may have: what they are called now, or nothing.
+_RETIRED = {
+    "evaluation.ctc_width": "evaluation.draft_width",
+    "evaluation.beam_tau": "",
+    "mwer.tau": "",
+    "mwer.search_heads": "",
+}
+
+
+def from_saved(values: Mapping[str, Any]) -> Config:
+    """`from_config_dict` of what an earlier version may have saved; raises the same."""
+    groups = {k: dict(v) if isinstance(v, Mapping) else v for k, v in dict(values).items()}
+    for old, new in _RETIRED.items():
+        group, field = old.split(".")
+        if isinstance(groups.get(group), dict) and field in groups[group]:
+            value = groups[group].pop(field)
+            if new:
+                groups[group].setdefault(new.split(".")[1], value)
+    return from_config_dict(groups)
+
+
 def _build(cls: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix} must be a group of fields, not {values!r}")

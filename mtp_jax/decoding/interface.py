@@ -97,9 +97,14 @@ class Emitted:
             calls=jnp.int32(0),
         )
 
+    @property
+    def limit(self) -> int:
+        """L."""
+        return self.tokens.shape[1]
+
     def ends(self, block: jax.Array, eos: int) -> jax.Array:
         """bool[B, S]: the text is over with this token of `block`, by EOS or by the limit."""
-        room = self.tokens.shape[1] - self.length[:, None]
+        room = self.limit - self.length[:, None]
         return (block == eos) | (jnp.arange(1, block.shape[1] + 1) >= room)
 
     def emit(self, block: jax.Array, count: jax.Array, eos: int) -> tuple[Emitted, jax.Array]:
@@ -116,7 +121,7 @@ class Emitted:
         before = jnp.cumsum(ends, axis=1) - ends  # ends that come before this token
         offset = jnp.arange(block.shape[1])
         kept = (offset < count[:, None]) & (before == 0) & ~self.finished[:, None]
-        slots = jnp.where(kept, self.length[:, None] + offset, self.tokens.shape[1])
+        slots = jnp.where(kept, self.length[:, None] + offset, self.limit)
         rows = jnp.arange(block.shape[0])[:, None]
         gained = jnp.sum(kept, axis=1, dtype=jnp.int32)
         longer = Emitted(
@@ -208,3 +213,8 @@ def tested(passed: jax.Array, ends: jax.Array) -> jax.Array:
     """
     reached = jnp.cumprod(jnp.pad(passed[:, :-1], ((0, 0), (1, 0)), constant_values=True), axis=1)
     return reached.astype(bool)[:, : passed.shape[1]] & ~ends
+
+
+def normalized(score: jax.Array, length: jax.Array, power: float | jax.Array) -> jax.Array:
+    """float32[...], by which hypotheses of these log-probabilities and lengths are compared."""
+    return score / jnp.maximum(length, 1) ** power

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,26 +101,35 @@ class KVCache:
             prompt=self,
         )
 
-    def moved(self, rows: jax.Array) -> KVCache:
-        """Row r as row ``rows[r]`` was: int32[B], of the same prompt as r; no prompt is copied.
+    def moved(self, places: jax.Array) -> KVCache:
+        """Of the rows of prompt p those at int32[N] ``places[p]``; no prompt is copied.
 
         Rows are picked prompt by prompt: where these are split over devices, none needs another's.
         """
-        prompts = 1 if self.prompt is None else len(self.prompt.length)
-        each = len(self.length) // prompts
-        place = rows.reshape(prompts, each) % each
 
         def pick(x: jax.Array, axis: int) -> jax.Array:
-            split = x.reshape(*x.shape[:axis], prompts, each, *x.shape[axis + 1 :])
             take = functools.partial(jnp.take, axis=axis, mode="clip")
-            return jax.vmap(take, (axis, 0), axis)(split, place).reshape(x.shape)
+            return jax.vmap(take, (axis, 0), axis)(x, places)
 
-        return dataclasses.replace(
-            self,
-            keys=pick(self.keys, 1),
-            values=pick(self.values, 1),
-            length=pick(self.length, 0),
-        )
+        return self._by_prompt(pick)
+
+    def beside(self, other: KVCache) -> KVCache:
+        """The rows of each prompt, and behind them those of `other`, which has the same prompts."""
+        return self._by_prompt(lambda x, y, axis: jnp.concatenate([x, y], axis + 1), other)
+
+    def _by_prompt(self, change: Callable[..., jax.Array], *others: KVCache) -> KVCache:
+        """With what `change` makes of every array that has rows, and of those of `others`.
+
+        It is given arrays [..., prompts, rows of each, ...], and the axis of the prompts.
+        """
+        prompts = 1 if self.prompt is None else len(self.prompt.length)
+        made: dict[str, Any] = {}
+        for name, axis in (("keys", 1), ("values", 1), ("length", 0), ("rewind", 0)):
+            arrays = (getattr(cache, name) for cache in (self, *others))
+            split = (x.reshape(*x.shape[:axis], prompts, -1, *x.shape[axis + 1 :]) for x in arrays)
+            x = change(*split, axis)
+            made[name] = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        return dataclasses.replace(self, **made)
 
     def shortened(self, rejected: jax.Array) -> KVCache:
         """The cache without the last int32[B] `rejected` positions of each row."""

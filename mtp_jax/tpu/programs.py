@@ -13,7 +13,7 @@ from mtp_jax import sharding
 from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decode_step import decode, view
-from mtp_jax.decoding import Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.decoding.interface import at, most_likely
 from mtp_jax.nn.cache import KVCache
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama
@@ -80,14 +80,14 @@ def lower_train_step(model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load) ->
 
 def strategies(config: Config) -> dict[str, Strategy]:
     """Every strategy of the decoder, by name, with the options of `config`."""
-    options, real = config.evaluation, jnp.float32
+    options = config.evaluation
+    power = jnp.float32(options.length_power)
     return {
         "greedy": Greedy(),
-        "threshold": Threshold(real(0.9)),
+        "threshold": Threshold(jnp.float32(0.9)),
         "verify": Verify(),
-        "prefix_beam": PrefixBeam(
-            options.beams, real(options.beam_tau), real(options.length_power), 0
-        ),
+        "beam": BeamSearch(options.beams, power),
+        "prefix_beam": PrefixBeam(options.beams, power, options.draft_width, options.beam_rounds),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import threading
@@ -14,9 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.audio import AudioError, array_blocks, audio_blocks
-from mtp_jax.config import STRATEGIES
+from mtp_jax.config import DRAFTED_BY_CTC, STRATEGIES
 from mtp_jax.data import Batch
-from mtp_jax.decoding import DraftsError, Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.decoding import (
+    BeamSearch,
+    DraftsError,
+    Greedy,
+    PrefixBeam,
+    Strategy,
+    Threshold,
+    Verify,
+)
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.transcription.ahead import ahead
 from mtp_jax.transcription.confidence import Calibration
@@ -74,26 +83,28 @@ class Transcriber:
     def strategies(self) -> tuple[str, ...]:
         """Those of `mtp_jax.config.STRATEGIES` that the model can be decoded with."""
         reads = self.recognizer.model.vocabulary.reads
-        return tuple(name for name in STRATEGIES if reads or name != "verify_ctc")
+        return tuple(name for name in STRATEGIES if reads or name not in DRAFTED_BY_CTC)
 
     def strategy(self, name: str, tau: float | None = None) -> Strategy | None:
         """The strategy of that name; None stands for "ctc", which asks no decoder.
 
         Args:
             name: one of `strategies`.
-            tau: of "threshold" and "prefix_beam"; theirs by default.
+            tau: of "threshold"; its own by default.
 
         Raises:
             ValueError: there is no such strategy, or it is not one for this model.
         """
         e = self.recognizer.model.config.evaluation
-        beam_tau = e.beam_tau if tau is None else tau
+        search = PrefixBeam(e.beams, e.length_power, e.draft_width, e.beam_rounds)
         known: dict[str, Strategy | None] = {
             "greedy": Greedy(),
             "threshold": Threshold(self.tau if tau is None else tau),
             "verify": Verify(),
-            "verify_ctc": Verify(e.ctc_width),
-            "prefix_beam": PrefixBeam(e.beams, beam_tau, e.length_power),
+            "verify_ctc": Verify(e.draft_width),
+            "beam": BeamSearch(e.beams, e.length_power),
+            "prefix_beam": search,
+            "prefix_beam_ctc": dataclasses.replace(search, ctc_width=e.draft_width),
             "ctc": None,
         }
         if name not in known:
@@ -372,7 +383,13 @@ class Transcriber:
 
 def name_of(strategy: Strategy | None) -> str:
     """The name that `Transcriber.strategy` knows it by."""
-    if isinstance(strategy, Verify):
-        return "verify_ctc" if strategy.ctc_width else "verify"
-    names = {Greedy: "greedy", Threshold: "threshold", PrefixBeam: "prefix_beam"}
-    return "ctc" if strategy is None else names.get(type(strategy), type(strategy).__name__)
+    names = {
+        type(None): "ctc",
+        Greedy: "greedy",
+        Threshold: "threshold",
+        Verify: "verify",
+        BeamSearch: "beam",
+        PrefixBeam: "prefix_beam",
+    }
+    name = names.get(type(strategy), type(strategy).__name__)
+    return f"{name}_ctc" if getattr(strategy, "ctc_width", 0) else name

@@ -6,9 +6,12 @@ const RATE = 16000; // Hz of what the page records
 const STEP = 45; // ms between blocks
 const ABOUT = {
   verify: "Drafts of several heads, checked by the first: the text of greedy decoding, in fewer calls.",
+  verify_ctc: "Drafts are what the encoder reads by itself: the text of greedy decoding, in fewer calls still.",
   threshold: "Takes a head's token where its probability is at least tau: fewer calls, perhaps another text.",
   greedy: "One token a call: what the others are compared with.",
-  prefix_beam: "Keeps several texts at a time; tau decides how many tokens a call may add to each.",
+  beam: "Keeps several texts at a time, and adds one token a call to each.",
+  prefix_beam: "Goes back to where the first text might have gone another way: several texts, in fewer calls.",
+  prefix_beam_ctc: "The same, its first text drafted by what the encoder reads by itself.",
   ctc: "The encoder's own text: the decoder is not asked, so there are no blocks.",
 };
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -23,8 +26,8 @@ async function begin() {
   const models = (await (await fetch("v1/models")).json()).data;
   const model = models[0];
   $("model").textContent = model.id;
-  for (const name of ["verify", "verify_ctc", "threshold", "greedy", "prefix_beam", "ctc"]) {
-    if (model.strategies.includes(name)) $("strategy").add(new Option(name.replace("_", " "), name));
+  for (const name of Object.keys(ABOUT)) {
+    if (model.strategies.includes(name)) $("strategy").add(new Option(name.replaceAll("_", " "), name));
   }
   $("strategy").value = model.strategy;
   $("tau").value = model.tau;
@@ -37,7 +40,7 @@ async function begin() {
 
 function controls() {
   const strategy = $("strategy").value;
-  const used = strategy === "threshold" || strategy === "prefix_beam";
+  const used = strategy === "threshold";
   $("tau").disabled = !used;
   $("tau-label").classList.toggle("off", !used);
   $("tau-value").value = Number($("tau").value).toFixed(2);
