@@ -1,15 +1,17 @@
 """Wall clock of each strategy against greedy, side by side, by batch size.
 
-    python -m bench.decoding --workdir=runs/mtp [--batch_size=1,8,32] [--rounds=5]
+    python -m bench.decoding --workdir=runs/mtp [--strategy=threshold,verify] [--batch_size=1,8,32]
+        [--rounds=5] [--utterances=64]
 
-Prints, for each batch size, decoder calls and seconds of a strategy divided by greedy's: the
-median over rounds, in each of which every strategy decodes the same utterances in turn, so that a
-machine whose speed drifts slows all of them alike. Compilation is apart. Front end and encoder
-count for both sides.
+Prints, for each batch size, decoder calls and seconds of a strategy divided by greedy's, and how
+many seconds of audio it does a second: medians over rounds, in each of which every strategy decodes
+the same utterances in turn, so that a machine whose speed drifts slows all of them alike.
+Compilation is apart. Front end and encoder count for both sides; *ctc* is these alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
 import sys
@@ -17,10 +19,14 @@ import sys
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.config import ConfigError
+from mtp_jax.config import STRATEGIES
 from mtp_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
+_ENCODER = cli.encoder_flag()
+_STRATEGY = flags.DEFINE_list(
+    "strategy", ["ctc", "threshold", "verify", "verify_ctc"], f"of {', '.join(STRATEGIES)}"
+)
 _BATCH_SIZE = flags.DEFINE_list("batch_size", ["1", "8", "32"], "batch sizes")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "times that each strategy decodes each batch size")
 _UTTERANCES = flags.DEFINE_integer("utterances", 64, "of the test split, a round")
@@ -31,30 +37,31 @@ def main(argv: list[str]) -> None:
     workdir = Workdir(_WORKDIR.value)
     config = workdir.read_config()
     cli.start_jax(config)
-    from mtp_jax.comparison import Task
+    from mtp_jax.comparison import Task, strategies
     from mtp_jax.data import open_source
-    from mtp_jax.decoding import Greedy, Threshold, Verify
+    from mtp_jax.decoding import Greedy
     from mtp_jax.model import load
 
-    kept = workdir.read_tau()
-    if kept is None:
-        raise ConfigError(f"{workdir.tau} is missing: run mtp_jax.evaluate first")
-    recognizer = load(workdir)
+    recognizer = load(workdir, encoder=_ENCODER.value)
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)
     task = Task.of(source, recognizer)
-    strategies = {"greedy": Greedy(), "threshold": Threshold(kept["tau"]), "verify": Verify()}
-    print("batch  strategy   calls   seconds   (of greedy's)")
+    options = dataclasses.replace(config.evaluation, strategies=tuple(_STRATEGY.value))
+    kept, reads = workdir.read_tau(), recognizer.model.vocabulary.reads
+    rows = strategies(options, config.heads.count, kept["tau"] if kept else 1.0, reads)
+    chosen = {"greedy": Greedy()} | {name: one for name, _, one in rows if name != "greedy"}
+    print("batch  strategy         calls   seconds   (of greedy's)   RTFx")
     for size in map(int, _BATCH_SIZE.value):
         batches = list(itertools.islice(task.batches(size), max(1, _UTTERANCES.value // size)))
-        runs = {name: [] for name in strategies}
+        runs = {name: [] for name in chosen}
         for _ in range(_ROUNDS.value + 1):  # the first compiles and warms up
-            for name, strategy in strategies.items():
+            for name, strategy in chosen.items():
                 runs[name].append(recognizer.run(source, batches, strategy))
         for name, outcomes in runs.items():
             pairs = zip(outcomes[1:], runs["greedy"][1:], strict=True)
             ratio = statistics.median(a.wall_seconds / b.wall_seconds for a, b in pairs)
             calls = outcomes[0].calls / runs["greedy"][0].calls
-            print(f"{size:5d}  {name:9s}  {calls:5.2f}   {ratio:5.2f}")
+            rtfx = statistics.median(o.audio_seconds / o.wall_seconds for o in outcomes[1:])
+            print(f"{size:5d}  {name:15s}  {calls:5.2f}   {ratio:7.2f}   {rtfx:19.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -279,7 +279,12 @@ def heads_loss(
     if c.heads.kind == "latent":
         states = call(model, params, "head_states", hidden)
         states = sharding.constrain(states, None, "batch", None, None)
-        loss, nats = scored(states, lm_head, slice(None))
+        if c.heads.detached and c.heads.count > 1:  # the later ones read a kernel of no gradient
+            later = call(model, params, "lm_head", later=True)
+            first, others = slice(0, 1), slice(1, None)
+            parts = [scored(states[first], lm_head, first), scored(states[others], later, others)]
+        else:
+            parts = [scored(states, lm_head, slice(None))]
     else:
         own = call(model, params, "head_kernels")
         kernels = [lm_head, *(own[m].T for m in range(c.heads.count - 1))]
@@ -287,8 +292,8 @@ def heads_loss(
         read += [call(model, params, "of_later_heads", hidden)] * (c.heads.count - 1)
         pairs = zip(read, kernels, strict=True)
         parts = [scored(x[None], k, slice(m, m + 1)) for m, (x, k) in enumerate(pairs)]
-        loss = jnp.sum(jnp.stack([p[0] for p in parts]))
-        nats = jnp.concatenate([p[1] for p in parts])
+    loss = jnp.sum(jnp.stack([p[0] for p in parts]))
+    nats = jnp.concatenate([p[1] for p in parts])
     return loss, jnp.sum(jnp.where(real, share * nats, 0.0), axis=(1, 2))
 
 

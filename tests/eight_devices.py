@@ -137,7 +137,7 @@ def parts(state: TrainState) -> dict[str, Any]:
 def untied(params: Any) -> Any:
     """Heads begin as copies of one another, so that texts tie in which tokens change places."""
     kernel = params["heads"]["kernel"]
-    noise = np.random.default_rng(0).normal(size=kernel.shape).astype(np.float32)
+    noise = 0.3 * np.random.default_rng(0).normal(size=kernel.shape).astype(np.float32)
     kernel += jax.device_put(noise, kernel.sharding)
     return params | {"heads": params["heads"] | {"kernel": kernel}}
 

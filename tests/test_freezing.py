@@ -1,9 +1,12 @@
-"""What is frozen stays, bit for bit, and what is imported never reaches a checkpoint."""
+"""What is frozen stays, bit for bit, and what is imported never reaches a checkpoint; likewise what
+detached heads leave alone."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.optim import make_optimizer
 from mtp_jax.params import by_path, matches, split
 from mtp_jax.sharding import make_mesh
-from mtp_jax.train_step import init_state, make_train_step
+from mtp_jax.train_step import init_params, init_state, loss_fn, make_train_step
 
 V = 12
 CONFIG = Config(
@@ -125,3 +128,36 @@ def test_nothing_left_to_train_is_refused():
 def test_a_rate_that_is_none_is_refused(rate):
     with pytest.raises(ConfigError, match=r"config\.optim\.rates holds"):
         Optim(rates=(rate,))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["latent", "independent"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_detached_heads_learn_and_leave_the_rest_to_head_1(kind, layers, tied):
+    """Their gradients are as ever; all others are those of the same model with one head."""
+
+    def gradients(heads: Heads, params=None):
+        decoder = dataclasses.replace(CONFIG.decoder, lora=Lora(), tied=tied)
+        config = dataclasses.replace(CONFIG, heads=heads, decoder=decoder)
+        model = SpeechLlama(config, Vocabulary(V, 1, 2))
+        if params is None:
+            params = nn.unbox(init_params(model, jax.random.key(0)))
+            rng = np.random.default_rng(0)
+            params["heads"] = jax.tree.map(
+                lambda x: x + 0.5 * rng.normal(size=x.shape).astype(np.float32), params["heads"]
+            )
+        loss = functools.partial(loss_fn, model, batch=batch(), key=None)
+        return params, by_path(jax.jit(jax.grad(loss, has_aux=True))(params)[0])
+
+    params, joint = gradients(Heads(kind, 3, layers))
+    _, detached = gradients(Heads(kind, 3, layers, detached=True), params)
+    trunk = {name: x for name, x in params.items() if name != "heads"}
+    _, alone = gradients(Heads(count=1), trunk)
+    assert alone.keys() == {path for path in detached if not path.startswith("heads/")}
+    for path, gradient in alone.items():
+        np.testing.assert_allclose(detached[path], gradient, rtol=1e-4, atol=1e-6, err_msg=path)
+    for path in detached.keys() - alone.keys():
+        assert np.any(detached[path])
+        np.testing.assert_allclose(detached[path], joint[path], rtol=1e-4, atol=1e-6)
+    inside = "decoder/layers/attention/query/kernel"
+    assert not np.allclose(joint[inside], alone[inside], rtol=1e-2)

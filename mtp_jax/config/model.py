@@ -272,11 +272,14 @@ class Heads:
         layers: of heads 2..M alone, between the decoder's and theirs, each like one of the
             decoder's. They look at the audio and the text by themselves, so that what drafts need
             has not to be in the hidden state that head 1 reads.
+        detached: True keeps the losses of heads 2..M from all parameters but their own: head 1, and
+            all below it, is trained as it would be without them.
     """
 
     kind: str = "latent"
     count: int = 8
     layers: int = 0
+    detached: bool = False
 
     def __post_init__(self) -> None:
         one_of(self.kind, ("independent", "latent"), "heads.kind")

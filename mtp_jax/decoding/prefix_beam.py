@@ -56,29 +56,28 @@ class PrefixBeam:
 
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does; the best hypothesis, and the list as ``nbest``."""
-        first = self._first(model, active, max_tokens)
+        state = self._greedy(model, active, max_tokens)
         if self.beams > 1:
-            first = jax.lax.while_loop(
-                lambda state: jnp.any(state.promising) & (state.round < self.rounds),
+            state = jax.lax.while_loop(
+                lambda state: jnp.any(state.left.good) & (state.round < self.rounds),
                 lambda state: self._round(model, state),
-                first,
+                state,
             )
-        found = first.found
-        order = jnp.argsort(-self._rank(found), axis=1, stable=True)
-        best = found.taken(order)
+        order = jnp.argsort(-self._rank(state.found), axis=1, stable=True)
+        best = state.found.taken(order)
         none = jnp.zeros((len(active), model.heads - 1), jnp.int32)
         return Decoded(
             tokens=best.tokens[:, 0],
             length=best.length[:, 0],
-            calls=first.calls,
+            calls=state.calls,
             proposed=none,
             accepted=none,
-            loop_steps=first.steps,
+            loop_steps=state.steps,
             call=best.call[:, 0],
             nbest=NBest(best.tokens, best.length, best.likelihood.log_probs, best.real),
         )
 
-    def _first(self, model: Model, active: jax.Array, max_tokens: int) -> _State:
+    def _greedy(self, model: Model, active: jax.Array, max_tokens: int) -> _State:
         """Before the first round: greedy's text alone."""
         rows = len(active)
         source = source_of(model, self.ctc_width)
@@ -95,86 +94,87 @@ class PrefixBeam:
         start = Going.on(source, text, hidden, said, branch, likelihood)
         end = verified(model, source, start)
 
-        # As the first of K places, the others not taken.
-        def first(x: jax.Array) -> jax.Array:
+        def first_of_many(x: jax.Array) -> jax.Array:
             return jnp.pad(x[:, None], ((0, 0), (0, self.beams - 1), *[(0, 0)] * (x.ndim - 1)))
 
         assert end.likelihood is not None
         one = _Texts(end.text.tokens, end.text.call, end.text.length, active, end.likelihood)
-        found = jax.tree.map(first, one)
-        return self._judged(
-            _State(
-                found=found,
-                cache=end.cache.moved(jnp.zeros((rows, self.beams), jnp.int32)),
-                promising=active,
-                calls=end.calls + active,
-                steps=end.steps + 1,
-                round=jnp.int32(0),
-            ),
-            model.eos,
+        found = jax.tree.map(first_of_many, one)
+        return _State(
+            found=found,
+            left=self._prefixes(found, model.eos),
+            cache=end.cache.moved(jnp.zeros((rows, self.beams), jnp.int32)),
+            calls=end.calls + active,
+            steps=end.steps + 1,
+            round=jnp.int32(0),
         )
 
     def _round(self, model: Model, state: _State) -> _State:
-        """Goes on from the K best prefixes."""
-        rows, beams = state.found.length.shape
-        limit = state.found.tokens.shape[2]
-        left = self._prefixes(state.found, model.eos)
-        found, prefix = state.found.leaving(left)
+        """Goes on from the K best prefixes, and keeps the best K of all hypotheses."""
+        known, prefixes = state.found.leaving(state.left)
+        new, end = self._followed(model, state, prefixes)
+        # Calls are counted utterance by utterance: that of its last row to finish is its last.
+        call = jnp.where(new.call > 0, new.call + state.calls[:, None, None], prefixes.call)
+        new = dataclasses.replace(new, call=call)
+        both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), known, new)
+        best = jax.lax.top_k(self._rank(both), self.beams)[1]
+        found = both.taken(best)
+        return _State(
+            found=found,
+            left=self._prefixes(found, model.eos),
+            cache=state.cache.beside(end.cache).moved(best),
+            calls=state.calls + jnp.max(end.calls.reshape(best.shape), axis=1),
+            steps=state.steps + end.steps,
+            round=state.round + 1,
+        )
+
+    def _followed(self, model: Model, state: _State, prefixes: _Texts) -> tuple[_Texts, Going]:
+        """The prefixes, and what head 1 says most likely behind them.
+
+        Drafted is the rest of the hypothesis left, whose own token in the place is given up.
+
+        Returns:
+            The texts, whose ``call`` counts those of the round and is 0 in the prefix; and how the
+            loop ended, a row a text.
+        """
+        left, eos = state.left, model.eos
+        rows, beams, limit = prefixes.tokens.shape
 
         def flat(x: jax.Array) -> jax.Array:
             return x.reshape(rows * beams, *x.shape[2:])
 
-        def in_rows(x: jax.Array) -> jax.Array:
+        def by_utterance(x: jax.Array) -> jax.Array:
             return x.reshape(rows, beams, *x.shape[1:])
 
-        # Drafted is the rest of the hypothesis left, whose own token in this place is given up.
         parent = jax.tree.map(flat, state.found.taken(left.parent))
-        end = jnp.maximum(parent.length - 1, 0)[:, None]
-        complete = jnp.take_along_axis(parent.tokens, end, axis=1)[:, 0] == model.eos
+        last = jnp.maximum(parent.length - 1, 0)[:, None]
+        complete = jnp.take_along_axis(parent.tokens, last, axis=1)[:, 0] == eos
         reading = Reading(parent.tokens, parent.length - complete)
+        # Of what comes before the place: it is the beginning of what is read.
         distances = jnp.abs(jnp.arange(limit + 1) - flat(left.place)[:, None])
-        source = reading_drafts(reading, self.width, model.eos, distances)
-
-        over = (left.token == model.eos) | (prefix.length >= limit) | ~left.good
+        source = reading_drafts(reading, self.width, eos, distances)
+        over = (left.token == eos) | (prefixes.length >= limit) | ~left.good
         text = Emitted(
-            tokens=flat(prefix.tokens),
-            length=flat(prefix.length),
+            tokens=flat(prefixes.tokens),
+            length=flat(prefixes.length),
             finished=flat(over),
-            call=jnp.zeros_like(flat(prefix.call)),
+            call=jnp.zeros((rows * beams, limit), jnp.int32),
             calls=jnp.int32(0),
         )
-        cache = state.cache.moved(left.parent)
-        cache = dataclasses.replace(cache, length=flat(left.place))
-        likelihood = jax.tree.map(flat, prefix.likelihood)
-        unseen = jnp.zeros((rows * beams, 1))  # no source of a reading looks at hidden states
+        cache = dataclasses.replace(state.cache.moved(left.parent), length=flat(left.place))
+        likelihood = jax.tree.map(flat, prefixes.likelihood)
+        unseen = jnp.zeros((rows * beams, 1))  # drafts that are read look at no hidden state
         start = Going.on(source, text, unseen, flat(left.token)[:, None], cache, likelihood)
-        end_ = verified(model, source, start)
-        # Calls are counted utterance by utterance: that of its last row to finish is its last.
-        call = in_rows(end_.text.call)
-        call = jnp.where(call > 0, call + state.calls[:, None, None], prefix.call)
-        new = _Texts(
-            tokens=in_rows(end_.text.tokens),
-            call=call,
-            length=in_rows(end_.text.length),
+        end = verified(model, source, start)
+        assert end.likelihood is not None
+        texts = _Texts(
+            tokens=by_utterance(end.text.tokens),
+            call=by_utterance(end.text.call),
+            length=by_utterance(end.text.length),
             real=left.good,
-            likelihood=jax.tree.map(in_rows, end_.likelihood),
+            likelihood=jax.tree.map(by_utterance, end.likelihood),
         )
-        both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), found, new)
-        best = jax.lax.top_k(self._rank(both), beams)[1]
-        state = _State(
-            found=both.taken(best),
-            cache=state.cache.beside(end_.cache).moved(best),
-            promising=state.promising,
-            calls=state.calls + jnp.max(in_rows(end_.calls), axis=1),
-            steps=state.steps + end_.steps,
-            round=state.round + 1,
-        )
-        return self._judged(state, model.eos)
-
-    def _judged(self, state: _State, eos: int) -> _State:
-        """With the utterances known whose list another round may better."""
-        good = self._prefixes(state.found, eos).good
-        return dataclasses.replace(state, promising=jnp.any(good, axis=1))
+        return texts, end
 
     def _rank(self, texts: _Texts) -> jax.Array:
         return normalized(texts.score, texts.length, self.length_power)
@@ -285,14 +285,14 @@ class _State:
 
     Attributes:
         found: the hypotheses.
+        left: how they are to be left in the next round.
         cache: of what they were fed, a row each.
-        promising: bool[B], whether another round may find better ones.
         calls: int32[B]; steps: int32; round: int32.
     """
 
     found: _Texts
+    left: _Prefixes
     cache: KVCache
-    promising: jax.Array
     calls: jax.Array
     steps: jax.Array
     round: jax.Array

@@ -61,8 +61,13 @@ class Heads(nn.Module):
         """Runs the layers, and a norm, behind those of the decoder: `run_above` of `Llama`."""
         own = dataclasses.replace(self.decoder, lora=configs.Lora())
         places = range(own.layers, own.layers + self.config.layers)
+        carry = (self.alone(carry[0]), *carry[1:])
         x, keys, values = run_layers(own, self.dtype, deterministic, places, carry, *given)
         return self.norm(x), keys, values
+
+    def alone(self, x: jax.Array) -> jax.Array:
+        """`x`, through which no gradient of these heads flows if they are detached."""
+        return jax.lax.stop_gradient(x) if self.config.detached else x
 
     def __call__(
         self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array], head: jax.Array | int

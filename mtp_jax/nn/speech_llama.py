@@ -280,11 +280,12 @@ class SpeechLlama(nn.Module):
 
     def of_later_heads(self, hidden: jax.Array) -> jax.Array:
         """[..., D], what heads 2..M read of hidden states [..., E]."""
-        return hidden[..., -self.config.decoder.width :]
+        own = hidden[..., -self.config.decoder.width :]
+        return own if self.config.heads.layers else self.heads.alone(own)
 
     def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
         """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
-        return self.heads(self.of_later_heads(hidden), self.decoder.unembed, head)
+        return self.heads(self.of_later_heads(hidden), self._unembed_later, head)
 
     def head_states(self, hidden: jax.Array) -> jax.Array:
         """[M, ..., D] of hidden states [..., E]: what the LM head reads of each latent head."""
@@ -295,9 +296,10 @@ class SpeechLlama(nn.Module):
         """[M - 1, D, V] kernels of the independent heads."""
         return self.heads.kernels()
 
-    def lm_head(self) -> jax.Array:
-        """[V, D], from hidden states to logits of head 1."""
-        return self.decoder.unembedding()
+    def lm_head(self, later: bool = False) -> jax.Array:
+        """[V, D], from hidden states to logits of head 1, or of `later` latent heads."""
+        kernel = self.decoder.unembedding()
+        return self.heads.alone(kernel) if later else kernel
 
     def next_token(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., E]."""
@@ -305,7 +307,11 @@ class SpeechLlama(nn.Module):
 
     def draft_logits(self, hidden: jax.Array) -> jax.Array:
         """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., E]."""
-        return self.heads.all(self.of_later_heads(hidden), self.decoder.unembed)
+        return self.heads.all(self.of_later_heads(hidden), self._unembed_later)
+
+    def _unembed_later(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits of latent heads at what they make of hidden states [..., D]."""
+        return self.decoder.unembed(hidden, self.lm_head(later=True))
 
     def all_logits(self, hidden: jax.Array) -> jax.Array:
         """float32[..., M, V] logits of every head at hidden states [..., E]."""
