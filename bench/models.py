@@ -91,9 +91,9 @@ def draw(models: dict[str, list[str]], runs: dict[str, list[dict[str, Run]]], fi
         sweeps = [read(place)["tau_sweep"] for place in places]
         (line,) = dev.plot(1, np.mean([s["greedy_wer"] for s in sweeps if s] or [np.nan]), "s")
         color = line.get_color()
-        if all(sweeps):
+        if swept := [sweep for sweep in sweeps if sweep]:
             columns = [
-                [[row[field] for row in sweep["rows"]] for sweep in sweeps]
+                [[row[field] for row in sweep["rows"]] for sweep in swept]
                 for field in ("call_reduction", "wer")
             ]
             dev.plot(*np.mean(columns, axis=1), "o-", color=color, alpha=0.6, markersize=4)
