@@ -39,6 +39,14 @@ SCHEDULE = ("--config.optim.steps=1500", "--config.train.dev_every=500")
 # The other half of the steps, from the model of the first half on.
 MORE = ("--config.optim.learning_rate=2e-3", "--config.loss.head_weight=0.1")
 LISTENING = '--config.optim.freeze=("whisper/*", "encoder/*", "ctc/*")'
+# All but Whisper learns from the errors of head 1, and the later heads go with it.
+TUNED = (
+    '--config.optim.freeze=("whisper/*",)',
+    "--config.optim.learning_rate=2e-4",
+    "--config.heads.detached=True",
+    "--config.mwer.search=prefix_beam_ctc",
+    '--config.evaluation.strategies=("ctc", "greedy", "verify", "verify_ctc")',
+)
 HEADS_ONLY = '--config.optim.freeze=("*", "!heads/*")'
 FRONT = (
     "--config.tokenizer.vocab_size=128",
@@ -110,7 +118,7 @@ def runs(llama: str) -> dict[str, Run]:
     found["m8_joint_light"] = Run((*joint, light), trunk="m1_begun_seed0")
     found["m8_from_scratch"] = Run((*heads("latent", 8), "--config.optim.steps=3000"))
     for seed in SEEDS:  # as many steps of either
-        same = (*heads("latent", 8, 1), f"--config.seed={seed}")
+        same = (*heads("latent", 8, 1), *TUNED, f"--config.seed={seed}")
         for name, weight in (("mwer", 1), ("ce", 0)):
             found[f"{name}_seed{seed}"] = Run(
                 (*same, f"--config.mwer.weight={weight}"),
