@@ -3,7 +3,7 @@
     python -m mtp_jax.evaluate --workdir=DIR [--data=SOURCE] [--strategy=verify,greedy]
         [--tau=0.9 | --max_wer_increase=0.5] [--batch_size=1,16] [--output=DIR]
     python -m mtp_jax.evaluate --workdir=DIR --strategy=beam,prefix_beam [--beams=16]
-        [--length_power=0]
+        [--beam_rounds=3] [--draft_width=16] [--length_power=0]
 
 SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``; several are
 joined by ``+``. Threshold decoding uses the tau chosen on dev, unless --tau gives one or
@@ -37,6 +37,10 @@ _INCREASE = flags.DEFINE_float(
 )
 _BATCH_SIZE = flags.DEFINE_list("batch_size", None, "one or several; default: the config's")
 _BEAMS = flags.DEFINE_integer("beams", None, "hypotheses of a beam search; default: the config's")
+_ROUNDS = flags.DEFINE_integer("beam_rounds", None, "of prefix beams; default: the config's")
+_WIDTH = flags.DEFINE_integer(
+    "draft_width", None, "tokens a call is wide where a text is drafted; default: the config's"
+)
 _LENGTH_POWER = flags.DEFINE_float("length_power", None, "of beam searches; default: the config's")
 _OUTPUT = flags.DEFINE_string("output", None, "folder for the results; default: the workdir")
 
@@ -46,8 +50,13 @@ def main(argv: list[str]) -> None:
     for size in _BATCH_SIZE.value or ():
         if not (size.isdigit() and int(size) > 0):
             raise flags.Error(f"--batch_size={size} must be a positive number")
-    if _BEAMS.value is not None and _BEAMS.value < 1:
-        raise flags.Error(f"--beams={_BEAMS.value} must be a positive number")
+    for name, value, least in (
+        ("beams", _BEAMS.value, 1),
+        ("beam_rounds", _ROUNDS.value, 1),
+        ("draft_width", _WIDTH.value, 2),
+    ):
+        if value is not None and value < least:
+            raise flags.Error(f"--{name}={value} must be {least} or more")
     if _LENGTH_POWER.value is not None and _LENGTH_POWER.value < 0:
         raise flags.Error(f"--length_power={_LENGTH_POWER.value} must not be negative")
     for name in _STRATEGY.value or ():
@@ -61,6 +70,8 @@ def main(argv: list[str]) -> None:
         "batch_sizes": tuple(int(size) for size in _BATCH_SIZE.value or ()),
         "strategies": tuple(_STRATEGY.value or ()),
         "beams": _BEAMS.value,
+        "beam_rounds": _ROUNDS.value,
+        "draft_width": _WIDTH.value,
         "length_power": _LENGTH_POWER.value,
     }
     given = {name: value for name, value in given.items() if value not in (None, ())}
