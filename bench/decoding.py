@@ -19,7 +19,7 @@ import sys
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.config import STRATEGIES
+from mtp_jax.config import STRATEGIES, ConfigError
 from mtp_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
@@ -47,6 +47,8 @@ def main(argv: list[str]) -> None:
     task = Task.of(source, recognizer)
     options = dataclasses.replace(config.evaluation, strategies=tuple(_STRATEGY.value))
     kept, reads = workdir.read_tau(), recognizer.model.vocabulary.reads
+    if "threshold" in _STRATEGY.value and config.heads.count > 1 and kept is None:
+        raise ConfigError(f"{workdir.tau} is missing: run mtp_jax.evaluate first")
     rows = strategies(options, config.heads.count, kept["tau"] if kept else 1.0, reads)
     chosen = {"greedy": Greedy()} | {name: one for name, _, one in rows if name != "greedy"}
     print("batch  strategy         calls   seconds   (of greedy's)   RTFx")

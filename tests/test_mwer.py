@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from mtp_jax.config import Mwer
+from mtp_jax.config.run import SEARCHES
 from mtp_jax.data import Batch
 from mtp_jax.decode_step import view
 from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy
@@ -91,6 +92,15 @@ def test_hypotheses_are_scored_as_the_search_scored_them(strategy: Strategy) -> 
     expected = jnp.sum(nbest.log_probs, axis=2)
     assert nbest.real.all()
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_search_makes_the_lists_that_it_is_asked_for(search: str) -> None:
+    model, params, encoded, batch = case(search=search)
+    loss, metrics = loss_of(model, params, encoded, batch)
+    assert metrics["nbest_size"] == 3
+    assert np.isfinite(loss)
+    assert metrics["oracle_errors"] <= metrics["nbest_errors"]
 
 
 def test_all_heads_score_what_they_see_ahead_to() -> None:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mtp_jax.decoding.drafts import drafts_of_reading, source_of
 from mtp_jax.decoding.interface import Decoded, Emitted, Model, NBest, most_likely, normalized
 from mtp_jax.decoding.reading import Reading
-from mtp_jax.decoding.verified import Going, Likelihood, reading_drafts, verified
-from mtp_jax.decoding.verify import source_of
+from mtp_jax.decoding.verified import Likelihood, Verification, verified
 from mtp_jax.nn.cache import KVCache
 
 
@@ -91,7 +91,7 @@ class PrefixBeam:
         likelihood = Likelihood.nothing(rows, max_tokens, others)
         likelihood = likelihood.put(jnp.zeros((rows, 1), jnp.int32), logits[:, None])
         branch = cache.branched(1, max_tokens)
-        start = Going.on(source, text, hidden, said, branch, likelihood)
+        start = Verification.of(source, text, hidden, said, branch, likelihood)
         end = verified(model, source, start)
 
         def first_of_many(x: jax.Array) -> jax.Array:
@@ -102,7 +102,7 @@ class PrefixBeam:
         found = jax.tree.map(first_of_many, one)
         return _State(
             found=found,
-            left=self._prefixes(found, model.eos),
+            left=self._departures(found, model.eos),
             cache=end.cache.moved(jnp.zeros((rows, self.beams), jnp.int32)),
             calls=end.calls + active,
             steps=end.steps + 1,
@@ -121,14 +121,16 @@ class PrefixBeam:
         found = both.taken(best)
         return _State(
             found=found,
-            left=self._prefixes(found, model.eos),
+            left=self._departures(found, model.eos),
             cache=state.cache.beside(end.cache).moved(best),
             calls=state.calls + jnp.max(end.calls.reshape(best.shape), axis=1),
             steps=state.steps + end.steps,
             round=state.round + 1,
         )
 
-    def _followed(self, model: Model, state: _State, prefixes: _Texts) -> tuple[_Texts, Going]:
+    def _followed(
+        self, model: Model, state: _State, prefixes: _Texts
+    ) -> tuple[_Texts, Verification]:
         """The prefixes, and what head 1 says most likely behind them.
 
         Drafted is the rest of the hypothesis left, whose own token in the place is given up.
@@ -152,7 +154,7 @@ class PrefixBeam:
         reading = Reading(parent.tokens, parent.length - complete)
         # Of what comes before the place: it is the beginning of what is read.
         distances = jnp.abs(jnp.arange(limit + 1) - flat(left.place)[:, None])
-        source = reading_drafts(reading, self.width, eos, distances)
+        source = drafts_of_reading(reading, self.width, eos, distances)
         over = (left.token == eos) | (prefixes.length >= limit) | ~left.good
         text = Emitted(
             tokens=flat(prefixes.tokens),
@@ -164,7 +166,7 @@ class PrefixBeam:
         cache = dataclasses.replace(state.cache.moved(left.parent), length=flat(left.place))
         likelihood = jax.tree.map(flat, prefixes.likelihood)
         unseen = jnp.zeros((rows * beams, 1))  # drafts that are read look at no hidden state
-        start = Going.on(source, text, unseen, flat(left.token)[:, None], cache, likelihood)
+        start = Verification.of(source, text, unseen, flat(left.token)[:, None], cache, likelihood)
         end = verified(model, source, start)
         assert end.likelihood is not None
         texts = _Texts(
@@ -179,7 +181,7 @@ class PrefixBeam:
     def _rank(self, texts: _Texts) -> jax.Array:
         return normalized(texts.score, texts.length, self.length_power)
 
-    def _prefixes(self, found: _Texts, eos: int) -> _Prefixes:
+    def _departures(self, found: _Texts, eos: int) -> _Departures:
         """The K best that promise more than the worst of K hypotheses."""
         rows, beams, limit, others = found.likelihood.others.shape
         upto = jnp.cumsum(found.likelihood.log_probs, axis=2)
@@ -199,10 +201,10 @@ class PrefixBeam:
         at = jnp.arange(rows)[:, None], parent, place, other
         token = found.likelihood.others[at]
         log_prob = found.likelihood.other_log_probs[at]
-        return _Prefixes(parent, place, other, token, log_prob, good)
+        return _Departures(parent, place, other, token, log_prob, good)
 
 
-class _Prefixes(NamedTuple):
+class _Departures(NamedTuple):
     """K prefixes an utterance: the beginning of a hypothesis, and another token.
 
     Attributes:
@@ -248,7 +250,7 @@ class _Texts:
         taken: _Texts = jax.tree.map(lambda x: x[row, places], self)
         return taken
 
-    def leaving(self, left: _Prefixes) -> tuple[_Texts, _Texts]:
+    def leaving(self, left: _Departures) -> tuple[_Texts, _Texts]:
         """These, no more to be left by the same tokens, and the prefixes as texts of their own."""
         row = jnp.arange(len(left.parent))[:, None]
         kept = jnp.where(left.good, left.parent, self.length.shape[1])
@@ -285,13 +287,13 @@ class _State:
 
     Attributes:
         found: the hypotheses.
-        left: how they are to be left in the next round.
+        left: where, and for what, they are left in the next round.
         cache: of what they were fed, a row each.
         calls: int32[B]; steps: int32; round: int32.
     """
 
     found: _Texts
-    left: _Prefixes
+    left: _Departures
     cache: KVCache
     calls: jax.Array
     steps: jax.Array

@@ -1,4 +1,4 @@
-"""Drafts from what CTC reads: aligned with the text so far, it is what comes next in it.
+"""Drafts read off a text, CTC's or a hypothesis: aligned with the text so far, what comes next.
 
 The decoder of a good encoder mostly says what CTC says, so that whole phrases pass verification. It
 takes no heads, and changes no output. (To have the decoder verify CTC's transcript is from Saon
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 class Reading(NamedTuple):
-    """What CTC reads in a batch.
+    """Texts that drafts are read off: what CTC reads, or hypotheses.
 
     Attributes:
         tokens: int32[B, R], in the decoder's tokens; 0 behind the last.

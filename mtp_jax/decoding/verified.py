@@ -8,66 +8,15 @@ at best ceil((N - 1) / S) calls for N - 1 tokens. (arXiv 2409.08148; after Stern
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mtp_jax.decoding.drafts import Source
 from mtp_jax.decoding.interface import Emitted, Model, at, most_likely, tested
-from mtp_jax.decoding.reading import Reading, follow, nothing_said, read_on
 from mtp_jax.nn.cache import KVCache
-
-
-class Source(NamedTuple):
-    """Where drafts come from.
-
-    Attributes:
-        width: S, tokens fed a call.
-        start: what it knows of a text before its first token.
-        draft: (known, hidden [B, D] at the last accepted position, int32[B, S] tokens that head 1
-            says, of which the first int32[B] join the text) -> (int32[B, S], the last of these and
-            the drafts behind it; known).
-    """
-
-    width: int
-    start: Any
-    draft: Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-
-
-def heads_draft(model: Model) -> Source:
-    """What heads 2..M say."""
-
-    def draft(
-        known: Any, hidden: jax.Array, said: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        first = _last(said, count)
-        drafts = model.draft(hidden, first[:, 0])
-        return jnp.concatenate([first, drafts.tokens], axis=1), known
-
-    return Source(model.heads, (), draft)
-
-
-def reading_drafts(
-    reading: Reading, width: int, eos: int, known: jax.Array | None = None
-) -> Source:
-    """What comes next in a `reading`; int32[B, R + 1] `known` of a text that is not empty."""
-
-    def draft(
-        known: jax.Array, hidden: jax.Array, said: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del hidden
-        known = follow(reading, known, said, count)
-        drafts = read_on(reading, known, width - 1, eos)
-        return jnp.concatenate([_last(said, count), drafts], axis=1), known
-
-    return Source(width, nothing_said(reading) if known is None else known, draft)
-
-
-def _last(said: jax.Array, count: jax.Array) -> jax.Array:
-    """int32[B, 1]."""
-    return jnp.take_along_axis(said, count[:, None] - 1, axis=1)
 
 
 @struct.dataclass
@@ -103,7 +52,7 @@ class Likelihood:
 
 
 @struct.dataclass
-class Going:
+class Verification:
     """Loop state.
 
     Attributes:
@@ -128,7 +77,7 @@ class Going:
     likelihood: Likelihood | None = None
 
     @classmethod
-    def on(
+    def of(
         cls,
         source: Source,
         text: Emitted,
@@ -136,7 +85,7 @@ class Going:
         last: jax.Array,
         cache: KVCache,
         likelihood: Likelihood | None = None,
-    ) -> Going:
+    ) -> Verification:
         """From a text on.
 
         Args:
@@ -154,13 +103,13 @@ class Going:
         return cls(text, drafts, known, cache, zero, none, none, jnp.int32(0), likelihood)
 
 
-def verified(model: Model, source: Source, start: Going) -> Going:
+def verified(model: Model, source: Source, start: Verification) -> Verification:
     """Goes on until every text is finished."""
 
-    def unfinished(state: Going) -> jax.Array:
+    def unfinished(state: Verification) -> jax.Array:
         return jnp.any(~state.text.finished)
 
-    def step(state: Going) -> Going:
+    def step(state: Verification) -> Verification:
         going, text, drafts = ~state.text.finished, state.text, state.drafts
         fed = jnp.where(going, source.width, 0)
         hidden, cache = model.extend(drafts, fed, state.cache)
@@ -178,7 +127,7 @@ def verified(model: Model, source: Source, start: Going) -> Going:
             slots = jnp.where(offset < gained[:, None], text.length[:, None] + offset, text.limit)
             likelihood = likelihood.put(slots, logits)
         later, known = source.draft(state.known, at(hidden, kept - 1), said, kept)
-        return Going(
+        return Verification(
             text=longer,
             drafts=later,
             known=known,

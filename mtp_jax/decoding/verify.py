@@ -6,31 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mtp_jax.decoding.drafts import source_of
 from mtp_jax.decoding.interface import Decoded, Emitted, Model, most_likely
-from mtp_jax.decoding.verified import Going, Source, heads_draft, reading_drafts, verified
-
-
-class DraftsError(ValueError):
-    """CTC reads in other tokens than the decoder's."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "verify_ctc and prefix_beam_ctc draft what CTC reads, and this model's CTC has labels"
-            " of its own: take verify or prefix_beam"
-        )
-
-
-def source_of(model: Model, ctc_width: int) -> Source:
-    """Drafts of the heads, or, where `ctc_width` is above 0, as wide ones of what CTC reads.
-
-    Raises:
-        DraftsError: CTC reads nothing in the decoder's tokens.
-    """
-    if not ctc_width:
-        return heads_draft(model)
-    if model.reading is None:
-        raise DraftsError
-    return reading_drafts(model.reading, ctc_width, model.eos)
+from mtp_jax.decoding.verified import Verification, verified
 
 
 @struct.dataclass
@@ -54,7 +32,7 @@ class Verify:
         text, _ = Emitted.nothing(active, max_tokens).emit(
             first, jnp.ones_like(first[:, 0]), model.eos
         )
-        end = verified(model, source, Going.on(source, text, hidden, first, cache))
+        end = verified(model, source, Verification.of(source, text, hidden, first, cache))
         return Decoded(
             tokens=end.text.tokens,
             length=end.text.length,
