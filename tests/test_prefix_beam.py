@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 from flax import struct
 
-from mtp_jax.decoding import BeamSearch, Decoded, DraftsError, Greedy, PrefixBeam, Strategy
+from mtp_jax.decoding import (
+    BeamSearch,
+    Decoded,
+    DraftsError,
+    Greedy,
+    PrefixBeam,
+    Strategy,
+    prefix_beam,
+)
 from mtp_jax.decoding.reading import Reading
+from mtp_jax.decoding.verified import verified
 from tests import toy
 from tests.toy import EOS, PRIME, VOCABULARY, mix
 
@@ -117,7 +126,7 @@ class Plain:
             beam = self.ranked(found, power)[:beams]
         return beam, calls
 
-    def prefix_beam(self, beams: int, power: float, rounds: int, others: int, limit: int):
+    def prefix_beam(self, beams: int, power: float, rounds: int, limit: int):
         """Prefix beam search as its docstring tells it: hypotheses (text, score)."""
 
         def finished(text):
@@ -133,7 +142,7 @@ class Plain:
             for text, score in found:
                 for place in range(own.get(text, 0), len(text)):
                     said = self.heads(text[:place])[0]
-                    for token in np.argsort(-said, kind="stable")[1 : others + 1].tolist():
+                    for token in np.argsort(-said, kind="stable")[1:beams].tolist():
                         prefix = (*text[:place], token)
                         rest = 0.0 if token == EOS else score - self.score(text[: place + 1])
                         length = place + 1 if token == EOS else len(text)
@@ -194,24 +203,40 @@ def test_a_beam_equals_plain_python(beams, power):
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 @pytest.mark.parametrize(
-    ("beams", "heads", "width", "rounds", "others"),
-    [(2, 1, 2, 4, 6), (3, 4, 3, 1, 2), (5, 2, 9, 9, 3), (8, 3, 4, 2, 1)],
+    ("beams", "heads", "width", "rounds"),
+    [(2, 1, 2, 4), (3, 4, 3, 1), (5, 2, 9, 9), (8, 3, 4, 2)],
 )
-def test_a_prefix_beam_equals_plain_python(beams, heads, width, rounds, others, power):
+def test_a_prefix_beam_equals_plain_python(beams, heads, width, rounds, power):
     for seed in range(3):
         model = fine(heads=heads, seed=seed)
-        strategy = PrefixBeam(beams, jnp.float32(power), width, rounds, others)
+        strategy = PrefixBeam(beams, jnp.float32(power), width, rounds)
         got = decode(model, strategy)
         for row in range(len(got.length)):
             plain = Plain(model, row)
-            assert_lists(got, row, plain.prefix_beam(beams, power, rounds, others, LIMIT))
+            assert_lists(got, row, plain.prefix_beam(beams, power, rounds, LIMIT))
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_giving_up_changes_no_list_and_saves_calls(power, monkeypatch):
+    model, strategy = fine(rows=20, heads=2), PrefixBeam(4, power, width=2)
+
+    def found() -> Decoded:
+        return quick_jit(lambda: strategy.decode(model.model(), jnp.ones(20, bool), LIMIT))()
+
+    given_up = found()
+    monkeypatch.setattr(prefix_beam, "verified", lambda *three, **_: verified(*three))
+    whole = found()
+    for row, expected in enumerate(lists(whole)):
+        assert_lists(given_up, row, expected)
+    assert np.all(given_up.calls <= whole.calls)
+    assert np.sum(given_up.calls) < np.sum(whole.calls)
 
 
 TEXTS = {
     text[: text.index(EOS) + 1] if EOS in text else text
     for text in itertools.product(range(VOCABULARY), repeat=3)
 }
-EVERYTHING = {"beams": len(TEXTS), "rounds": 50, "others": VOCABULARY - 1}
+EVERYTHING = {"beams": len(TEXTS), "rounds": 50}
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -326,7 +351,7 @@ def test_ties_go_to_the_lower_token():
     expected = [(a, b) for a in (0, 1) for b in range(VOCABULARY)]
     assert [text for text, _ in got[1:]] == expected[:7]
     # A prefix beam leaves greedy's text by every token once; of equals what was found first stays.
-    found = lists(decode(model, PrefixBeam(4, others=VOCABULARY - 1), 2))[0]
+    found = lists(decode(model, PrefixBeam(4), 2))[0]
     assert found[0][0] == (EOS,)
     assert [text for text, _ in found[1:]] == [(0, 0), (1, 0), (3, 0)]
 

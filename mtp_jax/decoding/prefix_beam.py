@@ -24,7 +24,8 @@ class PrefixBeam:
     how likely: head 1 was asked at every token. So in each *round* the K best prefixes that end in
     another token than a known hypothesis has there go on, all at once, by what head 1 says most
     likely. Drafted is what comes next in the hypothesis that they left, aligned anew by edit
-    distance; a call adds up to S tokens to each. The best K of all hypotheses stay.
+    distance; a call adds up to S tokens to each. One that has become less likely than K complete
+    hypotheses are is given up. The best K of all hypotheses stay.
 
     *Best* among prefixes is by what would come out if the rest were as likely as it was in the
     hypothesis left: its log-probability with one token's replaced. A round in which none promises
@@ -34,7 +35,7 @@ class PrefixBeam:
 
     Scores are head 1's. Drafts change neither these nor the list, only how many calls it takes.
     With K = 1 this is verification, and the text greedy's; with K large enough to hold every text,
-    all alternatives and rounds enough it is brute force. (arXiv 2409.08148 has a prefix-based beam
+    and rounds enough, it is brute force. (arXiv 2409.08148 has a prefix-based beam
     search and leaves open how prefixes compete; docs/mwer.md compares readings.)
 
     Attributes:
@@ -43,7 +44,6 @@ class PrefixBeam:
             compares probabilities, 1 means a token.
         width: S of the rounds.
         rounds: at most so many.
-        others: how many tokens beside the likeliest are considered in each place.
         ctc_width: drafts of the first hypothesis, as in `Verify`.
     """
 
@@ -51,7 +51,6 @@ class PrefixBeam:
     length_power: float | jax.Array = 0.0
     width: int = struct.field(pytree_node=False, default=16)
     rounds: int = struct.field(pytree_node=False, default=3)
-    others: int = struct.field(pytree_node=False, default=4)
     ctc_width: int = struct.field(pytree_node=False, default=0)
 
     def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
@@ -87,7 +86,8 @@ class PrefixBeam:
         text, _ = Emitted.nothing(active, max_tokens).emit(
             said, jnp.ones(rows, jnp.int32), model.eos
         )
-        others = min(self.others, logits.shape[-1] - 1)
+        # Where K texts part there are K tokens at most.
+        others = max(1, min(self.beams, logits.shape[-1]) - 1)
         likelihood = Likelihood.nothing(rows, max_tokens, others)
         likelihood = likelihood.put(jnp.zeros((rows, 1), jnp.int32), logits[:, None])
         branch = cache.branched(1, max_tokens)
@@ -167,7 +167,19 @@ class PrefixBeam:
         likelihood = jax.tree.map(flat, prefixes.likelihood)
         unseen = jnp.zeros((rows * beams, 1))  # drafts that are read look at no hidden state
         start = Verification.of(source, text, unseen, flat(left.token)[:, None], cache, likelihood)
-        end = verified(model, source, start)
+        known = self._rank(state.found)
+
+        def hopeless(end: Verification) -> jax.Array:
+            assert end.likelihood is not None
+            score = by_utterance(jnp.sum(end.likelihood.log_probs, axis=1))
+            rank = normalized(score, by_utterance(end.text.length), self.length_power)
+            complete = left.good & by_utterance(end.text.finished)
+            ranks = jnp.concatenate([known, jnp.where(complete, rank, -jnp.inf)], axis=1)
+            worst = jax.lax.top_k(ranks, beams)[0][:, -1:]
+            # A text only loses probability, and gains at most by being as long as may be.
+            return flat(normalized(score, jnp.full_like(score, limit), self.length_power) < worst)
+
+        end = verified(model, source, start, hopeless=hopeless)
         assert end.likelihood is not None
         texts = _Texts(
             tokens=by_utterance(end.text.tokens),

@@ -8,6 +8,8 @@ at best ceil((N - 1) / S) calls for N - 1 tokens. (arXiv 2409.08148; after Stern
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -103,8 +105,13 @@ class Verification:
         return cls(text, drafts, known, cache, zero, none, none, jnp.int32(0), likelihood)
 
 
-def verified(model: Model, source: Source, start: Verification) -> Verification:
-    """Goes on until every text is finished."""
+def verified(
+    model: Model,
+    source: Source,
+    start: Verification,
+    hopeless: Callable[[Verification], jax.Array] | None = None,
+) -> Verification:
+    """Goes on until every text is finished, or `hopeless`: bool[B] of these, asked after a call."""
 
     def unfinished(state: Verification) -> jax.Array:
         return jnp.any(~state.text.finished)
@@ -127,7 +134,7 @@ def verified(model: Model, source: Source, start: Verification) -> Verification:
             slots = jnp.where(offset < gained[:, None], text.length[:, None] + offset, text.limit)
             likelihood = likelihood.put(slots, logits)
         later, known = source.draft(state.known, at(hidden, kept - 1), said, kept)
-        return Verification(
+        after = Verification(
             text=longer,
             drafts=later,
             known=known,
@@ -138,5 +145,9 @@ def verified(model: Model, source: Source, start: Verification) -> Verification:
             steps=state.steps + 1,
             likelihood=likelihood,
         )
+        if hopeless is None:
+            return after
+        finished = after.text.finished | hopeless(after)
+        return dataclasses.replace(after, text=dataclasses.replace(after.text, finished=finished))
 
     return jax.lax.while_loop(unfinished, step, start)
