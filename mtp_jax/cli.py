@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 
@@ -118,9 +119,23 @@ def _quiet() -> None:
     ours.handlers = [handler]
 
 
+def _last_of_each(argv: list[str]) -> list[str]:
+    """Without the tuples of the config that are given again: the last one counts, as of any field.
+
+    config_flags would make one tuple of them all.
+    """
+    tuples = [re.match(r"--?(config\.[^=]+)=\(", argument) for argument in argv]
+    last = {found[1]: i for i, found in enumerate(tuples) if found}
+    return [
+        argument
+        for i, (argument, found) in enumerate(zip(argv, tuples, strict=True))
+        if not found or last[found[1]] == i
+    ]
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(_last_of_each(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # config_flags reports an override of an unknown field in one of several ways.
         print(f"error: {_sentence(error)}", file=sys.stderr)
