@@ -119,7 +119,7 @@ def _quiet() -> None:
     ours.handlers = [handler]
 
 
-def _last_of_each(argv: list[str]) -> list[str]:
+def last_of_each(argv: list[str]) -> list[str]:
     """Without the tuples of the config that are given again: the last one counts, as of any field.
 
     config_flags would make one tuple of them all.
@@ -135,7 +135,7 @@ def _last_of_each(argv: list[str]) -> list[str]:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(_last_of_each(argv))
+        return flags.FLAGS(last_of_each(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # config_flags reports an override of an unknown field in one of several ways.
         print(f"error: {_sentence(error)}", file=sys.stderr)

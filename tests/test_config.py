@@ -13,8 +13,10 @@ import pathlib
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
+from mtp_jax.cli import last_of_each
 from mtp_jax.config import (
     Config,
     ConfigError,
@@ -86,6 +88,26 @@ def test_overrides_go_through_config_dict() -> None:
     assert config.optim.steps == 500
     assert config.evaluation.taus == (0.5, 0.9)
     assert config.decoder.rope_scaling.kind == "llama3"
+
+
+def test_of_what_is_given_twice_the_last_counts() -> None:
+    values = flags.FlagValues()
+    given = [
+        "command",
+        '--config.optim.freeze=("whisper/*", "encoder/*")',
+        "--config.optim.steps=3",
+        "--config.optim.freeze=('ctc/*',)",
+        "--config.optim.steps=4",
+        "--config.evaluation.taus=0.5",  # config_flags' own way to write a tuple
+        "--config.evaluation.taus=0.9",
+    ]
+    config_flags.DEFINE_config_dict(
+        "config", to_config_dict(Config()), flag_values=values, sys_argv=given
+    )
+    values(last_of_each(given))
+    assert values["config"].value.optim.freeze == ("ctc/*",)
+    assert values["config"].value.optim.steps == 4
+    assert values["config"].value.evaluation.taus == (0.5, 0.9)
 
 
 # group and field by dotted name, value, and what the message must say besides the full name
