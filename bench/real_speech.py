@@ -39,9 +39,8 @@ SCHEDULE = ("--config.optim.steps=1500", "--config.train.dev_every=500")
 # The other half of the steps, from the model of the first half on.
 MORE = ("--config.optim.learning_rate=2e-3", "--config.loss.head_weight=0.1")
 LISTENING = '--config.optim.freeze=("whisper/*", "encoder/*", "ctc/*")'
-# All but Whisper learns from the errors of head 1, and the later heads go with it.
+# The trunk learns from the errors of head 1, and the later heads go with it.
 TUNED = (
-    '--config.optim.freeze=("whisper/*",)',
     "--config.optim.learning_rate=2e-4",
     "--config.heads.detached=True",
     "--config.mwer.search=prefix_beam_ctc",

@@ -245,7 +245,7 @@ def test_free_slots_of_the_cache_may_hold_anything_finite(strategy: Strategy) ->
     encoded = encode(model, params, *drawn())
 
     def littered(cache: KVCache, junk: jax.Array) -> KVCache:
-        free = (jnp.arange(cache.slots) >= cache.length[:, None])[..., None, None]
+        free = (jnp.arange(cache.slots) >= cache.length[:, None])[..., None]
         return cache.replace(
             keys=jnp.where(free, junk, cache.keys), values=jnp.where(free, -junk, cache.values)
         )
@@ -349,7 +349,7 @@ def test_aligned_text_stands_where_the_audio_began() -> None:
 
 
 def _turned(params: Any, token: int, positions: np.ndarray) -> np.ndarray:
-    """Keys [S, G, H] of the first layer for one token at some positions, step by step."""
+    """Keys [S, G H] of the first layer for one token at some positions, step by step."""
     decoder, c = jax.device_get(params["decoder"]), CONFIG.decoder
     x = decoder["embedding"][token]
     x = x / np.sqrt(np.mean(x * x) + c.norm_epsilon)
@@ -358,6 +358,5 @@ def _turned(params: Any, token: int, positions: np.ndarray) -> np.ndarray:
     half = c.head_size // 2
     angles = positions[:, None, None] / c.rope_theta ** (np.arange(half) / half)
     a, b = key[:, :half], key[:, half:]
-    return np.concatenate(
-        [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], axis=-1
-    )
+    turned = a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)
+    return np.concatenate(turned, axis=-1).reshape(len(positions), -1)

@@ -196,7 +196,7 @@ def test_slots_beyond_length_may_hold_garbage():
     unused = np.arange(cache.slots) >= np.asarray(cache.length)[:, None]
 
     def spoil(store: jax.Array) -> jax.Array:
-        return jnp.where(unused[None, :, :, None, None], 1e30, store)
+        return jnp.where(unused[None, :, :, None], 1e30, store)
 
     spoilt = cache.replace(keys=spoil(cache.keys), values=spoil(cache.values))
     hidden, after = extend(x[:, WIDTH : 2 * WIDTH], real, cache)

@@ -146,7 +146,7 @@ class Toy:
 
     def _terms(self, keys: jax.Array, values: jax.Array) -> jax.Array:
         """int32[B, C]: what each slot adds to the hash."""
-        return keys[0, :, :, 0, 0] % PRIME * (values[0, :, :, 0, 0] % PRIME) % PRIME
+        return keys[0, :, :, 0] % PRIME * (values[0, :, :, 0] % PRIME) % PRIME
 
     def _next_token(self, hidden: jax.Array) -> jax.Array:
         state = hidden[..., :1]

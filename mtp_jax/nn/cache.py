@@ -27,10 +27,12 @@ class KVCache:
     """Keys and values of every layer for the positions seen so far.
 
     Attributes:
-        keys, values: [layers, B, C, G, H].
+        keys, values: [layers, B, C, G H], the heads side by side: a TPU pads the last two axes of
+            an array to 8 or 16 by 128, so that an axis of their own would take up much of it.
         length: int32[B], slots of each row that are in use.
         rewind: int32[B], by how much the rotary position of what comes next lags behind its
             place in the row.
+        kv_heads: G.
         prompt: what comes before, for B / K of `B` rows: row r goes on from its row r // K.
     """
 
@@ -38,6 +40,7 @@ class KVCache:
     values: jax.Array
     length: jax.Array
     rewind: jax.Array
+    kv_heads: int = struct.field(pytree_node=False)
     prompt: KVCache | None = None
 
     @classmethod
@@ -46,12 +49,13 @@ class KVCache:
     ) -> KVCache:
         """A cache with no slot in use."""
         shape = (layers, rows, slots, kv_heads, head_size)
-        axes = ("layers", "batch", None, "kv_heads", None)
+        zero = constrain(jnp.zeros(shape, dtype), "layers", "batch", None, "kv_heads", None)
         return cls(
-            keys=constrain(jnp.zeros(shape, dtype), *axes),
-            values=constrain(jnp.zeros(shape, dtype), *axes),
+            keys=zero.reshape(layers, rows, slots, -1),
+            values=zero.reshape(layers, rows, slots, -1),
             length=jnp.zeros(rows, jnp.int32),
             rewind=jnp.zeros(rows, jnp.int32),
+            kv_heads=kv_heads,
         )
 
     @property
@@ -94,9 +98,9 @@ class KVCache:
         """`each` rows of `slots` free slots in place of every row, going on from it."""
         if self.prompt is not None:
             raise ValueError("a cache that has a prompt cannot branch again")
-        layers, rows, _, kv_heads, head_size = self.keys.shape
+        (layers, rows, _, size), heads = self.keys.shape, self.kv_heads
         return dataclasses.replace(
-            self.empty(layers, rows * each, slots, kv_heads, head_size, self.keys.dtype),
+            self.empty(layers, rows * each, slots, heads, size // heads, self.keys.dtype),
             rewind=jnp.repeat(self.rewind, each),
             prompt=self,
         )
@@ -137,6 +141,12 @@ class KVCache:
 
 
 def write(store: jax.Array, layer: jax.Array, slots: jax.Array, x: jax.Array) -> jax.Array:
-    """Writes `x` [B, S, G, H] to int32[B, S] slots of one layer of `store` [layers, B, C, G, H]."""
+    """Writes `x` [B, S, G, H] to int32[B, S] slots of one layer of `store` [layers, B, C, G H]."""
     rows = jnp.arange(slots.shape[0])[:, None]
-    return store.at[layer, rows, slots].set(x.astype(store.dtype), mode="drop")
+    x = x.reshape(*slots.shape, -1).astype(store.dtype)
+    return store.at[layer, rows, slots].set(x, mode="drop")
+
+
+def by_head(kept: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, C, G, H] of a layer's keys or values."""
+    return kept.reshape(*kept.shape[:2], kv_heads, -1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mtp_jax.config import Decoder
 from mtp_jax.nn.attention import attend_in_groups
-from mtp_jax.nn.cache import KVCache, write
+from mtp_jax.nn.cache import KVCache, by_head, write
 from mtp_jax.nn.layers import (
     Dropout,
     Linear,
@@ -95,13 +95,14 @@ class Attention(nn.Module):
         v = project(c.kv_heads, "kv_heads", "value")
         if keys is not None and values is not None:
             keys, values = write(keys, layer, slots, k), write(values, layer, slots, v)
-            k, v = keys[layer], values[layer]
+            k, v = by_head(keys[layer], c.kv_heads), by_head(values[layer], c.kv_heads)
         if keys is None:
             y = attend_in_groups(q, k, v, mask)
         elif prompt is None:
             y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
         else:
-            y = attend_with_prompt(q, k, v, *prompt, mask)
+            given_k, given_v = (by_head(x, c.kv_heads) for x in prompt)
+            y = attend_with_prompt(q, k, v, given_k, given_v, mask)
         y = y.reshape(rows, width, c.query_heads * c.head_size)
         out = linear(c.width, ("heads", "embed"), name="output")(y)
         return out, keys, values

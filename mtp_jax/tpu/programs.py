@@ -154,7 +154,7 @@ def lower_calls(
         d.head_size,
         dtype,
     )
-    split = sharding.spec(None, "batch", None, "kv_heads", None)
+    split = sharding.spec(None, "batch", None, "kv_heads")
     store, row = jax.sharding.NamedSharding(mesh, split), sharding.batch_sharding(mesh)
     cache = jax.eval_shape(empty)
     shardings = cache.replace(keys=store, values=store, length=row, rewind=row)
