@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -35,8 +36,8 @@ class PrefixBeam:
 
     Scores are head 1's. Drafts change neither these nor the list, only how many calls it takes.
     With K = 1 this is verification, and the text greedy's; with K large enough to hold every text,
-    and rounds enough, it is brute force. (arXiv 2409.08148 has a prefix-based beam
-    search and leaves open how prefixes compete; docs/mwer.md compares readings.)
+    and rounds enough, it is brute force. (arXiv 2409.08148 has a prefix-based beam search and
+    leaves open how prefixes compete; docs/mwer.md compares readings.)
 
     Attributes:
         beams: K.
@@ -167,19 +168,7 @@ class PrefixBeam:
         likelihood = jax.tree.map(flat, prefixes.likelihood)
         unseen = jnp.zeros((rows * beams, 1))  # drafts that are read look at no hidden state
         start = Verification.of(source, text, unseen, flat(left.token)[:, None], cache, likelihood)
-        known = self._rank(state.found)
-
-        def hopeless(end: Verification) -> jax.Array:
-            assert end.likelihood is not None
-            score = by_utterance(jnp.sum(end.likelihood.log_probs, axis=1))
-            rank = normalized(score, by_utterance(end.text.length), self.length_power)
-            complete = left.good & by_utterance(end.text.finished)
-            ranks = jnp.concatenate([known, jnp.where(complete, rank, -jnp.inf)], axis=1)
-            worst = jax.lax.top_k(ranks, beams)[0][:, -1:]
-            # A text only loses probability, and gains at most by being as long as may be.
-            return flat(normalized(score, jnp.full_like(score, limit), self.length_power) < worst)
-
-        end = verified(model, source, start, hopeless=hopeless)
+        end = verified(model, source, start, hopeless=functools.partial(self._hopeless, state))
         assert end.likelihood is not None
         texts = _Texts(
             tokens=by_utterance(end.text.tokens),
@@ -189,6 +178,19 @@ class PrefixBeam:
             likelihood=jax.tree.map(by_utterance, end.likelihood),
         )
         return texts, end
+
+    def _hopeless(self, state: _State, now: Verification) -> jax.Array:
+        """bool[B K]: less likely than K complete texts, and so never in the list."""
+        assert now.likelihood is not None
+        shape = state.left.good.shape
+        score = jnp.sum(now.likelihood.log_probs, axis=1).reshape(shape)
+        rank = normalized(score, now.text.length.reshape(shape), self.length_power)
+        complete = state.left.good & now.text.finished.reshape(shape)
+        ranks = [self._rank(state.found), jnp.where(complete, rank, -jnp.inf)]
+        worst = jax.lax.top_k(jnp.concatenate(ranks, axis=1), self.beams)[0][:, -1:]
+        # A text only loses probability, and gains at most by being as long as may be.
+        longest = jnp.full_like(now.text.length, now.text.limit).reshape(shape)
+        return (normalized(score, longest, self.length_power) < worst).reshape(-1)
 
     def _rank(self, texts: _Texts) -> jax.Array:
         return normalized(texts.score, texts.length, self.length_power)
