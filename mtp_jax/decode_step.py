@@ -19,7 +19,7 @@ from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call, in_type
 from mtp_jax.params import products_type
 from mtp_jax.speech_features import speech_features
 
-_POSITIONS = 64  # of the prompt that the decoder reads at a time
+PROMPT_BLOCK = 64  # positions of the prompt that the decoder reads at a time
 
 
 def encode(model: SpeechLlama, params: Any, batch: Batch) -> Encoded:
@@ -62,21 +62,21 @@ def _prefill(
     """
     x, real, rewind = call(model, params, "prompt", encoded)
     cache = call(model, params, "cache", rewind, x.shape[1] + room)
-    blocks = -(-x.shape[1] // _POSITIONS)
+    blocks = -(-x.shape[1] // PROMPT_BLOCK)
     front = jnp.argsort(~real, axis=1, stable=True)  # padding goes to the end
-    empty = ((0, 0), (0, blocks * _POSITIONS - x.shape[1]))
+    empty = ((0, 0), (0, blocks * PROMPT_BLOCK - x.shape[1]))
     x = jnp.pad(jnp.take_along_axis(x, front[..., None], axis=1), (*empty, (0, 0)))
     real, rewind = (jnp.pad(jnp.take_along_axis(y, front, axis=1), empty) for y in (real, rewind))
     length = jnp.sum(real, axis=1)
 
     def block(state: tuple[jax.Array, jax.Array, KVCache]) -> tuple[jax.Array, jax.Array, KVCache]:
         start, last, cache = state
-        now = [jax.lax.dynamic_slice_in_dim(y, start, _POSITIONS, 1) for y in (x, real, rewind)]
+        now = [jax.lax.dynamic_slice_in_dim(y, start, PROMPT_BLOCK, 1) for y in (x, real, rewind)]
         hidden, cache = call(model, params, "read", *now, cache)
         ends = length - 1 - start
-        here = (ends >= 0) & (ends < _POSITIONS)
-        found = at(hidden, jnp.clip(ends, 0, _POSITIONS - 1))
-        return start + _POSITIONS, jnp.where(here[:, None], found, last), cache
+        here = (ends >= 0) & (ends < PROMPT_BLOCK)
+        found = at(hidden, jnp.clip(ends, 0, PROMPT_BLOCK - 1))
+        return start + PROMPT_BLOCK, jnp.where(here[:, None], found, last), cache
 
     last = jnp.zeros((x.shape[0], model.hidden_width), model.config.train.dtype)
     state = jnp.int32(0), last, cache

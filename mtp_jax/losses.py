@@ -196,6 +196,25 @@ def ctc(
     )
 
 
+def consistency(logits: jax.Array, frames: jax.Array) -> jax.Array:
+    """How far CTC is from saying the same of two views of an utterance (CR-CTC, Yao et al., 2024).
+
+    At each frame the Kullback-Leibler divergence of either view from the other, through which no
+    gradient flows.
+
+    Args:
+        logits: float32[B, 2, T, V + 1]; `frames`: int32[B], of both views.
+
+    Returns:
+        A float32 scalar: nats summed over frames and views.
+    """
+    real = jnp.arange(logits.shape[2]) < frames[:, None, None]
+    # As in `cross_entropy`: what is not real may be anything.
+    log_probs = jax.nn.log_softmax(jnp.where(real[..., None], logits, 0.0))
+    other = jax.lax.stop_gradient(log_probs[:, ::-1])
+    return jnp.sum(jnp.exp(other) * (other - log_probs))
+
+
 def mwer(log_probs: jax.Array, errors: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Minimum word error rate: expected errors of an n-best list (Prabhavalkar et al., 2018).
 

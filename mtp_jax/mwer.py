@@ -19,7 +19,12 @@ Metrics = dict[str, jax.Array]
 
 
 def mwer_loss(
-    model: SpeechLlama, params: Any, encoded: Encoded, batch: Batch, spelling: Spelling
+    model: SpeechLlama,
+    params: Any,
+    encoded: Encoded,
+    tokens: jax.Array,
+    length: jax.Array,
+    spelling: Spelling,
 ) -> tuple[jax.Array, Metrics]:
     """Expected word errors an utterance, beyond the mean of its n-best list.
 
@@ -30,8 +35,8 @@ def mwer_loss(
     Args:
         model: whose config has the options, in `config.Mwer`.
         params: its parameters.
-        encoded: the audio of `batch`.
-        batch: whose texts are the references; rows of length 0 count nowhere.
+        encoded: the audio.
+        tokens: int32[B, L], the references; `length`: int32[B], and rows of 0 count nowhere.
         spelling: of the tokenizer's pieces.
 
     Returns:
@@ -40,9 +45,8 @@ def mwer_loss(
         ``nbest_size``, ``nbest_calls``.
     """
     c = model.config.mwer
-    tokens, length = jnp.asarray(batch.tokens), jnp.asarray(batch.token_length)
     active = length > 0
-    decoded = _search(model, *jax.lax.stop_gradient((params, encoded)), batch)
+    decoded = _search(model, *jax.lax.stop_gradient((params, encoded)), active, tokens.shape[1])
     nbest = decoded.nbest
     assert nbest is not None
     errors = word_errors(spelling, nbest, tokens, length)
@@ -69,25 +73,30 @@ def mwer_loss(
     }
 
 
-def _search(model: SpeechLlama, params: Any, encoded: Encoded, batch: Batch) -> Decoded:
-    c, limit = model.config.mwer, batch.tokens.shape[1]
+def _search(
+    model: SpeechLlama, params: Any, encoded: Encoded, active: jax.Array, limit: int
+) -> Decoded:
+    c = model.config.mwer
     width = model.config.evaluation.draft_width
     strategies: dict[str, Strategy] = {
         "beam": BeamSearch(c.beams),
         "prefix_beam": PrefixBeam(c.beams, 0.0, width, c.rounds),
         "prefix_beam_ctc": PrefixBeam(c.beams, 0.0, width, c.rounds, ctc_width=width),
     }
-    active = jnp.asarray(batch.token_length) > 0
     return strategies[c.search].decode(view(model, params, encoded), active, limit)
 
 
 def search_seconds(model: SpeechLlama, params: Any, batch: Batch) -> float:
     """Wall clock of making the n-best lists of one batch, compilation apart."""
     encoded = jax.jit(encode, static_argnums=0)(model, params, batch)
-    search = jax.jit(_search, static_argnums=0).lower(model, params, encoded, batch).compile()
-    jax.block_until_ready(search(params, encoded, batch))
+    active = jnp.asarray(batch.token_length) > 0
+    lowered = jax.jit(_search, static_argnums=(0, 4)).lower(
+        model, params, encoded, active, batch.tokens.shape[1]
+    )
+    search = lowered.compile()
+    jax.block_until_ready(search(params, encoded, active))
     start = time.perf_counter()
-    jax.block_until_ready(search(params, encoded, batch))
+    jax.block_until_ready(search(params, encoded, active))
     return time.perf_counter() - start
 
 

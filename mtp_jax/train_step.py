@@ -206,17 +206,24 @@ def loss_fn(
         ValueError: it is needed and missing.
 
     Returns:
-        The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token), ``ctc`` (nats a
-        label), ``too_short_for_ctc``, ``utterances``, ``audio_seconds``, and those of `mwer_loss`.
+        The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token), ``ctc`` and
+        ``ctc_consistency`` (nats a label), ``too_short_for_ctc``, ``utterances``,
+        ``audio_seconds``, and those of `mwer_loss`.
     """
     c = model.config
-    features, frames = speech_features(model, params, batch)
+    views = 2 if c.loss.ctc_consistency and key is not None else 1
+
+    def seen(x: Any) -> jax.Array:
+        """A view beside the other: rows of a mesh stay where they are."""
+        return jnp.repeat(x, views, axis=0) if views > 1 else jnp.asarray(x)
+
+    features, frames = map(seen, speech_features(model, params, batch))
     rngs = {}
     if key is not None:
         augment_key, dropout_key, noise_key = jax.random.split(key, 3)
         features = spec_augment(augment_key, features, frames, c.augment)
         rngs["dropout"] = dropout_key
-    tokens, length = jnp.asarray(batch.tokens), jnp.asarray(batch.token_length)
+    tokens, length = seen(batch.tokens), seen(batch.token_length)
     fed = tokens
     if key is not None and c.augment.token_noise:
         fed = noisy_tokens(noise_key, tokens, c.augment.token_noise, model.vocabulary.size)
@@ -227,24 +234,29 @@ def loss_fn(
     loss, by_head = heads_loss(model, params, hidden, tokens, length)
     labels, label_length = tokens, jnp.maximum(length - 1, 0)  # CTC has no EOS
     if batch.labels is not None:
-        labels, label_length = jnp.asarray(batch.labels), jnp.asarray(batch.label_length)
+        labels, label_length = seen(batch.labels), seen(batch.label_length)
     nats, count, too_short = losses.ctc(
         encoded.ctc_logits, encoded.ctc_length, labels, label_length
     )
     ctc = nats / jnp.maximum(count, 1)
     loss += c.loss.ctc * ctc
     metrics = {f"head_{m + 1}": by_head[m] for m in range(c.heads.count)}
+    if views > 1:
+        logits = encoded.ctc_logits.reshape(-1, views, *encoded.ctc_logits.shape[1:])
+        unlike = losses.consistency(logits, encoded.ctc_length[::views]) / jnp.maximum(count, 1)
+        loss += c.loss.ctc * c.loss.ctc_consistency * unlike
+        metrics["ctc_consistency"] = unlike
     if c.mwer.weight:
         if spelling is None:
             raise ValueError("config.mwer.weight is above 0: give the tokenizer's spelling")
-        expected, seen = mwer_loss(model, params, encoded, batch, spelling)
+        expected, of_lists = mwer_loss(model, params, encoded, tokens, length, spelling)
         loss = c.mwer.cross_entropy * loss + c.mwer.weight * expected
-        metrics |= seen
+        metrics |= of_lists
     return loss, metrics | {
         "loss": loss,
         "ctc": ctc,
-        "too_short_for_ctc": too_short,
-        "utterances": jnp.sum(length > 0, dtype=jnp.float32),
+        "too_short_for_ctc": too_short / views,
+        "utterances": jnp.sum(length > 0, dtype=jnp.float32) / views,
         "audio_seconds": jnp.sum(batch.audio_length) / c.front_end.sample_rate,
     }
 

@@ -169,7 +169,7 @@ def test_prefill_and_extend_equal_the_full_pass(
 
     full = jax.jit(lambda *args: model.apply({"params": params}, *args))
     whole, encoded = full(features, length, tokens, text_length)
-    monkeypatch.setattr(decode_step, "_POSITIONS", positions)
+    monkeypatch.setattr(decode_step, "PROMPT_BLOCK", positions)
 
     @jax.jit
     def prefill(encoded: Encoded) -> tuple[jax.Array, KVCache]:

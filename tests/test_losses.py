@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.losses import (
+    consistency,
     cross_entropy,
     ctc,
     head_weights,
@@ -206,6 +207,43 @@ def test_ctc_gradients_are_right_and_finite_where_nothing_fits():
     assert not np.any(gradient[[1, 3, 4, 5]])
     dirty = np.where(padding[..., None], np.nan, logits)
     np.testing.assert_array_equal(ctc_gradient(dirty, frames, labels, length), gradient)
+
+
+def two_views() -> tuple[np.ndarray, np.ndarray]:
+    logits = np.random.default_rng(5).normal(size=(3, 2, 6, 4)).astype(np.float32)
+    return logits, np.array([6, 3, 0])
+
+
+def test_consistency_is_the_divergence_of_either_view_from_the_other():
+    logits, frames = two_views()
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+    def divergence(mine: np.ndarray, other: np.ndarray) -> float:
+        return float(np.sum(other * np.log(other / mine)))
+
+    views = [(p[0][:n], p[1][:n]) for p, n in zip(shares, frames, strict=True)]
+    expected = sum(divergence(a, b) + divergence(b, a) for a, b in views)
+    assert float(consistency(logits, frames)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_consistency_draws_each_view_to_the_other_as_it_is():
+    """The gradient is that of the cross-entropy from a target that does not move."""
+    logits, frames = two_views()
+    gradient = jax.grad(consistency)(logits, frames)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    real = np.arange(6) < frames[:, None, None]
+    expected = np.where(real[..., None], shares - shares[:, ::-1], 0)
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_consistency_is_zero_for_equal_views_and_does_not_see_padding():
+    logits, frames = two_views()
+    assert consistency(np.repeat(logits[:, :1], 2, axis=1), frames) == 0
+    real = np.arange(6) < frames[:, None, None]
+    dirty = np.where(real[..., None], logits, np.nan)
+    expected = jax.value_and_grad(consistency)(logits, frames)
+    for got, want in zip(jax.value_and_grad(consistency)(dirty, frames), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_ctc_of_long_utterances_keeps_its_precision():

@@ -58,13 +58,13 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 @functools.partial(quick_jit, static_argnums=0)
 def loss_of(model: SpeechLlama, params: Any, encoded: Encoded, batch: Batch) -> Any:
-    return mwer_loss(model, params, encoded, batch, SPELLING)
+    return mwer_loss(model, params, encoded, batch.tokens, batch.token_length, SPELLING)
 
 
 @functools.partial(quick_jit, static_argnums=0)
 def gradient_of(model: SpeechLlama, params: Any, encoded: Encoded, batch: Batch) -> Any:
     def loss(params: Any) -> Any:
-        return mwer_loss(model, params, encoded, batch, SPELLING)
+        return mwer_loss(model, params, encoded, batch.tokens, batch.token_length, SPELLING)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -86,7 +86,17 @@ def test_a_loop_costs_its_body_as_often_as_it_runs():
 def test_a_loop_that_depends_on_data_runs_as_often_as_is_said():
     module = hlo.parse(LOOP.replace("direction=LT", "direction=NE"))
     assert estimate(module).open_loops == 1
-    assert estimate(module, loop_trips=3).flops == 3 * estimate(module).flops == 3 * 2000
+    assert estimate(module, loop_trips={"": 3}).flops == 3 * estimate(module).flops == 3 * 2000
+
+
+def test_loops_that_depend_on_data_are_told_apart_by_what_is_traced_within():
+    """Those within one that is called, too."""
+    text = LOOP.replace("direction=LT", "direction=NE")
+    labels = "dim_labels=bf_io->bf"
+    named = text.replace(labels, labels + ', metadata={op_name="jit(f)/Model.read/dot"}')
+    trips = {"Model.read/": 4, "": 1}
+    assert estimate(hlo.parse(named), loop_trips=trips).flops == 4 * 2000
+    assert estimate(hlo.parse(text), loop_trips=trips).flops == 2000
 
 
 def test_a_loop_may_take_steps_of_two():

@@ -158,6 +158,8 @@ class Loss:
         head_decay: see above.
         label_smoothing: mass moved from the target to all tokens evenly.
         ctc: weight of the encoder's CTC loss.
+        ctc_consistency: weight within it of what `losses.consistency` gives; above 0 training sees
+            two views of every utterance, unlike in augmentation and dropout, at twice the cost.
         columns: tokens of the vocabulary whose logits exist at a time, about.
     """
 
@@ -165,11 +167,12 @@ class Loss:
     head_decay: float = 1.0
     label_smoothing: float = 0.0
     ctc: float = 0.5
+    ctc_consistency: float = 0.0
     columns: int = 8192
 
     def __post_init__(self) -> None:
         check(self.columns > 0, "loss.columns", "must be positive")
-        for name in ("head_weight", "head_decay", "ctc"):
+        for name in ("head_weight", "head_decay", "ctc", "ctc_consistency"):
             check(getattr(self, name) >= 0, f"loss.{name}", "must not be negative")
         check(0 <= self.label_smoothing < 1, "loss.label_smoothing", "must be within [0, 1)")
 

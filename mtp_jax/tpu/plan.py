@@ -14,9 +14,10 @@ from jax.sharding import AbstractMesh
 
 from mtp_jax import sharding
 from mtp_jax.config import Config, Mesh
+from mtp_jax.decode_step import PROMPT_BLOCK
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.optim import make_optimizer
-from mtp_jax.tpu import hlo, memory, model_flops, roofline
+from mtp_jax.tpu import hlo, memory, model_flops, programs, roofline
 from mtp_jax.tpu.chips import Slice
 from mtp_jax.tpu.compiled import DoesNotFit, Task, compiled
 from mtp_jax.tpu.meshes import factorisations
@@ -117,7 +118,7 @@ class Planner:
             return row
         before, once = row.pop("before"), row.pop("once")
         call, heads = once - before, self.config.heads.count
-        if strategy == "greedy":
+        if strategy in ("greedy", "beam"):
             heads = 1
         most, least = load.tokens - 1, math.ceil((load.tokens - 1) / heads)
         return row | {
@@ -155,6 +156,9 @@ class Planner:
                 continue
             yield planner.train(load)
 
+    def _prompt_blocks(self, load: Load) -> int:
+        return math.ceil(programs.prompt_length(self.model, load) / PROMPT_BLOCK)
+
     def _row(
         self, program: str, load: Load, **options: int
     ) -> tuple[Row, roofline.Estimate | None]:
@@ -176,11 +180,14 @@ class Planner:
         except DoesNotFit as error:
             return row | {"fits": False, "why": str(error)}, None
         module = hlo.parse(made.text)
-        estimate = roofline.estimate(module, self.where, made.coordinates)
+        # The longest prompt fills all of its blocks; else each loop counts once.
+        reads = program not in ("train", "call")
+        trips = {"SpeechLlama.read/": self._prompt_blocks(load)} if reads else {}
+        estimate = roofline.estimate(module, self.where, made.coordinates, trips | {"": 1})
         temporary = memory.temporary_bytes(module)
         peak = made.peak or made.arguments + temporary
         if program != "train":
-            still = roofline.estimate(module, self.where, made.coordinates, loop_trips=0)
+            still = roofline.estimate(module, self.where, made.coordinates, trips | {"": 0})
             row |= {"before": still.seconds, "once": estimate.seconds}
         if program == "call":  # without what comes before the loop
             estimate.add(still, -1)

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax import sharding
-from mtp_jax.config import Config
+from mtp_jax.config import Config, Mesh
 from mtp_jax.data import Batch
-from mtp_jax.decode_step import decode, view
+from mtp_jax.decode_step import decode, encode, view
 from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.decoding.interface import at, most_likely
 from mtp_jax.nn.cache import KVCache
-from mtp_jax.nn.speech_llama import Encoded, SpeechLlama
+from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.optim import make_optimizer
 from mtp_jax.params import products_type
 from mtp_jax.tpu.chips import Slice, TopologyError
@@ -167,6 +167,14 @@ def lower_calls(
     )
     with sharding.over(mesh):
         return jax.jit(calls, donate_argnums=1).lower(*given), given
+
+
+def prompt_length(model: SpeechLlama, load: Load) -> int:
+    """Positions that the prompt of an utterance may take."""
+    mesh = sharding.make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
+    given = parameters(model, mesh), batch(model, mesh, load, training=False)
+    x, *_ = jax.eval_shape(lambda p, b: call(model, p, "prompt", encode(model, p, b)), *given)
+    return int(x.shape[1])
 
 
 def parameters(model: SpeechLlama, mesh: jax.sharding.Mesh) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from mtp_jax.tpu import collectives, costs
 from mtp_jax.tpu.chips import Slice
@@ -58,7 +59,10 @@ class Estimate:
 
 
 def estimate(
-    module: Module, where: Slice, coordinates: Sequence[Sequence[int]], loop_trips: int = 1
+    module: Module,
+    where: Slice,
+    coordinates: Sequence[Sequence[int]],
+    loop_trips: Mapping[str, int] = MappingProxyType({"": 1}),
 ) -> Estimate:
     """What running `module` once costs each chip.
 
@@ -76,7 +80,8 @@ def estimate(
         module: optimised for `where`.
         where: the slice.
         coordinates: of each chip, in the order of the program's ids.
-        loop_trips: how often loops run whose trips depend on the data.
+        loop_trips: how often loops run whose trips depend on the data, by what the traced name of
+            an operation within has in it; the first one that fits counts.
     """
     return _walk(module, module.computations[module.entry], where, coordinates, loop_trips)
 
@@ -86,7 +91,7 @@ def _walk(
     computation: Computation,
     where: Slice,
     coordinates: Sequence[Sequence[int]],
-    loop_trips: int,
+    loop_trips: Mapping[str, int],
 ) -> Estimate:
     total, chip = Estimate(), where.chip
     started: dict[str, float] = {}  # seconds left of asynchronous collectives, in order
@@ -107,7 +112,10 @@ def _walk(
             body = module.computations[i.attribute("body").lstrip("%")]
             inner = Estimate(open_loops=trips is None)
             once = _walk(module, body, where, coordinates, loop_trips)
-            inner.add(once, loop_trips if trips is None else trips)
+            if trips is None:
+                names = _traced_names(module, body)
+                trips = next(n for part, n in loop_trips.items() if any(part in x for x in names))
+            inner.add(once, trips)
         elif i.opcode in ("call", "conditional"):
             branches = [
                 _walk(module, module.computations[name], where, coordinates, loop_trips)
@@ -215,6 +223,13 @@ def _channel(module: Module, instruction: Instruction) -> str:
                 if channel := _channel(module, i):
                     return channel
     return ""
+
+
+def _traced_names(module: Module, computation: Computation) -> set[str]:
+    """Of all that a computation runs."""
+    found = {_traced_name(i) for i in computation.instructions}
+    called = {name for i in computation.instructions for name in i.called}
+    return found.union(*(_traced_names(module, module.computations[name]) for name in called))
 
 
 def _traced_name(instruction: Instruction) -> str:
