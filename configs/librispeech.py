@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
             # Masks fall on Whisper's outputs: 50 frames a second, 512 of its dimensions.
             augment=Augment(freq_width=64, time_width=25),
             encoder=Encoder(
-                subsampling=(4,),
+                subsampling=(2,),
                 width=512,
                 layers=4,
                 heads=8,
@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
             tokenizer=Tokenizer(ctc_vocab_size=500),
             adaptor=Adaptor(ctc_compression=True, retokenized=True, training_room=0.5),
             decoder=Decoder(lora=Lora(rank=32, alpha=64.0), remat=True, scan_layers=True),
-            heads=Heads(count=4),
+            heads=Heads(count=4, layers=1, detached=True),
             loss=Loss(ctc=1.0),
             optim=Optim(
                 steps=100_000,

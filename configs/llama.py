@@ -8,11 +8,8 @@ The Conformer and the CTC head are those of ``runs/whisper``, or of another run
 folder or a GGUF file (``--config.pretrained.decoder=FILE``). All other flags are those of
 ``configs/whisper.py``.
 
-It learns with one head. Four from the first step on teach it to skip words, as what they want of
-its hidden states is further ahead. They are added to the finished model:
-
-    python -m mtp_jax.train --config=configs/llama.py --config.init_from=runs/llama \\
-        --config.heads.count=4 --config.optim.freeze='("*", "!heads/*")' --workdir=runs/llama_4 ...
+Heads 2 to 4 have a layer of their own and leave the rest alone: without, they teach head 1 to skip
+words, as what they want of its hidden states is further ahead.
 """
 
 from pathlib import Path
@@ -34,7 +31,7 @@ def get_config() -> ConfigDict:
     # In training CTC has to err as often as on speech that it does not know, or there is nothing
     # to learn but to copy.
     config.encoder.dropout = 0.3
-    config.heads.count = 1
+    config.heads.count = 4
     config.decoder.lora.rank = 16
     config.decoder.lora.alpha = 32.0
     config.decoder.dropout = 0.0  # of a pretrained model it would leave nothing
