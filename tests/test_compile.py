@@ -95,7 +95,7 @@ def test_models_on_the_hub_are_known_by_name():
     assert config.decoder.remat
     assert (vocabulary.size, vocabulary.labels) == (49152, 500)
     assert vocabulary.merges.start[-1] == len(vocabulary.merges.rank) == 49152 - 256
-    assert frames_per_embedding(config) == 8
+    assert frames_per_embedding(config) == 4
 
 
 def test_a_model_that_is_not_known_is_refused_by_name():
