@@ -122,7 +122,13 @@ def runs(llama: str) -> dict[str, Run]:
             )
     if llama:
         pretrained = f"--config.pretrained.decoder={llama}"
-        found["llama"] = Run((pretrained, "--config.adaptor.training_room=0.25"), config="llama")
+        room = "--config.adaptor.training_room=0.25"
+        found["llama_m1"] = Run((*one, pretrained, room), config="llama")
+        found["llama_m4"] = Run(
+            (*heads("latent", 4, 1), HEADS_ONLY, pretrained, room),
+            config="llama",
+            trunk="llama_m1",
+        )
     found["front_multilingual"] = Run((*one, *FRONT), front="", all_languages=True)
     found["m1_multilingual"] = Run(one, "front_multilingual", all_languages=True)
     found["m8_multilingual"] = dataclasses.replace(

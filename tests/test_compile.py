@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from mtp_jax.config import (
     Pretrained,
     from_config_dict,
 )
+from mtp_jax.decoding import Greedy
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.optim import make_optimizer
 from mtp_jax.sharding import MeshError, make_mesh
@@ -35,7 +37,7 @@ from mtp_jax.tpu.chips import Slice
 from mtp_jax.tpu.compiled import Task
 from mtp_jax.tpu.model_flops import count, train_step_flops
 from mtp_jax.tpu.plan import Planner
-from mtp_jax.tpu.programs import Load
+from mtp_jax.tpu.programs import READS_PROMPT, Load, lower_decode, prompt_length
 from mtp_jax.train_step import abstract_state, init_state
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +180,18 @@ def test_the_state_of_a_mesh_is_split(tmp_path):
     assert 0.5 < half.state_bytes() / whole.state_bytes() < 0.55
     with pytest.raises(MeshError, match="does not make the 4 chips of v5e:2x2"):
         planner(tmp_path).on(Mesh(3, 1, 1)).sizes()
+
+
+def test_what_reads_the_prompt_is_known_by_its_name():
+    """Or estimates would take its loop for decoder calls."""
+    mesh, load = make_mesh(Mesh(1, 1, 1), jax.devices()[:1]), Load(2, 1.0, 5)
+    model = SpeechLlama(TINY, Vocabulary(64, 1, 2))
+    lowered, _ = lower_decode(model, mesh, load, Greedy())
+    names = re.findall(r'op_name="([^"]*)"', lowered.compile().as_text())
+    calls = [name for name in names if "/while/body/" in name and "SpeechLlama." in name]
+    assert any(READS_PROMPT in name for name in calls)
+    assert any("SpeechLlama.extend/" in name for name in calls)
+    assert prompt_length(model, load) == 1 + -(-98 // frames_per_embedding(TINY))  # and BOS
 
 
 def test_numbers_of_a_flag():

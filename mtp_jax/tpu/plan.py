@@ -181,8 +181,8 @@ class Planner:
             return row | {"fits": False, "why": str(error)}, None
         module = hlo.parse(made.text)
         # The longest prompt fills all of its blocks; else each loop counts once.
-        reads = program not in ("train", "call")
-        trips = {"SpeechLlama.read/": self._prompt_blocks(load)} if reads else {}
+        has_prompt = program not in ("train", "call")
+        trips = {programs.READS_PROMPT: self._prompt_blocks(load)} if has_prompt else {}
         estimate = roofline.estimate(module, self.where, made.coordinates, trips | {"": 1})
         temporary = memory.temporary_bytes(module)
         peak = made.peak or made.arguments + temporary

@@ -22,6 +22,8 @@ from mtp_jax.params import products_type
 from mtp_jax.tpu.chips import Slice, TopologyError
 from mtp_jax.train_step import abstract_state, make_train_step, parameter_shapes
 
+READS_PROMPT = "SpeechLlama.read/"  # in the traced names of what reads a block of the prompt
+
 
 @dataclasses.dataclass(frozen=True)
 class Load:

@@ -81,7 +81,7 @@ def estimate(
         where: the slice.
         coordinates: of each chip, in the order of the program's ids.
         loop_trips: how often loops run whose trips depend on the data, by what the traced name of
-            an operation within has in it; the first one that fits counts.
+            an operation within has in it; the first one that fits counts, and "" fits all.
     """
     return _walk(module, module.computations[module.entry], where, coordinates, loop_trips)
 
