@@ -134,6 +134,9 @@ def _nats_backward(
     of_hidden = of_hidden.astype(hidden.dtype)
     if of_kernel is None:
         return of_hidden, None, None
+    # XLA would join a transposition behind this with the products, and a CPU has none such in
+    # bfloat16 (jax 0.10.2): kernels of independent heads are transposed.
+    of_kernel = jax.lax.optimization_barrier(of_kernel)
     of_kernel = jnp.moveaxis(of_kernel, 0, 1).reshape(-1, kernel.shape[1])[:size]
     return of_hidden, of_kernel.astype(kernel.dtype), None
 

@@ -341,6 +341,24 @@ def test_cross_entropy_by_parts_of_the_vocabulary_is_cross_entropy(columns, smoo
         np.testing.assert_allclose(mine, 3.0 * theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("columns", [8, 100])
+def test_a_transposed_kernel_has_its_gradient_in_bfloat16(columns):
+    """As those of independent heads are, several texts at a time."""
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(4, 30, 64)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(64, 32)), jnp.bfloat16).astype(jnp.float32)
+    targets, weight = rng.integers(0, 32, (4, 30)), jnp.full((4, 30), 0.01)
+
+    def gradient(hidden):
+        def loss(kernel):
+            return cross_entropy(hidden, kernel.T, targets, weight, columns)[0]
+
+        return jax.jit(jax.grad(loss))(kernel)
+
+    exact = gradient(hidden.astype(jnp.float32))
+    np.testing.assert_allclose(gradient(hidden), exact, atol=0.01 * float(jnp.max(abs(exact))))
+
+
 def test_no_whole_logits_exist_in_cross_entropy_by_parts():
     """The largest array that the traced program makes, loops included, holds one part's."""
     hidden, kernel = jnp.zeros((4, 8, 6)), jnp.zeros((1000, 6))
