@@ -22,6 +22,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
+from matplotlib.lines import Line2D
 
 from bench.keep import read
 from mtp_jax.metrics import ErrorRate, bootstrap_difference
@@ -77,8 +78,13 @@ def mean_calls(runs: list[Run]) -> float:
     return float(np.mean([run.row["decoder_calls"] for run in runs]))
 
 
+MARKERS = {"greedy": "s", "threshold": "o", "verify": "D", "verify_ctc": "P"}
+
+
 def draw(models: dict[str, list[str]], runs: dict[str, list[dict[str, Run]]], file: str) -> None:
     """WER against call reduction: on dev over the sweep of tau, on test as the table has it.
+
+    What has twice the errors of the best or more is beyond the picture on dev.
 
     Args:
         models: workdirs, one a seed, by name; the first is the baseline.
@@ -86,27 +92,36 @@ def draw(models: dict[str, list[str]], runs: dict[str, list[dict[str, Run]]], fi
         file: a PNG file.
     """
     matplotlib.use("agg")
-    figure, (dev, test) = plt.subplots(1, 2, figsize=(12, 4.4), sharex=True, layout="constrained")
-    for (name, places), by_seed in zip(models.items(), runs.values(), strict=True):
-        sweeps = [read(place)["tau_sweep"] for place in places]
-        (line,) = dev.plot(1, np.mean([s["greedy_wer"] for s in sweeps if s] or [np.nan]), "s")
-        color = line.get_color()
-        if swept := [sweep for sweep in sweeps if sweep]:
-            columns = [
-                [[row[field] for row in sweep["rows"]] for sweep in swept]
-                for field in ("call_reduction", "wer")
-            ]
-            dev.plot(*np.mean(columns, axis=1), "o-", color=color, alpha=0.6, markersize=4)
-        markers = {"greedy": "s", "threshold": "o", "verify": "D", "verify_ctc": "P"}
-        for strategy, marker in markers.items():
+    figure, (dev, test) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    colors = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    colors = (*colors[::2], *colors[1::2])
+    legend, best = [], np.inf
+    for (name, places), by_seed, color in zip(models.items(), runs.values(), colors, strict=False):
+        sweeps = [sweep for place in places if (sweep := read(place)["tau_sweep"])]
+        columns = [
+            [[row[axis] for row in sweep["rows"]] for axis in ("call_reduction", "wer")]
+            for sweep in sweeps
+        ]
+        if sweeps and sweeps[0]["rows"]:
+            greedy = np.mean([sweep["greedy_wer"] for sweep in sweeps])
+            best = min(best, greedy)
+            x, y = np.mean(columns, axis=0)
+            dev.plot([1, *x[::-1]], [greedy, *y[::-1]], "o-", color=color, markersize=4)
+        for strategy, marker in MARKERS.items():
             if strategy in by_seed[0]:
                 chosen = [seed[strategy] for seed in by_seed]
                 fewer = mean_calls([seed["greedy"] for seed in by_seed]) / mean_calls(chosen)
-                wer, label = pooled(chosen).percent, f"{name}, {strategy}"
-                test.plot(fewer, wer, marker, color=color, markersize=8, label=label)
-    dev.set_title("dev: greedy (squares), threshold over the sweep of tau")
+                look = {"color": color, "markersize": 9, "fillstyle": "none", "markeredgewidth": 2}
+                test.plot(fewer, pooled(chosen).percent, marker, **look)
+        legend.append(Line2D([], [], color=color, linewidth=4, label=name))
+    for strategy, marker in MARKERS.items():
+        look = {"color": "black", "linestyle": "", "fillstyle": "none", "markeredgewidth": 2}
+        legend.append(Line2D([], [], marker=marker, label=strategy, **look))
+    if np.isfinite(best):
+        dev.set_ylim(best - 0.05 * best, 2 * best)
+    dev.set_title("dev: threshold over the sweep of tau, from greedy at 1")
     test.set_title("test")
-    figure.legend(fontsize=7, loc="outside right upper")
+    figure.legend(handles=legend, loc="outside lower center", ncols=5, fontsize=9)
     for axes in (dev, test):
         axes.set_xlabel("times fewer decoder calls than the model's own greedy")
         axes.set_ylabel("word error rate, %")
