@@ -46,6 +46,15 @@ TUNED = (
     '--config.evaluation.strategies=("ctc", "greedy", "verify", "verify_ctc")',
 )
 HEADS_ONLY = '--config.optim.freeze=("*", "!heads/*")'
+# Two layers see to where in the audio the later tokens are; the first heads count most, as the
+# others are asked only where these were right.
+OWN_LAYERS = ("--config.heads.layers=2", "--config.loss.head_decay=0.7")
+ADDED = (
+    HEADS_ONLY,
+    *OWN_LAYERS,
+    "--config.optim.steps=3000",
+    "--config.train.dev_every=3000",  # head 1 is as it was
+)
 FRONT = (
     "--config.adaptor.training_room=0.25",  # its decoder need not read all
     "--config.optim.steps=6000",
@@ -79,12 +88,13 @@ class Run:
     trunk: str = ""
 
 
-def heads(kind: str, count: int, layers: int = 0) -> tuple[str, ...]:
+def heads(kind: str, count: int) -> tuple[str, ...]:
     return (
         f"--config.heads.kind={kind}",
         f"--config.heads.count={count}",
-        f"--config.heads.layers={layers}",
+        "--config.heads.layers=0",
         "--config.heads.detached=False",
+        "--config.loss.head_decay=1.0",
     )
 
 
@@ -96,16 +106,14 @@ def runs(llama: str) -> dict[str, Run]:
         drawn, trunk = f"--config.seed={seed}", f"m1_begun_seed{seed}"
         found[trunk] = Run((*one, drawn))
         found[f"m1_seed{seed}"] = Run((*one, *MORE, drawn), trunk=trunk)
-        found[f"m8_seed{seed}"] = Run(
-            (*heads("latent", 8, 1), HEADS_ONLY, drawn), trunk=f"m1_seed{seed}"
-        )
+        found[f"m8_seed{seed}"] = Run((*heads("latent", 8), *ADDED, drawn), trunk=f"m1_seed{seed}")
     for name, own in (
-        ("m4", heads("latent", 4, 1)),
-        ("m4_independent", heads("independent", 4, 1)),
-        ("m8_independent", heads("independent", 8, 1)),
-        ("m8_linear", heads("latent", 8)),
+        ("m4", heads("latent", 4)),
+        ("m4_independent", heads("independent", 4)),
+        ("m8_independent", heads("independent", 8)),
     ):
-        found[name] = Run((*own, HEADS_ONLY), trunk="m1_seed0")
+        found[name] = Run((*own, *ADDED), trunk="m1_seed0")
+    found["m8_linear"] = Run((*heads("latent", 8), HEADS_ONLY), trunk="m1_seed0")
     # The other ways to come by heads: with the trunk.
     joint = (*heads("latent", 8), *MORE)
     found["m8_joint"] = Run(joint, trunk="m1_begun_seed0")
@@ -113,7 +121,7 @@ def runs(llama: str) -> dict[str, Run]:
     found["m8_joint_light"] = Run((*joint, light), trunk="m1_begun_seed0")
     found["m8_from_scratch"] = Run((*heads("latent", 8), "--config.optim.steps=3000"))
     for seed in SEEDS:  # as many steps of either
-        same = (*heads("latent", 8, 1), *TUNED, f"--config.seed={seed}")
+        same = (*heads("latent", 8), *OWN_LAYERS, *TUNED, f"--config.seed={seed}")
         for name, weight in (("mwer", 1), ("ce", 0)):
             found[f"{name}_seed{seed}"] = Run(
                 (*same, f"--config.mwer.weight={weight}"),
@@ -125,7 +133,7 @@ def runs(llama: str) -> dict[str, Run]:
         room = "--config.adaptor.training_room=0.25"
         found["llama_m1"] = Run((*one, pretrained, room), config="llama")
         found["llama_m4"] = Run(
-            (*heads("latent", 4, 1), HEADS_ONLY, pretrained, room),
+            (*heads("latent", 4), HEADS_ONLY, "--config.heads.layers=1", pretrained, room),
             config="llama",
             trunk="llama_m1",
         )
@@ -133,7 +141,7 @@ def runs(llama: str) -> dict[str, Run]:
     found["m1_multilingual"] = Run(one, "front_multilingual", all_languages=True)
     found["m8_multilingual"] = dataclasses.replace(
         found["m1_multilingual"],
-        flags=(*heads("latent", 8, 1), HEADS_ONLY),
+        flags=(*heads("latent", 8), *ADDED),
         trunk="m1_multilingual",
     )
     return found

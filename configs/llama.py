@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     # In training CTC has to err as often as on speech that it does not know, or there is nothing
     # to learn but to copy.
     config.encoder.dropout = 0.3
-    config.heads.count = 4
+    config.heads.count, config.heads.layers = 4, 1
     config.decoder.lora.rank = 16
     config.decoder.lora.alpha = 32.0
     config.decoder.dropout = 0.0  # of a pretrained model it would leave nothing

@@ -79,8 +79,8 @@ def get_config(folder: str = "../shared/speech") -> ConfigDict:
                 feedforward=512,
                 dropout=0.1,
             ),
-            heads=Heads(count=8, layers=1, detached=True),
-            loss=Loss(ctc=1.5),
+            heads=Heads(count=8, layers=2, detached=True),
+            loss=Loss(ctc=1.5, head_decay=0.7),
             optim=Optim(
                 algorithm="muon",
                 steps=3000,
