@@ -1,0 +1,42 @@
+"""models/librispeech, as far as it goes without its encoder: whole, finite, and small."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from mtp_jax.config import Mesh
+from mtp_jax.exported import read_exported
+from mtp_jax.model import make_model
+from mtp_jax.params import by_path, nested
+from mtp_jax.sharding import make_mesh
+from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.train_step import parameter_shapes
+from mtp_jax.workdir import Workdir
+
+BOX = pathlib.Path(__file__).parent.parent / "models" / "librispeech"
+
+
+def test_the_model_in_the_box_is_whole_with_whisper_base():
+    workdir = Workdir(BOX)
+    tokenizer = Tokenizer.load(workdir.tokenizer)
+    model = make_model(workdir.read_config(), tokenizer)
+    parts = workdir.read_parts()
+    shapes, shardings = parameter_shapes(model, make_mesh(Mesh(data=1), jax.devices()[:1]))
+    own, places = (
+        nested({path: x for path, x in by_path(tree).items() if path not in parts["left_out"]})
+        for tree in (shapes, shardings)
+    )
+
+    params = by_path(read_exported(workdir, own, places))
+
+    assert all(np.isfinite(x).all() for x in params.values())
+    # What is left to the frozen encoder is all of Whisper base, and nothing else.
+    elsewhere = set(by_path(shapes)) - set(params)
+    assert elsewhere == {path for path in by_path(shapes) if path.startswith("whisper/")}
+    assert sum(by_path(shapes)[path].size for path in elsewhere) > 19e6
+    assert len(parts["sha256"]["encoder"]) == 64
+
+
+def test_the_box_fits_into_a_clone():
+    assert sum(file.stat().st_size for file in BOX.iterdir()) <= 16e6
