@@ -14,6 +14,7 @@ from mtp_jax.checkpoint import Checkpoints
 from mtp_jax.config import Config, differences
 from mtp_jax.exported import read_exported
 from mtp_jax.merges import merges_of
+from mtp_jax.new_tokens import for_tokenizer
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.params import Params, by_path, matches, merge, nested
 from mtp_jax.pretrained import digests, import_parts, with_sizes
@@ -136,7 +137,13 @@ def starting_point(
     initial: dict[str, Any] = {}
     if config.init_from:
         source = Workdir(config.init_from)
-        initial = _that_fit(source, by_path(shapes), mesh, config.pretrained.encoder)
+        saved = _saved(source, mesh, config.pretrained.encoder)
+        if config.tokenizer.retrained:
+            theirs = Tokenizer.load(config.init_from)
+            own = for_tokenizer(saved, theirs, tokenizer, config.heads.kind == "independent")
+            placed = by_path(shardings)
+            saved |= {path: processes.place_whole(x, placed[path]) for path, x in own.items()}
+        initial = _that_fit(saved, by_path(shapes))
         new = sorted(set(by_path(shapes)) - set(initial) - set(parts))
         heads = "heads/kernel"
         if heads in new:
@@ -146,9 +153,9 @@ def starting_point(
         log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
     elif config.pretrained.ctc:
         source = Workdir(config.pretrained.ctc)
-        saved = _that_fit(source, by_path(shapes), mesh, config.pretrained.encoder)
-        theirs = ("encoder/", "ctc/", "whisper/")
-        initial = {path: x for path, x in saved.items() if path.startswith(theirs)}
+        saved = _that_fit(_saved(source, mesh, config.pretrained.encoder), by_path(shapes))
+        listening = ("encoder/", "ctc/", "whisper/")
+        initial = {path: x for path, x in saved.items() if path.startswith(listening)}
     label, adaptor = "label_embedding", "adaptor/kernel"
     if config.adaptor.ctc_compression and "decoder/embedding" in parts:
         # A pretrained decoder first reads what CTC has found, and hears no more than that.
@@ -180,16 +187,17 @@ def labels_as_text(tokenizer: Tokenizer, embedding: jax.Array) -> np.ndarray:
     return rows
 
 
-def _that_fit(
-    source: Workdir, shapes: dict[str, Any], mesh: jax.sharding.Mesh, encoder: str
-) -> dict[str, Any]:
-    """The parameters that `source` saved and that have a place of the same shape in a model."""
+def _saved(source: Workdir, mesh: jax.sharding.Mesh, encoder: str) -> dict[str, Any]:
+    """The parameters that `source` saved, by path."""
     left_out = (source.read_parts() or {"left_out": []})["left_out"]
-    saved = by_path(load(source, mesh, encoder).params)
+    params = by_path(load(source, mesh, encoder).params)
+    return {path: x for path, x in params.items() if path not in left_out}
+
+
+def _that_fit(saved: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
+    """What of `saved` has a place of the same shape in a model."""
     return {
-        path: x
-        for path, x in saved.items()
-        if path in shapes and x.shape == shapes[path].shape and path not in left_out
+        path: x for path, x in saved.items() if path in shapes and x.shape == shapes[path].shape
     }
 
 

@@ -24,13 +24,12 @@ from mtp_jax.config import Config, ConfigError
 from mtp_jax.data import Batch, Report, Source, open_source, train_batches
 from mtp_jax.decoding import Greedy
 from mtp_jax.encoder_cache import with_encoder_cache
-from mtp_jax.importers import resolve
 from mtp_jax.model import make_model, starting_point
 from mtp_jax.mwer import search_seconds
 from mtp_jax.optim import learning_rate, make_optimizer
 from mtp_jax.params import by_path, count, merge
 from mtp_jax.recognizer import Recognizer
-from mtp_jax.tokenizer import CTC_NAME, Tokenizer
+from mtp_jax.run_tokenizer import open_tokenizer
 from mtp_jax.train_step import TrainState, init_state, make_train_step
 from mtp_jax.words import Spelling
 from mtp_jax.workdir import Workdir, write_json
@@ -49,33 +48,6 @@ class TrainingStopped(RuntimeError):
     def __init__(self, message: str, exit_status: int = 1) -> None:
         super().__init__(message)
         self.exit_status = exit_status
-
-
-def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer:
-    """The workdir's tokenizer: loaded, copied, or trained.
-
-    It is copied from ``config.init_from``, else from ``config.tokenizer.model``, else from
-    ``config.pretrained.decoder``; that of CTC, if it has its own, from ``config.init_from`` or
-    ``config.pretrained.ctc``, or it is trained.
-
-    Args:
-        config: of the run.
-        workdir: keeps the tokenizer.
-        train: source whose text a new tokenizer is trained on.
-    """
-    if workdir.tokenizer is None:
-        c = config.tokenizer
-        texts = [utterance.text for utterance in train.utterances]
-        ctc = workdir.path / CTC_NAME
-        if config.pretrained.ctc and not config.init_from:
-            Tokenizer.load(config.pretrained.ctc).ctc.save(ctc)
-        elif c.ctc_vocab_size and not config.init_from:
-            Tokenizer.train(texts, ctc, c.ctc_vocab_size, c.algorithm)
-        if given := config.init_from or c.model or config.pretrained.decoder:
-            Tokenizer.load(resolve(given)).save(workdir.path)
-        else:
-            Tokenizer.train(texts, workdir.path, c.vocab_size, c.algorithm)
-    return Tokenizer.load(workdir.path)
 
 
 @dataclasses.dataclass

@@ -27,6 +27,7 @@ from mtp_jax.data import open_source, train_batches
 from mtp_jax.decoding import DraftsError, Greedy, Verify
 from mtp_jax.exported import export
 from mtp_jax.model import completed, labels_as_text, load, make_model, starting_point
+from mtp_jax.new_tokens import for_tokenizer
 from mtp_jax.params import by_path, merge
 from mtp_jax.sharding import make_mesh
 from mtp_jax.speech_features import speech_features
@@ -104,6 +105,28 @@ def test_labels_of_its_own_are_no_drafts(trained):
     assert "verify_ctc" not in model.strategies
     with pytest.raises(DraftsError, match="labels of its own: take verify"):
         model.strategy("verify_ctc")
+
+
+def test_labels_are_trained_anew_for_other_texts_and_the_llama_keeps_its_tokens(trained, tmp_path):
+    config = trained.read_config()
+    other = train(
+        dataclasses.replace(
+            config,
+            init_from=str(trained.path),
+            data=dataclasses.replace(config.data, train="embedded/tiny:dev"),
+            tokenizer=dataclasses.replace(config.tokenizer, retrained=True),
+            optim=dataclasses.replace(config.optim, learning_rate=1e-9),
+        ),
+        tmp_path,
+    )
+    before, after = load(trained), load(other)
+    assert after.tokenizer.pieces == before.tokenizer.pieces
+    assert after.tokenizer.ctc.pieces != before.tokenizer.ctc.pieces
+    own = for_tokenizer(by_path(before.params), before.tokenizer, after.tokenizer, False)
+    assert own.keys() == {"ctc/kernel", "ctc/bias", "label_embedding"}
+    for path, x in by_path(after.params).items():
+        theirs = own.get(path, by_path(before.params)[path])
+        np.testing.assert_allclose(x, theirs, atol=1e-6, err_msg=path)
 
 
 def test_a_label_begins_as_what_it_spells(trained):

@@ -132,12 +132,16 @@ class Tokenizer:
         ctc_vocab_size: pieces of a tokenizer that is trained for the encoder's CTC labels alone; 0
             takes the same as for the text. With a pretrained LLaMA's tens of thousands of tokens,
             a few hundred of their own are learnt from far less speech.
+        retrained: train a tokenizer although `config.init_from` has one, as for another language;
+            what the model knows of the pieces that both have is kept. Where CTC has labels of its
+            own, it is theirs that is trained, with as many pieces as before.
     """
 
     model: str = ""
     vocab_size: int = 96
     algorithm: str = "unigram"
     ctc_vocab_size: int = 0
+    retrained: bool = False
 
     def __post_init__(self) -> None:
         one_of(self.algorithm, ("unigram", "bpe"), "tokenizer.algorithm")

@@ -62,6 +62,11 @@ class Config:
             "adaptor.ctc_compression",
             "needs config.loss.ctc above 0",
         )
+        check(
+            not self.tokenizer.retrained or bool(self.init_from),
+            "tokenizer.retrained",
+            "needs config.init_from; a run of its own trains its tokenizer anyway",
+        )
         if not self.whisper.present:
             return
         check(

@@ -1,0 +1,126 @@
+"""A trained model for another tokenizer: what is known of a piece goes over to it."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtp_jax.config import Config, ConfigError, Data, Encoder, Heads, Optim, Pretrained, Train
+from mtp_jax.config import Tokenizer as TokenizerConfig
+from mtp_jax.data import open_source
+from mtp_jax.model import load
+from mtp_jax.new_tokens import for_tokenizer, shares
+from mtp_jax.params import by_path
+from mtp_jax.run_tokenizer import open_tokenizer
+from mtp_jax.tokenizer import Tokenizer, TokenizerError
+from mtp_jax.workdir import Workdir
+from tests.test_pretrained import DECODER, train
+
+ENGLISH = ["turn the left light on", "the cat sat on the mat", "a cold night and a long song"]
+GERMAN = ["die Tür ist zu", "der Hund schläft schön lang", "im Süden ist es heiß und still"]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> tuple[Tokenizer, Tokenizer]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return (
+        Tokenizer.train(ENGLISH, folder / "english.model", 30, "bpe"),
+        Tokenizer.train(GERMAN, folder / "german.model", 40, "bpe"),
+    )
+
+
+def test_a_piece_begins_as_what_spells_it():
+    theirs = ["<unk>", "</s>", "▁", "s", "c", "h", "ch"]
+    found = shares(theirs, ["</s>", "ch", "sch", "▁schö", "ö"])
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(found[0], np.eye(7)[1])
+    np.testing.assert_array_equal(found[1], np.eye(7)[6])
+    np.testing.assert_allclose(found[2], [0, 0, 0, 0.5, 0, 0, 0.5])
+    np.testing.assert_allclose(found[3], np.array([0, 0, 1, 1, 0, 0, 1]) / 3, rtol=1e-6)
+    np.testing.assert_allclose(found[4], np.full(7, 1 / 7), rtol=1e-6)
+
+
+def test_with_the_same_tokenizer_nothing_changes(tokenizers):
+    theirs, _ = tokenizers
+    assert for_tokenizer({"ctc/bias": jnp.zeros(31)}, theirs, theirs, independent=True) == {}
+
+
+def test_what_a_model_says_of_common_pieces_it_goes_on_saying(tokenizers):
+    theirs, ours = tokenizers
+    old, new = theirs.vocab_size, ours.vocab_size
+    rng = np.random.default_rng(0)
+    shapes = {
+        "decoder/embedding": (old, 8),
+        "decoder/final_norm/scale": (8,),
+        "heads/kernel": (3, 8, old),
+        "ctc/kernel": (6, old + 1),
+        "ctc/bias": (old + 1,),
+    }
+    params = {path: jnp.asarray(rng.normal(size=shape)) for path, shape in shapes.items()}
+    found = for_tokenizer(params, theirs, ours, independent=True)
+    assert {path: x.shape for path, x in found.items()} == {
+        "decoder/embedding": (new, 8),
+        "heads/kernel": (3, 8, new),
+        "ctc/kernel": (6, new + 1),
+        "ctc/bias": (new + 1,),
+    }
+    heard = rng.normal(size=6)
+    before = heard @ params["ctc/kernel"] + params["ctc/bias"]
+    after = heard @ found["ctc/kernel"] + found["ctc/bias"]
+    np.testing.assert_allclose(after[-1], before[-1], rtol=1e-5)  # the blank
+    both = set(theirs.pieces) & set(ours.pieces)
+    assert {"<s>", "</s>", "▁", "n"} <= both
+    for piece in both:
+        i, k = ours.pieces.index(piece), theirs.pieces.index(piece)
+        np.testing.assert_allclose(after[i], before[k], rtol=1e-5)
+        for path, axis in (("decoder/embedding", 0), ("heads/kernel", 2)):
+            now, then = np.asarray(found[path]), np.asarray(params[path])
+            np.testing.assert_allclose(now.take(i, axis), then.take(k, axis), rtol=1e-6)
+
+
+def test_a_run_goes_on_from_another_with_tokens_of_its_own(tmp_path):
+    config = Config(
+        data=Data("embedded/tiny:train", "embedded/tiny:dev", bucket_seconds=(3.2,), batch_size=8),
+        tokenizer=TokenizerConfig(vocab_size=60),
+        encoder=Encoder(width=16, layers=1, heads=2, kernel=3, feedforward=1),
+        decoder=DECODER,
+        heads=Heads("independent", 2),
+        optim=Optim(steps=2, warmup_steps=1),
+        train=Train(log_every=2, dev_every=2, checkpoint_every=2),
+    )
+    before = load(train(config, tmp_path / "before"))
+    after = load(
+        train(
+            config,
+            tmp_path / "after",
+            init_from=str(tmp_path / "before"),
+            data=dataclasses.replace(config.data, train="embedded/tiny:dev"),
+            tokenizer=TokenizerConfig(vocab_size=50, retrained=True),
+            optim=dataclasses.replace(config.optim, learning_rate=1e-9),
+        )
+    )
+    assert (before.tokenizer.vocab_size, after.tokenizer.vocab_size) == (60, 50)
+    old, new = by_path(before.params), by_path(after.params)
+    own = for_tokenizer(old, before.tokenizer, after.tokenizer, independent=True)
+    assert own.keys() == {"decoder/embedding", "heads/kernel", "ctc/kernel", "ctc/bias"}
+    for path, x in new.items():
+        np.testing.assert_allclose(x, own.get(path, old[path]), atol=1e-6, err_msg=path)
+
+
+def test_a_llama_is_not_parted_from_its_tokens(tokenizers, tmp_path):
+    tokenizers[0].save(tmp_path)
+    config = Config(
+        init_from=str(tmp_path),
+        pretrained=Pretrained(decoder="llama"),
+        tokenizer=TokenizerConfig(retrained=True),
+    )
+    source = open_source("embedded/tiny:dev", Data(), 16_000)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(TokenizerError, match=r"would part the LLaMA of .* leave it False"):
+        open_tokenizer(config, Workdir(tmp_path / "run"), source)
+
+
+def test_there_must_be_something_to_begin_with():
+    with pytest.raises(ConfigError, match=r"tokenizer\.retrained needs config\.init_from"):
+        Config(tokenizer=TokenizerConfig(retrained=True))
