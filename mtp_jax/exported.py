@@ -61,7 +61,8 @@ def export(
     # What is exported whole is no longer taken from where it came from.
     encoder = (encoder or config.pretrained.encoder) if left_out else ""
     pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="", ctc="")
-    config = dataclasses.replace(config, pretrained=pretrained, init_from="")
+    tokenizer = dataclasses.replace(config.tokenizer, retrained=False)
+    config = dataclasses.replace(config, pretrained=pretrained, tokenizer=tokenizer, init_from="")
     rest, decoder = split(params, lambda path: not path.startswith("decoder/"))
     own = {path: x for path, x in by_path(rest).items() if path not in left_out}
     speech = {path: x for path, x in own.items() if path.startswith(SPEECH)}

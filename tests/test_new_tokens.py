@@ -9,6 +9,7 @@ import pytest
 from mtp_jax.config import Config, ConfigError, Data, Encoder, Heads, Optim, Pretrained, Train
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source
+from mtp_jax.exported import export
 from mtp_jax.model import load
 from mtp_jax.new_tokens import for_tokenizer, shares
 from mtp_jax.params import by_path
@@ -106,6 +107,9 @@ def test_a_run_goes_on_from_another_with_tokens_of_its_own(tmp_path):
     assert own.keys() == {"decoder/embedding", "heads/kernel", "ctc/kernel", "ctc/bias"}
     for path, x in new.items():
         np.testing.assert_allclose(x, own.get(path, old[path]), atol=1e-6, err_msg=path)
+    export(after, Workdir(tmp_path / "after"), tmp_path / "exported")
+    alone = load(Workdir(tmp_path / "exported"))
+    assert alone.tokenizer.pieces == after.tokenizer.pieces
 
 
 def test_a_llama_is_not_parted_from_its_tokens(tokenizers, tmp_path):
