@@ -140,7 +140,8 @@ def starting_point(
         saved = _saved(source, mesh, config.pretrained.encoder)
         if config.tokenizer.retrained:
             theirs = Tokenizer.load(config.init_from)
-            own = for_tokenizer(saved, theirs, tokenizer, config.heads.kind == "independent")
+            independent = source.read_config().heads.kind == "independent"
+            own = for_tokenizer(saved, theirs, tokenizer, independent)
             placed = by_path(shardings)
             saved |= {path: processes.place_whole(x, placed[path]) for path, x in own.items()}
         initial = _that_fit(saved, by_path(shapes))
