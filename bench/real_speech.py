@@ -4,8 +4,8 @@
         [--speech=../shared/speech] [--out=runs/real] [--dry_run] [-- --config.optim.steps=3000 ...]
 
 The first run, *front*, is a Conformer and its CTC head behind the frozen encoder, with a decoder
-too small to matter. All others hear through what it gives, which stays as it is; those of all
-languages through another. ``--front=FOLDER`` has another run, or an exported model, in its place.
+too small to matter. All others hear through what it gives, which stays as it is, but for the one of
+all languages. ``--front=FOLDER`` has another run, or an exported model, in its place.
 
 Every run is one ``mtp_jax.train`` command, printed before it starts; what stands behind ``--`` is
 added to each. Stopped at any time, the same command goes on where it stopped: finished runs are
@@ -67,6 +67,12 @@ FRONT = (
     '--config.evaluation.strategies=("ctc",)',
     "--config.train.dev_every=6000",  # its decoder chooses no checkpoint: the last one counts
 )
+MULTILINGUAL = (
+    "--config.tokenizer.retrained=True",
+    "--config.tokenizer.vocab_size=192",
+    "--config.optim.steps=2000",
+    "--config.train.dev_every=2000",  # dev is of one language: the last checkpoint counts
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Run:
 
     Attributes:
         flags: its own.
-        front: the run whose Conformer and CTC head it begins with; empty for one of these itself.
+        front: the run whose Conformer and CTC head it hears through; empty where it trains them.
         trunk: the run whose model it begins with.
         config: a file of configs/.
         all_languages: whether it hears German, Dutch and French beside English.
@@ -113,7 +119,8 @@ def runs(llama: str) -> dict[str, Run]:
         ("m8_independent", heads("independent", 8)),
     ):
         found[name] = Run((*own, *ADDED), trunk="m1_seed0")
-    found["m8_linear"] = Run((*heads("latent", 8), HEADS_ONLY), trunk="m1_seed0")
+    linear = (*heads("latent", 8), HEADS_ONLY, "--config.optim.steps=500")
+    found["m8_linear"] = Run(linear, trunk="m1_seed0")
     # The other ways to come by heads: with the trunk.
     joint = (*heads("latent", 8), *MORE)
     found["m8_joint"] = Run(joint, trunk="m1_begun_seed0")
@@ -137,28 +144,23 @@ def runs(llama: str) -> dict[str, Run]:
             config="llama",
             trunk="llama_m1",
         )
-    found["front_multilingual"] = Run((*one, *FRONT), front="", all_languages=True)
-    found["m1_multilingual"] = Run(one, "front_multilingual", all_languages=True)
-    found["m8_multilingual"] = dataclasses.replace(
-        found["m1_multilingual"],
-        flags=(*heads("latent", 8), *ADDED),
-        trunk="m1_multilingual",
-    )
+    # All goes on from English: front, decoder and heads, with tokens for four languages.
+    found["m8_multilingual"] = Run(MULTILINGUAL, front="", trunk="m8_seed0", all_languages=True)
     return found
 
 
 def begun(run: Run) -> list[str]:
     """What a run takes over from others: a decoder from scratch the tokens of CTC too."""
-    if not run.front:
-        return []
-    given = _FRONT.value if run.front == "front" else ""
-    front = given or f"{_OUT.value}/{run.front}"
-    found = [f"--config.pretrained.ctc={front}"]
-    if run.config != "llama":
-        # In training CTC errs about as often as on dev.
-        found += ["--config.encoder.dropout=0.3", f"--config.tokenizer.model={front}", LISTENING]
-    if run.config == "whisper":
-        found += SCHEDULE
+    found = []
+    if run.front:
+        front = _FRONT.value or f"{_OUT.value}/{run.front}"
+        found.append(f"--config.pretrained.ctc={front}")
+        if run.config != "llama":
+            # In training CTC errs about as often as on dev.
+            found += ["--config.encoder.dropout=0.3", LISTENING]
+            found.append(f"--config.tokenizer.model={front}")
+        if run.config == "whisper":
+            found += SCHEDULE
     if run.trunk:
         found.append(f"--config.init_from={_OUT.value}/{run.trunk}")
     return found
