@@ -67,6 +67,13 @@ FRONT = (
     '--config.evaluation.strategies=("ctc",)',
     "--config.train.dev_every=6000",  # its decoder chooses no checkpoint: the last one counts
 )
+# What Whisper's outputs say by themselves, as far as a layer behind them can read it.
+PROBE = (
+    "--config.encoder.layers=1",
+    "--config.augment.speeds=(1.0,)",
+    "--config.optim.steps=1500",
+    "--config.train.dev_every=1500",
+)
 MULTILINGUAL = (
     "--config.tokenizer.retrained=True",
     "--config.tokenizer.vocab_size=192",
@@ -144,6 +151,10 @@ def runs(llama: str) -> dict[str, Run]:
             config="llama",
             trunk="llama_m1",
         )
+    for name, padded in (("true_length", False), ("padded", True)):
+        spoken = f"--config.data.train={_SPEECH.value}/librispeech.train.jsonl"
+        heard = (*one, *FRONT, *PROBE, spoken, f"--config.whisper.padded={padded}")
+        found[name] = Run(heard, front="")
     # All goes on from English: front, decoder and heads, with tokens for four languages.
     found["m8_multilingual"] = Run(MULTILINGUAL, front="", trunk="m8_seed0", all_languages=True)
     return found
