@@ -4,8 +4,10 @@
         [--speech=../shared/speech] [--out=runs/real] [--dry_run] [-- --config.optim.steps=3000 ...]
 
 The first run, *front*, is a Conformer and its CTC head behind the frozen encoder, with a decoder
-too small to matter. All others hear through what it gives, which stays as it is, but for the one of
-all languages. ``--front=FOLDER`` has another run, or an exported model, in its place.
+too small to matter. All others hear through what it gives, which stays as it is; but the model of
+all languages trains it on, and *true_length* and *padded*, which tell two ways to run Whisper
+apart, have a smaller one each. ``--front=FOLDER`` has another run, or an exported model, in place
+of *front*.
 
 Every run is one ``mtp_jax.train`` command, printed before it starts; what stands behind ``--`` is
 added to each. Stopped at any time, the same command goes on where it stopped: finished runs are

@@ -8,8 +8,8 @@ The Conformer and the CTC head are those of ``runs/whisper``, or of another run
 folder or a GGUF file (``--config.pretrained.decoder=FILE``). All other flags are those of
 ``configs/whisper.py``.
 
-Heads 2 to 4 have a layer of their own and leave the rest alone: without, they teach head 1 to skip
-words, as what they want of its hidden states is further ahead.
+Heads 2 to 4 have a layer of their own and leave the rest alone: otherwise they pull the
+hidden states that they share towards later tokens, and head 1 skips words.
 """
 
 from pathlib import Path

@@ -35,6 +35,8 @@ _LOST_AFTER = flags.DEFINE_integer(
     os.environ.get("MTP_LOST_AFTER", "60"),
     "seconds without a sign of life after which a process is taken for dead and the others end",
 )
+# What is defined by functions of this module belongs to the commands that call them, in --help too.
+flags.disclaim_key_flags()
 
 
 def encoder_flag() -> flags.FlagHolder[str]:
