@@ -84,9 +84,20 @@ def _prefill(
     return last, cache
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def decode(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) -> Decoded:
-    """Decodes a batch of waveforms; rows with ``index`` -1 are filler."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def decode(
+    model: SpeechLlama, kind: type[Strategy], params: Any, batch: Batch, strategy: Strategy
+) -> Decoded:
+    """Decodes a batch of waveforms; rows with ``index`` -1 are filler.
+
+    Args:
+        model, params: the recogniser.
+        kind: the class of `strategy`. JAX takes ``Greedy(16)`` and ``Verify(16)`` for one structure
+            (it compares the fields of dataclasses, up to 0.12 at least), and up to 0.10 it now and
+            then gives the one's program for the other.
+        batch: what is heard.
+        strategy: of the decoder.
+    """
     limit = model.config.data.max_tokens
     encoded = encode(model, params, batch)
     return strategy.decode(view(model, params, encoded), jnp.asarray(batch.index) >= 0, limit)

@@ -192,7 +192,7 @@ class Recognizer:
         return tuple(found)
 
     def _key(self, batch: Batch, strategy: Strategy | None) -> Any:
-        return batch.audio.shape, jax.tree.structure(strategy)
+        return batch.audio.shape, type(strategy), jax.tree.structure(strategy)
 
     def _compile(self, batch: Batch, strategy: Strategy | None) -> float:
         """Compiles what `batch` needs, unless it was; seconds it took."""
@@ -205,7 +205,8 @@ class Recognizer:
             if strategy is None:
                 lowered = ctc_greedy.lower(self.model, self.params, placed)
             else:
-                lowered = decode.lower(self.model, self.params, placed, strategy)
+                kind = type(strategy)
+                lowered = decode.lower(self.model, kind, self.params, placed, strategy)
         self._compiled[key] = lowered.compile()
         return time.perf_counter() - start
 

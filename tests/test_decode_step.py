@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from mtp_jax import decode_step
 from mtp_jax.config import Adaptor, Config, Data, Decoder, Encoder, FrontEnd, Heads
 from mtp_jax.data import Batch
 from mtp_jax.decode_step import ctc_greedy, decode, view
-from mtp_jax.decoding import Decoded, Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.decoding import Decoded, Greedy, Model, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.nn.cache import KVCache
 from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, Vocabulary, call, in_type
 
@@ -300,14 +301,38 @@ def test_waveforms_to_tokens_with_filler_and_empty_audio() -> None:
     audio[np.arange(4_000) >= length[:, None]] = 0
     none = np.zeros((4, 0), np.int32), np.zeros(4, np.int32)
     batch = Batch(audio, length, *none, index=np.array([0, 1, 2, -1], np.int32))
-    greedy = jax.device_get(decode(model, params, batch, Greedy(M)))
-    verify = jax.device_get(decode(model, params, batch, Verify()))
+    greedy = jax.device_get(decode(model, Greedy, params, batch, Greedy(M)))
+    verify = jax.device_get(decode(model, Verify, params, batch, Verify()))
     np.testing.assert_array_equal(verify.tokens, greedy.tokens)
     assert greedy.calls[3] == greedy.length[3] == verify.calls[3] == 0
     assert np.all(greedy.length[:3] > 0)
     tokens, count = ctc_greedy(model, params, batch)
     assert count.tolist()[1::2] == [0, 0]
     assert np.all(np.asarray(tokens)[np.arange(tokens.shape[1]) >= np.asarray(count)[:, None]] == 0)
+
+
+def test_strategies_whose_fields_are_alike_are_told_apart() -> None:
+    """One in seven were not, when only the structure of a strategy told JAX which it is."""
+    model, params = build("latent", PLAIN)
+    none = np.zeros((1, 0), np.int32), np.zeros(1, np.int32)
+    batch = Batch(
+        np.zeros((1, 400), np.float32), np.array([400], np.int32), *none, np.zeros(1, int)
+    )
+    for drafts in range(40):
+
+        @struct.dataclass
+        class Empty:
+            width: int = struct.field(pytree_node=False, default=16)
+
+            def decode(
+                self, model: Model, active: jax.Array, limit: int, drafts: int = drafts
+            ) -> Decoded:
+                tokens, row = jnp.zeros((1, limit), jnp.int32), jnp.zeros(1, jnp.int32)
+                tested = jnp.zeros((1, drafts), jnp.int32)
+                return Decoded(tokens, row, row, tested, tested, jnp.int32(0), tokens)
+
+        made = decode.eval_shape(model, Empty, params, batch, Empty())
+        assert made.proposed.shape == (1, drafts)
 
 
 def test_ctc_greedy_merges_repeats_and_drops_blanks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,8 @@ def test_what_holds_of_every_transcript(model, talk, strategy):
 def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves):
     """A recording that fits is decoded as `evaluate` decodes it; each call's block is in place."""
     batch = model._batch(waves)
-    decoded = decode(
-        model.recognizer.model, model.recognizer.params, model.recognizer.place(batch), Verify()
-    )
+    seen = model.recognizer
+    decoded = decode(seen.model, Verify, seen.params, seen.place(batch), Verify())
     segments = model.decode([Piece(0.0, wave, 0.0) for wave in waves])
     for row, segment in enumerate(segments):
         if segment.looped:

@@ -103,7 +103,7 @@ def lower_decode(
     )
     given = parameters(model, mesh), batch(model, mesh, load, training=False), scalars
     with sharding.over(mesh):
-        return decode.lower(model, *given), given
+        return decode.lower(model, type(strategy), *given), given
 
 
 def lower_calls(

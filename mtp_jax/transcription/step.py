@@ -44,12 +44,14 @@ class Heard:
     accepted: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def hear(model: SpeechLlama, params: Any, batch: Batch, strategy: Strategy) -> Heard:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def hear(
+    model: SpeechLlama, kind: type[Strategy], params: Any, batch: Batch, strategy: Strategy
+) -> Heard:
     """Decodes a batch, and asks head 1 for the probability of every token.
 
     That is one more pass of the decoder, over the finished text, whatever the strategy. It is not
-    counted as a decoder call: transcripts alone do not need it.
+    counted as a decoder call: transcripts alone do not need it. Arguments are those of `decode`.
     """
     encoded = encode(model, params, batch)
     active, limit = jnp.asarray(batch.index) >= 0, model.config.data.max_tokens

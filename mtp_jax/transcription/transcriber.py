@@ -367,13 +367,13 @@ class Transcriber:
 
     def _program(self, batch: Batch, strategy: Strategy | None) -> Any:
         """What decodes batches of this shape, compiled at the first."""
-        key = batch.audio.shape, jax.tree.structure(strategy)
+        key = batch.audio.shape, type(strategy), jax.tree.structure(strategy)
         with self._lock:
             if key not in self._compiled:
                 placed = self.recognizer.place(batch)
                 model, params = self.recognizer.model, self.recognizer.params
                 lowered = (
-                    hear.lower(model, params, placed, strategy)
+                    hear.lower(model, type(strategy), params, placed, strategy)
                     if strategy is not None
                     else hear_ctc.lower(model, params, placed)
                 )
