@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import io
 import json
 import math
 import os
@@ -79,7 +78,9 @@ class EncoderCache:
         """Lets one process at a time add entries; takes in those that others have added."""
         with (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._load()
+            whole = self._load()
+            # What a killed process left behind: it is in nobody's index, and nobody else writes.
+            os.truncate(self._index, whole)
             os.truncate(self._numbers, 2 * self._width * self._end)
             yield
 
@@ -97,20 +98,20 @@ class EncoderCache:
         self._entries[key] = entry
         self._end += len(features)
 
-    def _load(self) -> None:
+    def _load(self) -> int:
+        """Takes in the whole entries; returns how far they reach in the index, in bytes."""
         held = self._numbers.stat().st_size // (2 * self._width)
-        self._entries, self._end, kept = {}, 0, io.BytesIO()
+        self._entries, self._end, whole = {}, 0, 0
         for line in self._index.read_bytes().splitlines(keepends=True):
             try:
                 key, start, frames, samples = json.loads(line)
-            except ValueError:  # written in part
+            except (ValueError, TypeError):  # written in part
                 break
-            if start != self._end or start + frames > held:
+            if start != self._end or start + frames > held or not line.endswith(b"\n"):
                 break
-            kept.write(line)
+            whole += len(line)
             self._entries[key], self._end = (start, frames, samples), start + frames
-        if kept.tell() != self._index.stat().st_size:
-            self._index.write_bytes(kept.getvalue())
+        return whole
 
 
 def with_encoder_cache(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mtp_jax import encoder_cache, importers, training
+from mtp_jax import encoder_cache, exported, importers, training
 from mtp_jax.checkpoint import CheckpointError
 from mtp_jax.comparison import Task
 from mtp_jax.config import (
@@ -237,6 +237,21 @@ def test_the_export_is_the_same_model(trained, parts, tmp_path):
         np.testing.assert_allclose(half[path], x, rtol=1e-3, atol=1e-4)
 
 
+def test_an_export_holds_the_encoder_s_matrices_that_lora_has_changed(config, tmp_path):
+    optim = dataclasses.replace(config.optim, freeze=("whisper/*", "!*/lora_?"))
+    tuned = Whisper(lora=Lora(rank=2))
+    trained = train(config, tmp_path / "run", whisper=tuned, optim=optim)
+    recognizer = load(trained)
+    listening = by_path(recognizer.params["whisper"])
+    assert any(np.any(x) for path, x in listening.items() if path.endswith("lora_b"))
+    export(recognizer, trained, tmp_path / "export")
+    loaded = load(Workdir(tmp_path / "export"))
+    _, whole = exported.merged(recognizer.model.config, jax.device_get(recognizer.params))
+    assert same(loaded.params, whole)
+    left_out = Workdir(tmp_path / "export").read_parts()["left_out"]
+    assert left_out and set(left_out) < set(trained.read_parts()["left_out"])
+
+
 def test_the_encoder_may_lie_elsewhere(trained, parts, config, tmp_path):
     """In another format too: it is the values that count."""
     recognizer = load(trained)
@@ -396,6 +411,29 @@ def test_a_cache_cut_anywhere_is_made_whole(trained, tmp_path):
         source = cached_source(c, recognizer)
         for i, features in enumerate(expected):
             np.testing.assert_array_equal(source.features.read(i, 1.0)[0], features)
+
+
+def test_opening_a_cache_that_another_process_writes_to_changes_nothing(tmp_path):
+    def features(value):
+        return np.full((3, 4), value, np.float16)
+
+    writer = encoder_cache.EncoderCache(tmp_path, 4)
+    with writer.writing():
+        writer.add("one", features(1), 480)
+        for name, begun in (
+            ("features.f16", features(2).tobytes()[:9]),
+            ("index.jsonl", b'["two"'),
+        ):
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + begun)
+        before = [file.read_bytes() for file in sorted(tmp_path.iterdir())]
+        reader = encoder_cache.EncoderCache(tmp_path, 4)
+        assert "one" in reader and "two" not in reader
+        assert [file.read_bytes() for file in sorted(tmp_path.iterdir())] == before
+    with writer.writing():  # the next one to write takes away what was written in part
+        writer.add("three", features(3), 480)
+    for cache in (reader, writer, encoder_cache.EncoderCache(tmp_path, 4)):
+        np.testing.assert_array_equal(cache.read("one")[0], features(1))
+    np.testing.assert_array_equal(cache.read("three")[0], features(3))
 
 
 def test_other_audio_is_another_entry_and_another_encoder_another_cache(trained, parts, tmp_path):
