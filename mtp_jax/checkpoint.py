@@ -40,14 +40,15 @@ class Checkpoints:
     Args:
         workdir: holds ``checkpoints/STEP`` (the last two) and ``best/STEP``.
         keep_best: how many of the best are kept.
+        alone: nobody else saves here, so that saves which did not end are removed.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep_best: int = 1) -> None:
+    def __init__(self, workdir: pathlib.Path, keep_best: int = 1, alone: bool = False) -> None:
         self._latest = ocp.training.Checkpointer(
             absolute(workdir) / "checkpoints",
             save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
             preservation_policy=_policies.LatestN(2),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=alone,
         )
         self._best = ocp.training.Checkpointer(
             absolute(workdir) / "best",
@@ -55,7 +56,7 @@ class Checkpoints:
             preservation_policy=_policies.BestN(
                 get_metric_fn=lambda metrics: metrics["wer"], reverse=True, n=keep_best
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=alone,
         )
 
     def __enter__(self) -> Checkpoints:

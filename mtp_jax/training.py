@@ -172,7 +172,7 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
         len(source.utterances),
         sum(u.seconds for u in source.utterances) / 3600,
     )
-    with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
+    with Checkpoints(workdir.path, config.train.keep_best, alone=True) as checkpoints:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state, shardings)
             log.info("going on from step %d", int(state.step))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,19 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(
         train(config, tmp_path, monkeypatch, at, kill)
     train(config, tmp_path)
     assert final_state(config, tmp_path) == final_state(config, uninterrupted)
+
+
+def test_who_looks_into_a_workdir_leaves_the_save_that_is_under_way(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    saving = [
+        tmp_path / "run" / kind / "9.orbax-checkpoint-tmp" for kind in ("checkpoints", "best")
+    ]
+    for folder in saving:
+        folder.mkdir()
+    load(Workdir(tmp_path / "run"))
+    assert all(folder.exists() for folder in saving)
+    with Checkpoints(tmp_path / "run", alone=True):
+        assert not any(folder.exists() for folder in saving)
 
 
 def test_sigterm_saves_the_step_it_came_in(config, uninterrupted, tmp_path, monkeypatch):
