@@ -11,7 +11,7 @@ import numpy as np
 
 from mtp_jax import processes, sharding
 from mtp_jax.checkpoint import Checkpoints
-from mtp_jax.config import Config, differences
+from mtp_jax.config import Config, Heads, differences
 from mtp_jax.exported import read_exported
 from mtp_jax.merges import merges_of
 from mtp_jax.new_tokens import for_tokenizer
@@ -99,12 +99,13 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
     # Where a folder is said to be, the encoder is now; a Hub's name is but the default of a config.
     ours = config.pretrained.encoder
     moved = _with_encoder(theirs, "" if ours.startswith("hf://") else ours)
+    labels = theirs.tokenizer.ctc_vocab_size
+    if config.tokenizer.retrained:
+        labels = config.tokenizer.ctc_vocab_size or labels
     return dataclasses.replace(
         config,
         pretrained=moved.pretrained,
-        tokenizer=dataclasses.replace(
-            config.tokenizer, ctc_vocab_size=theirs.tokenizer.ctc_vocab_size
-        ),
+        tokenizer=dataclasses.replace(config.tokenizer, ctc_vocab_size=labels),
         front_end=theirs.front_end,
         whisper=group("whisper", "cached", "lora"),
         adaptor=theirs.adaptor,
@@ -138,9 +139,11 @@ def starting_point(
     if config.init_from:
         source = Workdir(config.init_from)
         saved = _saved(source, mesh, config.pretrained.encoder)
+        if not _same_heads(source.read_config().heads, config.heads):
+            saved = {path: x for path, x in saved.items() if not path.startswith("heads/")}
         if config.tokenizer.retrained:
             theirs = Tokenizer.load(config.init_from)
-            independent = source.read_config().heads.kind == "independent"
+            independent = config.heads.kind == "independent"
             own = for_tokenizer(saved, theirs, tokenizer, independent)
             placed = by_path(shardings)
             saved |= {path: processes.place_whole(x, placed[path]) for path, x in own.items()}
@@ -193,6 +196,11 @@ def _saved(source: Workdir, mesh: jax.sharding.Mesh, encoder: str) -> dict[str, 
     left_out = (source.read_parts() or {"left_out": []})["left_out"]
     params = by_path(load(source, mesh, encoder).params)
     return {path: x for path, x in params.items() if path not in left_out}
+
+
+def _same_heads(ours: Heads, theirs: Heads) -> bool:
+    """Whether what was learnt for heads of the one kind means the same for the other."""
+    return dataclasses.replace(ours, detached=False) == dataclasses.replace(theirs, detached=False)
 
 
 def _that_fit(saved: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:

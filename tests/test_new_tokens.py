@@ -6,17 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.config import Config, ConfigError, Data, Encoder, Heads, Optim, Pretrained, Train
+from mtp_jax.config import Config, ConfigError, Data, Encoder, Heads, Mesh, Optim, Pretrained, Train
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source
 from mtp_jax.exported import export
-from mtp_jax.model import load
+from mtp_jax.model import load, make_model, starting_point
 from mtp_jax.new_tokens import for_tokenizer, shares
 from mtp_jax.params import by_path
 from mtp_jax.run_tokenizer import open_tokenizer
+from mtp_jax.sharding import make_mesh
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
+from mtp_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from mtp_jax.workdir import Workdir
+from tests import models
 from tests.test_pretrained import DECODER, train
+from tests.test_tokenizer_json import byte_level
 
 ENGLISH = ["turn the left light on", "the cat sat on the mat", "a cold night and a long song"]
 GERMAN = ["die Tür ist zu", "der Hund schläft schön lang", "im Süden ist es heiß und still"]
@@ -114,17 +118,89 @@ def test_a_run_goes_on_from_another_with_tokens_of_its_own(tmp_path):
     assert alone.tokenizer.pieces == after.tokenizer.pieces
 
 
-def test_a_llama_is_not_parted_from_its_tokens(tokenizers, tmp_path):
-    tokenizers[0].save(tmp_path)
-    config = Config(
-        init_from=str(tmp_path),
-        pretrained=Pretrained(decoder="llama"),
-        tokenizer=TokenizerConfig(retrained=True),
+@pytest.mark.parametrize(
+    ("theirs", "ours", "kept"),
+    [
+        (Heads("latent", 3), Heads("latent", 3, detached=True), True),
+        (Heads("latent", 3), Heads("latent", 3, layers=1), False),
+        (Heads("latent", 3), Heads("latent", 2), False),
+        (Heads("latent", 3), Heads("independent", 3), False),
+        (Heads("independent", 3), Heads("independent", 3), True),
+        (Heads("independent", 3), Heads("latent", 1), False),
+        (Heads("latent", 3, layers=1), Heads("latent", 3), False),
+    ],
+)
+@pytest.mark.parametrize("retrained", [False, True])
+def test_heads_that_are_not_alike_are_new(theirs, ours, kept, retrained, tmp_path):
+    """With a vocabulary as large as the decoder is wide, shapes alone would not tell."""
+    alike = TokenizerConfig(vocab_size=48)
+    wide = dataclasses.replace(models.CONFIG.decoder, width=48)
+    config = dataclasses.replace(models.CONFIG, tokenizer=alike, decoder=wide, heads=theirs)
+    source = models.tiny_workdir(tmp_path / "theirs", config)
+    before = Tokenizer.load(source)
+    tokenizer = before
+    if retrained:
+        tokenizer = Tokenizer.train(ENGLISH + GERMAN, tmp_path / "ours.model", 48, "bpe")
+    begins = dataclasses.replace(
+        config,
+        init_from=str(source),
+        heads=ours,
+        tokenizer=dataclasses.replace(alike, retrained=retrained),
     )
-    source = open_source("embedded/tiny:dev", Data(), 16_000)
     (tmp_path / "run").mkdir()
-    with pytest.raises(TokenizerError, match=r"would part the LLaMA of .* leave it False"):
-        open_tokenizer(config, Workdir(tmp_path / "run"), source)
+    model, mesh = make_model(begins, tokenizer), make_mesh(Mesh())
+    given, _ = starting_point(model, tokenizer, Workdir(tmp_path / "run"), mesh)
+    kernel, params = by_path(given).get("heads/kernel"), by_path(load(Workdir(source)).params)
+    if kept:
+        own = for_tokenizer(params, before, tokenizer, theirs.kind == "independent")
+        expected = own.get("heads/kernel", params["heads/kernel"])
+        np.testing.assert_allclose(kernel, expected, atol=1e-6)
+        assert np.any(kernel)
+    else:
+        assert kernel is None if ours.count == 1 else not np.any(kernel)
+        assert not [path for path in by_path(given) if path.startswith(("heads/l", "heads/n"))]
+
+
+def retrained(theirs: Tokenizer, folder, ctc: int = 0, **pretrained) -> Tokenizer:
+    """The tokenizer of a run that goes on, in German, from one with the tokenizer `theirs`."""
+    (folder / "run").mkdir(parents=True)
+    theirs.save(folder)
+    config = Config(
+        init_from=str(folder),
+        pretrained=Pretrained(**pretrained),
+        tokenizer=TokenizerConfig("", 40, "bpe", ctc_vocab_size=ctc, retrained=True),
+    )
+    heard = open_source("embedded/tiny:dev", Data(), 16_000)
+    texts = [dataclasses.replace(heard.utterances[0], text=text) for text in GERMAN]
+    german = dataclasses.replace(heard, utterances=texts)
+    return open_tokenizer(config, Workdir(folder / "run"), german)
+
+
+def test_a_decoder_from_scratch_has_new_tokens_and_ctc_its_own_new_ones(tokenizers, tmp_path):
+    theirs, german = tokenizers
+    assert retrained(theirs, tmp_path / "one").pieces == german.pieces
+    both = theirs.with_ctc(Tokenizer.train(ENGLISH, tmp_path / "ctc.model", 32, "bpe"))
+    ours = retrained(both, tmp_path / "two")
+    assert (ours.vocab_size, ours.ctc.vocab_size) == (40, 32)
+    assert ours.decode(ours.encode(GERMAN[0])) == GERMAN[0]
+    assert retrained(both, tmp_path / "more", ctc=36).ctc.vocab_size == 36
+    few = theirs.with_ctc(Tokenizer.train(["a cat"], tmp_path / "few.model", 9, "bpe"))
+    with pytest.raises(TokenizerError, match=r"set config\.tokenizer\.ctc_vocab_size to .* more"):
+        retrained(few, tmp_path / "few")
+    with pytest.raises(TokenizerError, match=r"leave config\.tokenizer\.ctc_vocab_size at 0"):
+        retrained(theirs, tmp_path / "none", ctc=36)
+
+
+def test_a_llama_is_not_parted_from_its_tokens(tokenizers, tmp_path):
+    """Its config names where it came from, or after an export the tokenizer alone tells."""
+    english, _ = tokenizers
+    of_llm = HuggingFaceTokenizer(byte_level(), eos=1)
+    for i, (theirs, source) in enumerate(((english, {"decoder": "llama"}), (of_llm, {}))):
+        with pytest.raises(TokenizerError, match=r"would part the LLaMA of .* leave it False"):
+            retrained(theirs, tmp_path / str(i), **source)
+    ours = retrained(of_llm.with_ctc(english), tmp_path / "labels")
+    assert (ours.pieces, ours.ctc.vocab_size) == (of_llm.pieces, english.vocab_size)
+    assert set(ours.ctc.pieces) - set(english.pieces)
 
 
 def test_there_must_be_something_to_begin_with():

@@ -132,9 +132,10 @@ class Tokenizer:
         ctc_vocab_size: pieces of a tokenizer that is trained for the encoder's CTC labels alone; 0
             takes the same as for the text. With a pretrained LLaMA's tens of thousands of tokens,
             a few hundred of their own are learnt from far less speech.
-        retrained: train a tokenizer although `config.init_from` has one, as for another language;
-            what the model knows of the pieces that both have is kept. Where CTC has labels of its
-            own, it is theirs that is trained, with as many pieces as before.
+        retrained: train anew what `config.init_from` has as tokenizers, as for another language;
+            what the model knows of the pieces that both have is kept. An LLM's own is left to it;
+            CTC's labels, where they are their own, are as many as `ctc_vocab_size` says, or as
+            before.
     """
 
     model: str = ""

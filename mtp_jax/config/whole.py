@@ -34,7 +34,8 @@ class Config:
     Attributes:
         seed: fixes initialisation, data order and augmentation.
         init_from: workdir or exported folder of a model to begin with: its sizes, its tokenizer and
-            every parameter that fits are taken over; heads of another kind or number are new.
+            every parameter that fits are taken over; heads of another kind, number or
+            layers are new.
     """
 
     seed: int = 0

@@ -80,6 +80,7 @@ class Tokenizer(abc.ABC):
         path: str | os.PathLike[str],
         vocab_size: int,
         algorithm: str = "unigram",
+        field: str = "config.tokenizer.vocab_size",
     ) -> Tokenizer:
         """Trains a SentencePiece model on `texts`, saves it to `path` and returns it.
 
@@ -92,13 +93,14 @@ class Tokenizer(abc.ABC):
             path: where the model goes, as in `save`.
             vocab_size: V, the four special pieces included.
             algorithm: "unigram" or "bpe".
+            field: what sets V, for the message.
 
         Raises:
             TokenizerError: there is no text, V does not suit it, or `path` cannot be written.
         """
         from mtp_jax.tokenizer import sentencepiece
 
-        tokenizer = sentencepiece.train(texts, vocab_size, algorithm)
+        tokenizer = sentencepiece.train(texts, vocab_size, algorithm, field)
         tokenizer.save(path)
         return tokenizer
 

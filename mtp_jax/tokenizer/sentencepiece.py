@@ -54,7 +54,9 @@ class SentencePieceTokenizer(Tokenizer):
         return text
 
 
-def train(texts: Iterable[str], vocab_size: int, algorithm: str) -> SentencePieceTokenizer:
+def train(
+    texts: Iterable[str], vocab_size: int, algorithm: str, field: str
+) -> SentencePieceTokenizer:
     """Trains a model; see `Tokenizer.train`."""
     sentences = [text for text in texts if text.strip()]
     if not sentences:
@@ -77,21 +79,21 @@ def train(texts: Iterable[str], vocab_size: int, algorithm: str) -> SentencePiec
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise TokenizerError(_reason(str(error), vocab_size, sentences)) from None
+        raise TokenizerError(_reason(str(error), vocab_size, field, sentences)) from None
     return SentencePieceTokenizer(model.getvalue())
 
 
-def _reason(said: str, vocab_size: int, sentences: Sequence[str]) -> str:
+def _reason(said: str, vocab_size: int, field: str, sentences: Sequence[str]) -> str:
     characters = len(set("".join(sentences)) - {" "}) + 1  # the space is a piece of its own
     if vocab_size < characters + 4:
         return (
             f"a tokenizer of {vocab_size} pieces cannot hold the text's {characters} characters "
-            f"and 4 special pieces: set config.tokenizer.vocab_size to {characters + 4} or more"
+            f"and 4 special pieces: set {field} to {characters + 4} or more"
         )
     if "too high" in said:
         most = said.rsplit("<=", 1)[-1].strip(" .")
         return (
             f"the text is too small for a tokenizer of {vocab_size} pieces: "
-            f"set config.tokenizer.vocab_size to {most} or less"
+            f"set {field} to {most} or less"
         )
     return f"SentencePiece cannot train a tokenizer of {vocab_size} pieces: {said}"
