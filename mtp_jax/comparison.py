@@ -18,6 +18,8 @@ from mtp_jax.recognizer import Outcome, Recognizer
 
 Row = dict[str, Any]
 
+NO_TAU = 2.0  # above 1 nothing is sure enough: greedy
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -68,7 +70,7 @@ def choose_tau(
         size: batch size.
 
     Returns:
-        The choice; tau is 1 (which accepts nothing short of certainty) if none is good enough.
+        The choice; tau is `NO_TAU` if none is good enough.
     """
     normalize = recognizer.model.config.evaluation.normalizer
     greedy = recognizer.run(dev.source, dev.batches(size), Greedy())
@@ -79,7 +81,7 @@ def choose_tau(
     ]
     wer = word_error_rate(greedy, normalize)
     good = [r for r in rows if r["wer"] <= wer + max_wer_increase + 1e-9]
-    best = min(good, key=lambda r: r["decoder_calls"], default={"options": {"tau": 1.0}})
+    best = min(good, key=lambda r: r["decoder_calls"], default={"options": {"tau": NO_TAU}})
     return Choice(best["options"]["tau"], tuple(rows), wer, max_wer_increase)
 
 
@@ -219,6 +221,8 @@ def differences(
     unequal = {k: (a, b) for k, (a, b) in unequal.items() if a != b}
     found = []
     for batch in task.batches(1) if unequal else ():
+        if batch.index[0] < 0:  # its audio cannot be read
+            continue
         key = task.source.utterances[int(batch.index[0])].id
         if key in unequal:
             same = itertools.takewhile(lambda ab: ab[0] == ab[1], zip(*unequal[key], strict=False))

@@ -25,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.checkpoint import CheckpointError
-from mtp_jax.config import Config, Lora
+from mtp_jax.config import Config, Lora, Mesh
 from mtp_jax.importers import export_llama, hf_config, import_llama
 from mtp_jax.params import Params, by_path, merge_lora, nested, split
 from mtp_jax.processes import place_whole
 from mtp_jax.recognizer import Recognizer
+from mtp_jax.tokenizer import CTC_NAME
 from mtp_jax.workdir import Workdir, write_json
 
 SPEECH = ("whisper/", "encoder/", "ctc/")
@@ -53,8 +54,13 @@ def export(
             default. Whoever loads the export is told if it is another.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or is a workdir.
     """
+    target = Workdir(folder)
+    if target.path == workdir.path or (target.path / "checkpoints").exists():
+        raise CheckpointError(
+            f"{folder} holds a model that is not an export: choose another folder"
+        )
     config, params = merged(recognizer.model.config, jax.device_get(recognizer.params))
     parts = workdir.read_parts() or {"sha256": {}, "left_out": []}
     updates = [path for path in by_path(recognizer.params) if path.endswith("lora_a")]
@@ -65,7 +71,9 @@ def export(
     encoder = (encoder or config.pretrained.encoder) if left_out else ""
     pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="", ctc="")
     tokenizer = dataclasses.replace(config.tokenizer, retrained=False)
-    config = dataclasses.replace(config, pretrained=pretrained, tokenizer=tokenizer, init_from="")
+    config = dataclasses.replace(
+        config, pretrained=pretrained, tokenizer=tokenizer, init_from="", mesh=Mesh()
+    )
     rest, decoder = split(params, lambda path: not path.startswith("decoder/"))
     own = {path: x for path, x in by_path(rest).items() if path not in left_out}
     speech = {path: x for path, x in own.items() if path.startswith(SPEECH)}
@@ -76,9 +84,10 @@ def export(
     def cast(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
         return {k: np.ascontiguousarray(x, DTYPES[dtype]) for k, x in leaves.items()}
 
-    target = Workdir(folder)
     try:
         target.path.mkdir(parents=True, exist_ok=True)
+        for old in (target.exported, *_of_another_export(target)):
+            old.unlink(missing_ok=True)
         _save(cast(export_llama(decoder["decoder"])), target.path / "model.safetensors")
         ours = {"mtp_jax": dataclasses.asdict(config), "torch_dtype": dtype}
         write_json(target.config, llama | ours)
@@ -94,6 +103,12 @@ def export(
         _save(cast(speech), target.exported)  # last: it is what makes the folder one of these
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
+
+
+def _of_another_export(target: Workdir) -> list[Path]:
+    """What an export may have and another not."""
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", CTC_NAME)
+    return [target.parts, target.tau, target.confidence, *(target.path / name for name in names)]
 
 
 def _save(tensors: dict[str, np.ndarray], path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mtp_jax import processes, sharding
 from mtp_jax.checkpoint import Checkpoints
-from mtp_jax.config import Config, Heads, differences
+from mtp_jax.config import Config, Heads, Mesh, differences
 from mtp_jax.exported import read_exported
 from mtp_jax.merges import merges_of
 from mtp_jax.new_tokens import for_tokenizer
@@ -218,12 +218,21 @@ def _with_encoder(config: Config, source: str) -> Config:
     return dataclasses.replace(config, pretrained=pretrained)
 
 
+def _mesh_here(trained: Mesh) -> jax.sharding.Mesh:
+    try:
+        return sharding.make_mesh(trained)
+    except sharding.MeshError as error:
+        log.info("%s; decoding splits the batch over all devices instead", error)
+        return sharding.make_mesh(Mesh())
+
+
 def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str = "") -> Recognizer:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
     Args:
         workdir: of a trained model, or a folder that one was exported to.
-        mesh: the devices; those of its config by default.
+        mesh: the devices; by default laid out as its config says, or if there are others than it
+            was trained on, with the batch split over all.
         encoder: source of the frozen speech encoder; where training had it by default.
 
     Raises:
@@ -234,7 +243,7 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str =
     if workdir.tokenizer is None:
         raise WorkdirError(f"{workdir.path} has no tokenizer: train first")
     tokenizer = Tokenizer.load(workdir.tokenizer)
-    mesh = mesh or sharding.make_mesh(config.mesh)
+    mesh = mesh or _mesh_here(config.mesh)
     model = make_model(config, tokenizer)
     shapes, shardings = parameter_shapes(model, mesh)
     imported: dict[str, Any] = {}

@@ -206,7 +206,8 @@ def loss_fn(
         ValueError: it is needed and missing.
 
     Returns:
-        The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token), ``ctc`` and
+        The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token; those that have a
+        weight), ``ctc`` and
         ``ctc_consistency`` (nats a label), ``too_short_for_ctc``, ``utterances``,
         ``audio_seconds``, and those of `mwer_loss`.
     """
@@ -240,7 +241,10 @@ def loss_fn(
     )
     ctc = nats / jnp.maximum(count, 1)
     loss += c.loss.ctc * ctc
-    metrics = {f"head_{m + 1}": by_head[m] for m in range(c.heads.count)}
+    # Heads that count nothing are not computed.
+    counted = c.heads.count if c.loss.head_decay else min(c.heads.count, 2)
+    counted = counted if c.loss.head_weight else 1
+    metrics = {f"head_{m + 1}": by_head[m] for m in range(counted)}
     if views > 1:
         logits = encoded.ctc_logits.reshape(-1, views, *encoded.ctc_logits.shape[1:])
         unlike = losses.consistency(logits, encoded.ctc_length[::views]) / jnp.maximum(count, 1)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.comparison import (
+    NO_TAU,
     Row,
     Task,
     choose_tau,
@@ -189,12 +190,12 @@ def test_of_equal_calls_the_lower_tau_is_taken() -> None:
     assert found.tau == 0.5
 
 
-def test_tau_is_1_if_none_is_good_enough() -> None:
+def test_without_a_good_tau_there_is_one_that_makes_it_greedy() -> None:
     bad = outcome(texts=("", "", ""))
     choice = choose_tau(
         recognizer(lambda s: bad if isinstance(s, Threshold) else GREEDY), task(), (0.5,), 1.0, 4
     )
-    assert choice.tau == 1.0
+    assert choice.tau == NO_TAU > 1
     assert len(choice.sweep) == 1
 
 
@@ -278,6 +279,17 @@ def test_differences_at_the_end_of_the_shorter_text() -> None:
     shorter = outcome(tokens=((5, 6), (5, 8, 9, 2), (4, 2)))
     found = differences(recognizer(lambda _: GREEDY), task(), shorter, GREEDY)
     assert found == [{"id": "u0", "position": 2, "top2_gap": pytest.approx(2.0)}]
+
+
+def test_a_recording_that_cannot_be_read_differs_from_nothing() -> None:
+    """It is a row of filler, whose index is not that of the last utterance."""
+    shorter = outcome(tokens=((5, 6, 2), (5, 8, 9, 2), (4, 4, 2)))
+    whole = task()
+    batches = list(whole.batches(1))
+    unread = batches[1]._replace(index=np.array([-1], np.int32))
+    some = dataclasses.replace(whole, batches=lambda _: iter([batches[0], unread, batches[2]]))
+    found = differences(recognizer(lambda _: GREEDY), some, shorter, GREEDY)
+    assert [one["id"] for one in found] == ["u2"]
 
 
 # report

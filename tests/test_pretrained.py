@@ -43,7 +43,7 @@ from mtp_jax.nn.llama import Llama
 from mtp_jax.nn.whisper import WhisperEncoder
 from mtp_jax.params import by_path
 from mtp_jax.sharding import make_mesh
-from mtp_jax.tokenizer import Tokenizer, TokenizerError
+from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 from mtp_jax.workdir import Workdir, WorkdirError
 
 STEPS, V, ROWS = 4, 64, 70
@@ -219,8 +219,15 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(config, cache, tmp_pa
 
 
 def test_the_export_is_the_same_model(trained, parts, tmp_path):
-    recognizer = load(trained)
+    recognizer, used = load(trained), Workdir(tmp_path / "float32")
+    used.path.mkdir()
+    others = [used.tau, used.confidence, *(used.path / n for n in ("tokenizer.json", CTC_NAME))]
+    for file in others:
+        file.write_text("of the model that was here")
     export(recognizer, trained, tmp_path / "float32")
+    assert not any(file.exists() for file in others)
+    with pytest.raises(CheckpointError, match="holds a model that is not an export"):
+        export(recognizer, trained, trained.path)
     loaded = load(Workdir(tmp_path / "float32"))
     assert loaded.model.config.decoder.lora.rank == 0
     assert loaded.model.config.pretrained == Pretrained(encoder=str(parts / "whisper"))

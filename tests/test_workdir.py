@@ -6,11 +6,25 @@ import math
 import pathlib
 import re
 
+import jax
 import pytest
 
 from mtp_jax import workdir as workdir_module
-from mtp_jax.config import Config, ConfigError, Optim
+from mtp_jax.config import Config, ConfigError, Mesh, Optim
+from mtp_jax.exported import export
+from mtp_jax.model import load
 from mtp_jax.workdir import Workdir, WorkdirError, commit, write_json
+from tests import models
+
+
+def test_a_model_of_another_mesh_is_loaded_on_the_devices_that_there_are(tmp_path, caplog):
+    config = dataclasses.replace(models.CONFIG, mesh=Mesh(data=1, fsdp=2))
+    caplog.set_level("INFO")
+    model = load(Workdir(models.tiny_workdir(tmp_path / "two", config)))
+    assert model.mesh.size == len(jax.devices()) == 1
+    assert "makes 2 devices, and there are 1" in caplog.text
+    export(model, Workdir(tmp_path / "two"), tmp_path / "export")
+    assert Workdir(tmp_path / "export").read_config().mesh == Mesh()
 
 
 @pytest.fixture

@@ -180,6 +180,11 @@ class Loss:
         for name in ("head_weight", "head_decay", "ctc", "ctc_consistency"):
             check(getattr(self, name) >= 0, f"loss.{name}", "must not be negative")
         check(0 <= self.label_smoothing < 1, "loss.label_smoothing", "must be within [0, 1)")
+        check(
+            self.ctc > 0 or not self.ctc_consistency,
+            "loss.ctc_consistency",
+            "is a weight within loss.ctc, which is 0: set it above 0",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
