@@ -17,7 +17,7 @@ from mtp_jax.merges import merges_of
 from mtp_jax.new_tokens import for_tokenizer
 from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.params import Params, by_path, matches, merge, nested
-from mtp_jax.pretrained import digests, import_parts, with_sizes
+from mtp_jax.pretrained import RUNNING, digests, import_parts, with_sizes
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.train_step import parameter_shapes
@@ -80,8 +80,7 @@ def _with_ctc_of(config: Config) -> Config:
             " front end than this run: give both the same config.pretrained.encoder"
         )
     whisper = whisper if whisper.lora.rank else ours
-    kept = ("dropout", "remat", "remat_products", "scan_layers")
-    own: dict[str, Any] = {name: getattr(config.encoder, name) for name in kept}
+    own: dict[str, Any] = {name: getattr(config.encoder, name) for name in RUNNING}
     encoder = dataclasses.replace(theirs.encoder, **own)
     return dataclasses.replace(config, whisper=whisper, encoder=encoder)
 
@@ -109,8 +108,8 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
         front_end=theirs.front_end,
         whisper=group("whisper", "cached", "lora"),
         adaptor=theirs.adaptor,
-        encoder=group("encoder", "dropout", "remat", "remat_products", "scan_layers"),
-        decoder=group("decoder", "dropout", "remat", "remat_products", "scan_layers", "lora"),
+        encoder=group("encoder", *RUNNING),
+        decoder=group("decoder", *RUNNING, "lora"),
     )
 
 

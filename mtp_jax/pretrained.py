@@ -15,6 +15,9 @@ from mtp_jax.config import Config, Pretrained
 from mtp_jax.params import Params, by_path, nested
 from mtp_jax.tokenizer import Tokenizer, check_fit
 
+# Fields of an encoder's or decoder's config that say how it runs, not what it is.
+RUNNING = ("dropout", "remat", "remat_products", "scan_layers")
+
 
 def with_sizes(config: Config) -> Config:
     """`config` with the sizes of its pretrained parts, whatever it said of them itself.
@@ -36,15 +39,7 @@ def with_sizes(config: Config) -> Config:
         )
     if config.pretrained.decoder:
         llama = importers.llama_architecture(importers.resolve(config.pretrained.decoder))
-        kept = (
-            "dropout",
-            "remat",
-            "remat_products",
-            "scan_layers",
-            "prompt_before",
-            "prompt_after",
-            "lora",
-        )
+        kept = (*RUNNING, "prompt_before", "prompt_after", "lora")
         own = {name: getattr(config.decoder, name) for name in kept}
         config = dataclasses.replace(config, decoder=dataclasses.replace(llama.config, **own))
     return config

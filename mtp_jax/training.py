@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import Any
 
@@ -27,7 +27,7 @@ from mtp_jax.encoder_cache import with_encoder_cache
 from mtp_jax.model import make_model, starting_point
 from mtp_jax.mwer import search_seconds
 from mtp_jax.optim import learning_rate, make_optimizer
-from mtp_jax.params import by_path, count, merge
+from mtp_jax.params import by_path, count, matches, merge
 from mtp_jax.recognizer import Recognizer
 from mtp_jax.run_tokenizer import open_tokenizer
 from mtp_jax.train_step import TrainState, init_state, make_train_step
@@ -161,6 +161,7 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
         raise ConfigError(
             "config.whisper.cached needs whisper/*, LoRA included, among config.optim.freeze"
         )
+    _warn_of_patterns(config, by_path(state.model_params))
     source = with_encoder_cache(source, recognizer, config.augment.speeds)
     dev = with_encoder_cache(dev, recognizer)
     log.info(
@@ -193,6 +194,15 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
         own = merge(state.params, state.frozen), merge(shardings.params, shardings.frozen)
         recognizer.params = merge(checkpoints.restore_best(*own), state.imported)
     return recognizer
+
+
+def _warn_of_patterns(config: Config, paths: Collection[str]) -> None:
+    """A pattern with a slip in it would freeze nothing, and say nothing."""
+    rates = {f"rates={pattern}": pattern for pattern, _ in config.optim.rate_factors}
+    patterns = {f"freeze={pattern}": pattern for pattern in config.optim.freeze} | rates
+    for name, pattern in patterns.items():
+        if not any(map(matches((pattern.removeprefix("!"),)), paths)):
+            log.warning("config.optim.%s matches no parameter", name)
 
 
 def _write_report(workdir: Workdir, report: Report) -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mtp_jax.decoding.reading import Reading, follow, nothing_said
 from mtp_jax.tokenizer import Tokenizer
 
 # How a piece spells the space before it (SentencePiece, byte-level BPE).
@@ -93,18 +94,6 @@ def edit_distance(
     a: jax.Array, a_length: jax.Array, b: jax.Array, b_length: jax.Array
 ) -> jax.Array:
     """int32[B] Levenshtein distance of rows of [B, I] and [B, J], of int32[B] lengths each."""
-    column = jnp.arange(b.shape[1] + 1)
-    first = jnp.broadcast_to(column, (a.shape[0], len(column)))
-
-    def step(above: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        i, unit = at
-        same = unit[:, None] == b
-        replaced = above[:, :-1] + ~same
-        best = jnp.minimum(above[:, 1:], replaced - 1) + 1
-        best = jnp.concatenate([above[:, :1] + 1, best], axis=1)
-        # Insertions: the best of all columns to the left, plus one for each column between.
-        best = jax.lax.cummin(best - column, axis=1) + column
-        return jnp.where(i < a_length[:, None], best, above), None
-
-    end, _ = jax.lax.scan(step, first, (jnp.arange(a.shape[1]), a.T))
+    whole = Reading(b, b_length)
+    end = follow(whole, nothing_said(whole), a, a_length)
     return jnp.take_along_axis(end, b_length[:, None], axis=1)[:, 0]

@@ -118,6 +118,21 @@ def test_a_changed_number_of_processes_reads_the_same_batches(tokenizer, of):
     assert_same(joined, whole[2:])
 
 
+def test_characters_that_the_tokenizer_does_not_know_are_told(tokenizer, tmp_path, caplog):
+    source = make_source(8)
+    source.utterances[3] = dataclasses.replace(source.utterances[3], text="zwölf")
+    train_batches(source, tokenizer, CONFIG)
+    said = "1 of 8 texts of numbers have characters that the tokenizer does not know"
+    assert said in caplog.text
+    caplog.clear()
+    both = tokenizer.with_ctc(Tokenizer.train([*TEXTS, "zwölf"], tmp_path / "m.model", 30))
+    train_batches(source, both.ctc.with_ctc(tokenizer), CONFIG)
+    assert "that CTC's tokenizer does not know" in caplog.text
+    caplog.clear()
+    train_batches(make_source(8), tokenizer, CONFIG)
+    assert not caplog.text
+
+
 def test_unreadable_audio_becomes_filler_and_is_reported_once(tokenizer, caplog):
     source = make_source(broken={5, 11})
     batches, report = train_batches(source, tokenizer, CONFIG)

@@ -140,6 +140,16 @@ def test_who_looks_into_a_workdir_leaves_the_save_that_is_under_way(uninterrupte
         assert not any(folder.exists() for folder in saving)
 
 
+def test_a_pattern_that_fits_nothing_is_told(config, tmp_path, caplog):
+    slips = dataclasses.replace(
+        config.optim, steps=2, freeze=("decodr/*", "!ctc/*"), rates=("head/*=0.1", "ctc/*=0.5")
+    )
+    train(dataclasses.replace(config, optim=slips), tmp_path)
+    for said in ("freeze=decodr/*", "rates=head/*"):
+        assert f"config.optim.{said} matches no parameter" in caplog.text
+    assert caplog.text.count("matches no parameter") == 2
+
+
 def test_sigterm_saves_the_step_it_came_in(config, uninterrupted, tmp_path, monkeypatch):
     with pytest.raises(training.TrainingStopped, match="SIGTERM: step 4 is saved") as stopped:
         train(config, tmp_path, monkeypatch, 4, terminate)

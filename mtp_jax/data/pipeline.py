@@ -84,7 +84,7 @@ def train_batches(
             f"config.data.batch_size ({data.batch_size}) must be a multiple of {shares}, "
             "over which each batch is shared out"
         )
-    lengths = _lengths(source, tokenizer) + 1  # EOS
+    lengths = _lengths(source, tokenizer, "the tokenizer") + 1  # EOS
     kept = np.flatnonzero(lengths <= data.max_tokens)
     report = Report(source.title, len(kept), source.problems)
     for i in np.flatnonzero(lengths > data.max_tokens).tolist():
@@ -101,7 +101,7 @@ def train_batches(
         rows=_rows_per_bucket(data, shares),
         speeds=config.augment.speeds,
         seed=config.seed,
-        labels=_lengths(source, tokenizer.ctc)[kept] if has_labels else (),
+        labels=_lengths(source, tokenizer.ctc, "CTC's tokenizer")[kept] if has_labels else (),
     )
     load = _Loader(source, tokenizer, kept, report, has_labels)
     dataset = grain.MapDataset.range(start, _STEPS).map(
@@ -213,10 +213,18 @@ def _tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.array([*tokenizer.encode(text), tokenizer.eos], np.int32)
 
 
-def _lengths(source: Source, tokenizer: Tokenizer) -> np.ndarray:
-    """int32[N] tokens of each text, EOS apart."""
-    texts = (utterance.text for utterance in source.utterances)
-    return np.fromiter((len(tokenizer.encode(text)) for text in texts), np.int32)
+def _lengths(source: Source, tokenizer: Tokenizer, warned_of: str = "") -> np.ndarray:
+    """int32[N] tokens of each text, EOS apart; warns of what they do not spell, if asked to."""
+    ids = (tokenizer.encode(utterance.text) for utterance in source.utterances)
+    pairs = ((len(text), tokenizer.unknown in text) for text in ids)
+    found = np.fromiter(pairs, [("length", np.int32), ("unspelled", bool)])
+    if warned_of and (unspelled := int(found["unspelled"].sum())):
+        log.warning(
+            "%d of %d texts of %s have characters that %s does not know, and are learnt with <unk>"
+            " in their place: see config.tokenizer",
+            *(unspelled, len(found), source.title, warned_of),
+        )
+    return found["length"]
 
 
 def _samples(source: Source, rate: int) -> np.ndarray:

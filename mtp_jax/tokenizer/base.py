@@ -30,6 +30,7 @@ class Tokenizer(abc.ABC):
             begins with EOS, as is usual.
         pad: id that fills a row up; a model without one uses EOS (padding is told by lengths,
             never by its id).
+        unknown: id that stands for what no piece spells; None if any text can be spelled.
         pieces: the V pieces, by id, as the file spells them (a space is "▁" or "Ġ" in most).
     """
 
@@ -38,6 +39,7 @@ class Tokenizer(abc.ABC):
     bos: int
     eos: int
     pad: int
+    unknown: int | None
     pieces: list[str]
     _ctc: Tokenizer | None = None
 

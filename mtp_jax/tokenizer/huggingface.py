@@ -67,10 +67,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer = model
         self._json = model.to_str(pretty=False)
         own = json.loads(self._json)["model"]
-        unknown = own.get("unk_id", vocabulary.get(own.get("unk_token")))
+        self.unknown = own.get("unk_id", vocabulary.get(own.get("unk_token")))
         special = {t for t, added in model.get_added_tokens_decoder().items() if added.special}
         # A Unigram model has them among its pieces, and so makes them of plain text all the same.
-        self._never = (special - {unknown}) | {self.bos, self.eos, self.pad}
+        self._never = (special - {self.unknown}) | {self.bos, self.eos, self.pad}
 
     def _files(self, name: str) -> dict[str, bytes]:
         config = {

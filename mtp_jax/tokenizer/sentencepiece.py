@@ -38,6 +38,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise TokenizerError("has no end-of-sentence piece, which decoding needs to stop")
         self.bos = self._or_eos(self._processor.bos_id())
         self.pad = self._or_eos(self._processor.pad_id())
+        self.unknown = self._processor.unk_id()
 
     def _or_eos(self, token: int) -> int:
         return token if token >= 0 else self.eos
