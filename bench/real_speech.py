@@ -47,6 +47,15 @@ TUNED = (
     "--config.mwer.search=prefix_beam_ctc",
     '--config.evaluation.strategies=("ctc", "greedy", "verify", "verify_ctc")',
 )
+# A wide call costs a CPU what it is wide, and this decoder is most of the step: one token a call.
+LLAMA_TUNED = (
+    "--config.optim.steps=100",
+    "--config.optim.warmup_steps=10",
+    "--config.train.dev_every=50",
+    "--config.data.batch_size=4",
+    "--config.mwer.search=beam",
+    '--config.evaluation.strategies=("ctc", "greedy", "verify_ctc")',
+)
 HEADS_ONLY = '--config.optim.freeze=("*", "!heads/*")'
 # Two layers see to where in the audio the later tokens are; the first heads count most, as the
 # others are asked only where these were right.
@@ -92,13 +101,13 @@ class Run:
         flags: its own.
         front: the run whose Conformer and CTC head it hears through; empty where it trains them.
         trunk: the run whose model it begins with.
-        config: a file of configs/.
+        config: a file of configs/, and what it is given.
         all_languages: whether it hears German, Dutch and French beside English.
     """
 
     flags: tuple[str, ...]
     front: str = "front"
-    config: str = "whisper"
+    config: str = "whisper.py"
     all_languages: bool = False
     trunk: str = ""
 
@@ -141,18 +150,26 @@ def runs(llama: str) -> dict[str, Run]:
         for name, weight in (("mwer", 1), ("ce", 0)):
             found[f"{name}_seed{seed}"] = Run(
                 (*same, f"--config.mwer.weight={weight}"),
-                config="mwer",
+                config="mwer.py:whisper",
                 trunk=f"m8_seed{seed}",
             )
     if llama:
         pretrained = f"--config.pretrained.decoder={llama}"
         room = "--config.adaptor.training_room=0.25"
-        found["llama_m1"] = Run((*one, pretrained, room), config="llama")
+        found["llama_m1"] = Run((*one, pretrained, room), config="llama.py")
         found["llama_m4"] = Run(
             (*heads("latent", 4), HEADS_ONLY, "--config.heads.layers=1", pretrained, room),
-            config="llama",
+            config="llama.py",
             trunk="llama_m1",
         )
+        for seed in SEEDS:
+            for name, weight in (("mwer", 1), ("ce", 0)):
+                own = f"--config.seed={seed}", f"--config.mwer.weight={weight}"
+                found[f"llama_{name}_seed{seed}"] = Run(
+                    (*one, pretrained, room, *LLAMA_TUNED, *own),
+                    config="mwer.py:llama",
+                    trunk="llama_m1",
+                )
     for name, padded in (("true_length", False), ("padded", True)):
         spoken = f"--config.data.train={_SPEECH.value}/librispeech.train.jsonl"
         heard = (*one, *FRONT, *PROBE, spoken, f"--config.whisper.padded={padded}")
@@ -168,11 +185,11 @@ def begun(run: Run) -> list[str]:
     if run.front:
         front = _FRONT.value or f"{_OUT.value}/{run.front}"
         found.append(f"--config.pretrained.ctc={front}")
-        if run.config != "llama":
+        if not run.config.endswith(("llama.py", "llama")):
             # In training CTC errs about as often as on dev.
             found += ["--config.encoder.dropout=0.3", LISTENING]
             found.append(f"--config.tokenizer.model={front}")
-        if run.config == "whisper":
+        if run.config == "whisper.py":
             found += SCHEDULE
     if run.trunk:
         found.append(f"--config.init_from={_OUT.value}/{run.trunk}")
@@ -209,9 +226,8 @@ def main(argv: list[str]) -> int:
             raise app.UsageError(f"--only={name} is not one of {', '.join(everything)}")
     for name in names:
         run, workdir = everything[name], pathlib.Path(_OUT.value) / name
-        config = "configs/mwer.py:whisper" if run.config == "mwer" else f"configs/{run.config}.py"
         command = [
-            *(sys.executable, "-m", "mtp_jax.train", f"--config={config}"),
+            *(sys.executable, "-m", "mtp_jax.train", f"--config=configs/{run.config}"),
             *(f"--workdir={workdir}", f"--config.pretrained.encoder={_ENCODER.value}"),
             *data(run.all_languages),
             *begun(run),
