@@ -1,0 +1,68 @@
+"""Wall clock of Whisper over windows of 30 s padded with silence, against the true length.
+
+    python -m bench.windows --workdir=runs/whisper [--batch_size=1,8] [--rounds=5] [--utterances=64]
+
+Reads the CTC output of the same utterances both ways, in turn, so that a machine whose speed drifts
+slows both alike; prints medians over rounds of the seconds, padded over true, and how many seconds
+of audio each does a second. Compilation is apart. `bench/real_speech.py` trains a model either way,
+*true_length* and *padded*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import sys
+
+from absl import flags
+
+from mtp_jax import cli
+from mtp_jax.config import ConfigError
+from mtp_jax.workdir import Workdir
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "of a model behind Whisper", required=True)
+_ENCODER = cli.encoder_flag()
+_BATCH_SIZE = flags.DEFINE_list("batch_size", ["1", "8"], "batch sizes")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "times that each batch size is read")
+_UTTERANCES = flags.DEFINE_integer("utterances", 64, "of the test split, a round")
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse_arguments(argv)
+    workdir = Workdir(_WORKDIR.value)
+    config = workdir.read_config()
+    if not config.whisper.present:
+        raise ConfigError(f"{_WORKDIR.value} has no Whisper encoder: give a model that has one")
+    cli.start_jax(config)
+    from mtp_jax.comparison import Task
+    from mtp_jax.data import open_source
+    from mtp_jax.model import load, make_model
+    from mtp_jax.recognizer import Recognizer
+
+    trained = load(workdir, encoder=_ENCODER.value)
+    source = open_source(config.data.test, config.data, config.front_end.sample_rate)
+    ways = {}
+    for padded in (False, True):
+        whisper = dataclasses.replace(config.whisper, padded=padded)
+        model = make_model(dataclasses.replace(config, whisper=whisper), trained.tokenizer)
+        ways[padded] = Recognizer(model, trained.params, trained.tokenizer, trained.mesh)
+    print("batch  padded over true   RTFx: true length   padded")
+    for size in map(int, _BATCH_SIZE.value):
+        count = max(1, _UTTERANCES.value // size)
+        batches = list(itertools.islice(Task.of(source, trained).batches(size), count))
+        runs = {padded: [] for padded in ways}
+        for _ in range(_ROUNDS.value + 1):  # the first compiles and warms up
+            for padded, recognizer in ways.items():
+                runs[padded].append(recognizer.run(source, batches, None))
+        pairs = list(zip(runs[True][1:], runs[False][1:], strict=True))
+        ratio = statistics.median(a.wall_seconds / b.wall_seconds for a, b in pairs)
+        slow, fast = (
+            statistics.median(o.audio_seconds / o.wall_seconds for o in runs[padded][1:])
+            for padded in (True, False)
+        )
+        print(f"{size:5d}  {ratio:16.2f}   {fast:17.0f}   {slow:6.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
