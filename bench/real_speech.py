@@ -185,7 +185,7 @@ def begun(run: Run) -> list[str]:
     if run.front:
         front = _FRONT.value or f"{_OUT.value}/{run.front}"
         found.append(f"--config.pretrained.ctc={front}")
-        if not run.config.endswith(("llama.py", "llama")):
+        if "llama" not in run.config:
             # In training CTC errs about as often as on dev.
             found += ["--config.encoder.dropout=0.3", LISTENING]
             found.append(f"--config.tokenizer.model={front}")

@@ -59,14 +59,14 @@ def export(
     target = Workdir(folder)
     if target.path == workdir.path or (target.path / "checkpoints").exists():
         raise CheckpointError(
-            f"{folder} holds a model that is not an export: choose another folder"
+            f"{folder} is the model itself, or a workdir with checkpoints: choose another folder"
         )
     config, params = merged(recognizer.model.config, jax.device_get(recognizer.params))
     parts = workdir.read_parts() or {"sha256": {}, "left_out": []}
     updates = [path for path in by_path(recognizer.params) if path.endswith("lora_a")]
     changed = {path.removesuffix("lora_a") + "kernel" for path in updates}
-    left_out = [path for path in parts["left_out"] if not path.startswith("decoder/")]
-    left_out = [path for path in left_out if path not in changed]
+    whole = ("decoder/", *changed)  # what is exported although it was imported
+    left_out = [path for path in parts["left_out"] if not path.startswith(whole)]
     # What is exported whole is no longer taken from where it came from.
     encoder = (encoder or config.pretrained.encoder) if left_out else ""
     pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="", ctc="")

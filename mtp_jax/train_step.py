@@ -206,10 +206,9 @@ def loss_fn(
         ValueError: it is needed and missing.
 
     Returns:
-        The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token; those that have a
-        weight), ``ctc`` and
-        ``ctc_consistency`` (nats a label), ``too_short_for_ctc``, ``utterances``,
-        ``audio_seconds``, and those of `mwer_loss`.
+        The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token; of heads that have
+        a weight), ``ctc`` and ``ctc_consistency`` (nats a label), ``too_short_for_ctc``,
+        ``utterances``, ``audio_seconds``, and those of `mwer_loss`.
     """
     c = model.config
     views = 2 if c.loss.ctc_consistency and key is not None else 1

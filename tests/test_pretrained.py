@@ -226,7 +226,7 @@ def test_the_export_is_the_same_model(trained, parts, tmp_path):
         file.write_text("of the model that was here")
     export(recognizer, trained, tmp_path / "float32")
     assert not any(file.exists() for file in others)
-    with pytest.raises(CheckpointError, match="holds a model that is not an export"):
+    with pytest.raises(CheckpointError, match="is the model itself, or a workdir"):
         export(recognizer, trained, trained.path)
     loaded = load(Workdir(tmp_path / "float32"))
     assert loaded.model.config.decoder.lora.rank == 0
