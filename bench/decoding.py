@@ -5,19 +5,20 @@
 
 Prints, for each batch size, decoder calls and seconds of a strategy divided by greedy's, and how
 many seconds of audio it does a second: medians over rounds, in each of which every strategy decodes
-the same utterances in turn, so that a machine whose speed drifts slows all of them alike.
-Compilation is apart. Front end and encoder count for both sides; *ctc* is these alone.
+the same utterances in turn. Compilation is apart. Front end and encoder count for both sides;
+*ctc* is these alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-import statistics
 import sys
 
 from absl import flags
 
+from bench.in_turn import in_turn, rtfx, seconds
 from mtp_jax import cli
 from mtp_jax.config import STRATEGIES, ConfigError
 from mtp_jax.workdir import Workdir
@@ -54,16 +55,20 @@ def main(argv: list[str]) -> None:
     print("batch  strategy         calls   seconds   (of greedy's)   RTFx")
     for size in map(int, _BATCH_SIZE.value):
         batches = list(itertools.islice(task.batches(size), max(1, _UTTERANCES.value // size)))
-        runs = {name: [] for name in chosen}
-        for _ in range(_ROUNDS.value + 1):  # the first compiles and warms up
-            for name, strategy in chosen.items():
-                runs[name].append(recognizer.run(source, batches, strategy))
+        runs = in_turn(
+            {
+                name: functools.partial(recognizer.run, source, batches, strategy)
+                for name, strategy in chosen.items()
+            },
+            _ROUNDS.value,
+        )
+        greedy = runs["greedy"]
         for name, outcomes in runs.items():
-            pairs = zip(outcomes[1:], runs["greedy"][1:], strict=True)
-            ratio = statistics.median(a.wall_seconds / b.wall_seconds for a, b in pairs)
-            calls = outcomes[0].calls / runs["greedy"][0].calls
-            rtfx = statistics.median(o.audio_seconds / o.wall_seconds for o in outcomes[1:])
-            print(f"{size:5d}  {name:15s}  {calls:5.2f}   {ratio:7.2f}   {rtfx:19.0f}", flush=True)
+            calls, share = outcomes[0].calls / greedy[0].calls, seconds(outcomes, greedy)
+            print(
+                f"{size:5d}  {name:15s}  {calls:5.2f}   {share:7.2f}   {rtfx(outcomes):19.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

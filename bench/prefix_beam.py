@@ -11,6 +11,7 @@ rounds; compilation is apart.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import sys
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from bench.in_turn import in_turn, seconds
 from mtp_jax import cli
 from mtp_jax.workdir import Workdir
 
@@ -32,8 +34,8 @@ _UTTERANCES = flags.DEFINE_integer("utterances", 64, "of the test split, a round
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "times that each search is made")
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Median over rounds; the first, which compiles, does not count."""
+def clocked(run: Callable[[], Any]) -> float:
+    """Median seconds over rounds; the first, which compiles, does not count."""
     taken = []
     for _ in range(_ROUNDS.value + 1):
         start = time.perf_counter()
@@ -72,13 +74,14 @@ def main(argv: list[str]) -> None:
             "beam": BeamSearch(beams),
             "ours": PrefixBeam(beams, 0.0, e.draft_width, e.beam_rounds),
         }
-        for search in searches.values():
-            recognizer.run(source, batches, search)  # compiles
-        runs: dict[str, list[Any]] = {name: [] for name in searches}
-        for _ in range(_ROUNDS.value):
-            for name, search in searches.items():
-                runs[name].append(recognizer.run(source, batches, search))
-        wall = {n: statistics.median(o.wall_seconds for o in runs[n]) for n in runs}
+        runs = in_turn(
+            {
+                name: functools.partial(recognizer.run, source, batches, search)
+                for name, search in searches.items()
+            },
+            _ROUNDS.value,
+        )
+        wall = {name: seconds(outcomes) for name, outcomes in runs.items()}
         calls = {n: runs[n][0].calls / len(runs[n][0].hypotheses) for n in runs}
         step = {n: wall[n] / runs[n][0].loop_steps for n in runs}
         cache = [prompt.branched(beams, config.data.max_tokens)]
@@ -93,7 +96,7 @@ def main(argv: list[str]) -> None:
             f"{beams:2d}   {calls['beam']:11.2f} {calls['ours']:5.2f}"
             f"   {wall['beam']:13.2f} {wall['ours']:5.2f}"
             f"   {1000 * step['beam']:15.1f} {1000 * step['ours']:5.1f}"
-            f"   {100 * seconds(moving) / step['beam']:19.1f} %",
+            f"   {100 * clocked(moving) / step['beam']:19.1f} %",
             flush=True,
         )
 

@@ -2,21 +2,21 @@
 
     python -m bench.windows --workdir=runs/whisper [--batch_size=1,8] [--rounds=5] [--utterances=64]
 
-Reads the CTC output of the same utterances both ways, in turn, so that a machine whose speed drifts
-slows both alike; prints medians over rounds of the seconds, padded over true, and how many seconds
-of audio each does a second. Compilation is apart. `bench/real_speech.py` trains a model either way,
-*true_length* and *padded*.
+Reads the CTC output of the same utterances both ways, in turn; prints medians over rounds of the
+seconds, padded over true, and how many seconds of audio each does a second. Compilation is apart.
+`bench/real_speech.py` trains a model either way, *true_length* and *padded*.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-import statistics
 import sys
 
 from absl import flags
 
+from bench.in_turn import in_turn, rtfx, seconds
 from mtp_jax import cli
 from mtp_jax.config import ConfigError
 from mtp_jax.workdir import Workdir
@@ -51,16 +51,14 @@ def main(argv: list[str]) -> None:
     for size in map(int, _BATCH_SIZE.value):
         count = max(1, _UTTERANCES.value // size)
         batches = list(itertools.islice(Task.of(source, trained).batches(size), count))
-        runs = {padded: [] for padded in ways}
-        for _ in range(_ROUNDS.value + 1):  # the first compiles and warms up
-            for padded, recognizer in ways.items():
-                runs[padded].append(recognizer.run(source, batches, None))
-        pairs = list(zip(runs[True][1:], runs[False][1:], strict=True))
-        ratio = statistics.median(a.wall_seconds / b.wall_seconds for a, b in pairs)
-        slow, fast = (
-            statistics.median(o.audio_seconds / o.wall_seconds for o in runs[padded][1:])
-            for padded in (True, False)
+        runs = in_turn(
+            {
+                padded: functools.partial(recognizer.run, source, batches, None)
+                for padded, recognizer in ways.items()
+            },
+            _ROUNDS.value,
         )
+        ratio, fast, slow = seconds(runs[True], runs[False]), rtfx(runs[False]), rtfx(runs[True])
         print(f"{size:5d}  {ratio:16.2f}   {fast:17.0f}   {slow:6.0f}", flush=True)
 
 
