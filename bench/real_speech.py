@@ -145,13 +145,13 @@ def runs(llama: str) -> dict[str, Run]:
     light = "--config.loss.head_weight=0.02"
     found["m8_joint_light"] = Run((*joint, light), trunk="m1_begun_seed0")
     found["m8_from_scratch"] = Run((*heads("latent", 8), "--config.optim.steps=3000"))
-    for seed in SEEDS:  # as many steps of either
+    for seed in SEEDS:  # as many steps of either, from one model
         same = (*heads("latent", 8), *OWN_LAYERS, *TUNED, f"--config.seed={seed}")
         for name, weight in (("mwer", 1), ("ce", 0)):
             found[f"{name}_seed{seed}"] = Run(
                 (*same, f"--config.mwer.weight={weight}"),
                 config="mwer.py:whisper",
-                trunk=f"m8_seed{seed}",
+                trunk="m8_seed0",
             )
     if llama:
         pretrained = f"--config.pretrained.decoder={llama}"

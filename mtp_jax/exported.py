@@ -70,7 +70,7 @@ def export(
     # What is exported whole is no longer taken from where it came from.
     encoder = (encoder or config.pretrained.encoder) if left_out else ""
     pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="", ctc="")
-    tokenizer = dataclasses.replace(config.tokenizer, retrained=False)
+    tokenizer = dataclasses.replace(config.tokenizer, model="", retrained=False)
     config = dataclasses.replace(
         config, pretrained=pretrained, tokenizer=tokenizer, init_from="", mesh=Mesh()
     )

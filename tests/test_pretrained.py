@@ -247,7 +247,8 @@ def test_the_export_is_the_same_model(trained, parts, tmp_path):
 def test_an_export_holds_the_encoder_s_matrices_that_lora_has_changed(config, tmp_path):
     optim = dataclasses.replace(config.optim, freeze=("whisper/*", "!*/lora_?"))
     tuned = Whisper(lora=Lora(rank=2))
-    trained = train(config, tmp_path / "run", whisper=tuned, optim=optim)
+    given = TokenizerConfig(model=f"{config.pretrained.decoder}/tokenizer.model")
+    trained = train(config, tmp_path / "run", whisper=tuned, optim=optim, tokenizer=given)
     recognizer = load(trained)
     listening = by_path(recognizer.params["whisper"])
     assert any(np.any(x) for path, x in listening.items() if path.endswith("lora_b"))
@@ -255,6 +256,7 @@ def test_an_export_holds_the_encoder_s_matrices_that_lora_has_changed(config, tm
     loaded = load(Workdir(tmp_path / "export"))
     _, whole = exported.merged(recognizer.model.config, jax.device_get(recognizer.params))
     assert same(loaded.params, whole)
+    assert loaded.model.config.tokenizer == TokenizerConfig()  # it has its own
     left_out = Workdir(tmp_path / "export").read_parts()["left_out"]
     assert left_out and set(left_out) < set(trained.read_parts()["left_out"])
 
