@@ -47,15 +47,6 @@ TUNED = (
     "--config.mwer.search=prefix_beam_ctc",
     '--config.evaluation.strategies=("ctc", "greedy", "verify", "verify_ctc")',
 )
-# A wide call costs a CPU what it is wide, and this decoder is most of the step: one token a call.
-LLAMA_TUNED = (
-    "--config.optim.steps=100",
-    "--config.optim.warmup_steps=10",
-    "--config.train.dev_every=50",
-    "--config.data.batch_size=4",
-    "--config.mwer.search=beam",
-    '--config.evaluation.strategies=("ctc", "greedy", "verify_ctc")',
-)
 HEADS_ONLY = '--config.optim.freeze=("*", "!heads/*")'
 # Two layers see to where in the audio the later tokens are; the first heads count most, as the
 # others are asked only where these were right.
@@ -162,14 +153,6 @@ def runs(llama: str) -> dict[str, Run]:
             config="llama.py",
             trunk="llama_m1",
         )
-        for seed in SEEDS:
-            for name, weight in (("mwer", 1), ("ce", 0)):
-                own = f"--config.seed={seed}", f"--config.mwer.weight={weight}"
-                found[f"llama_{name}_seed{seed}"] = Run(
-                    (*one, pretrained, room, *LLAMA_TUNED, *own),
-                    config="mwer.py:llama",
-                    trunk="llama_m1",
-                )
     for name, padded in (("true_length", False), ("padded", True)):
         spoken = f"--config.data.train={_SPEECH.value}/librispeech.train.jsonl"
         heard = (*one, *FRONT, *PROBE, spoken, f"--config.whisper.padded={padded}")
