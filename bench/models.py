@@ -147,7 +147,9 @@ def main(argv: list[str]) -> None:
     print("|" + "---|" * (8 + len(sizes)))
     for name, by_seed in read_runs.items():
         for strategy in by_seed[0]:
-            runs = [seed[strategy] for seed in by_seed]
+            runs = [seed[strategy] for seed in by_seed if strategy in seed]
+            if len(runs) < len(by_seed):
+                continue  # not every seed was evaluated so
             ours = pooled(runs)
             each = [run.errors.percent for run in runs]
             # With unlike numbers of seeds the counts are brought to the same references.
