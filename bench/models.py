@@ -5,10 +5,11 @@
 
 Reads what evaluation left in each workdir (``results.json`` and ``hypotheses/``), or a file in its
 place that bench/keep.py made of it, all of the same test set. A model is a name and its workdirs,
-one a seed; seeds are averaged. Each row has WER (and the range over seeds), its difference from the
-baseline's greedy WER with the 95 % interval of a paired bootstrap over utterances (errors averaged
-over seeds), decoder calls, how many times fewer than the model's own greedy, and RTFx at every
-batch size. ``--output`` draws WER against calls, on test and over the sweep of tau on dev.
+one a seed; seeds are averaged, and a strategy that one of them lacks is left out. Each row has WER
+(and the range over seeds), its difference from the baseline's greedy WER with the 95 % interval of
+a paired bootstrap over utterances (errors averaged over seeds), decoder calls, how many times fewer
+than the model's own greedy, and RTFx at every batch size. ``--output`` draws WER against calls, on
+test and over the sweep of tau on dev.
 """
 
 from __future__ import annotations
@@ -147,9 +148,9 @@ def main(argv: list[str]) -> None:
     print("|" + "---|" * (8 + len(sizes)))
     for name, by_seed in read_runs.items():
         for strategy in by_seed[0]:
-            runs = [seed[strategy] for seed in by_seed if strategy in seed]
-            if len(runs) < len(by_seed):
-                continue  # not every seed was evaluated so
+            if not all(strategy in seed for seed in by_seed):
+                continue
+            runs = [seed[strategy] for seed in by_seed]
             ours = pooled(runs)
             each = [run.errors.percent for run in runs]
             # With unlike numbers of seeds the counts are brought to the same references.
