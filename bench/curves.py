@@ -12,8 +12,8 @@ from __future__ import annotations
 import matplotlib
 from absl import app, flags
 
-from mtp_jax.scalars import read_scalars
-from mtp_jax.workdir import Workdir
+from mtp_jax.checkpoints.workdir import Workdir
+from mtp_jax.evaluation.scalars import read_scalars
 
 _RUNS = flags.DEFINE_string("runs", None, "NAME:WORKDIR[,WORKDIR];...", required=True)
 _SCALAR = flags.DEFINE_string("scalar", "dev/wer", "name of the scalar")

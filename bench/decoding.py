@@ -20,8 +20,8 @@ from absl import flags
 
 from bench.in_turn import in_turn, rtfx, seconds
 from mtp_jax import cli
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import STRATEGIES, ConfigError
-from mtp_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _ENCODER = cli.encoder_flag()
@@ -38,10 +38,10 @@ def main(argv: list[str]) -> None:
     workdir = Workdir(_WORKDIR.value)
     config = workdir.read_config()
     cli.start_jax(config)
-    from mtp_jax.comparison import Task, strategies
     from mtp_jax.data import open_source
     from mtp_jax.decoding import Greedy
-    from mtp_jax.model import load
+    from mtp_jax.evaluation.compare import Task, strategies
+    from mtp_jax.inference.load import load
 
     recognizer = load(workdir, encoder=_ENCODER.value)
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)

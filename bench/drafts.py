@@ -22,15 +22,15 @@ import matplotlib
 import numpy as np
 from absl import app, flags, logging
 
-from mtp_jax.comparison import Task
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.data import Batch, open_source
 from mtp_jax.decoding import Greedy
-from mtp_jax.model import load
-from mtp_jax.nn.speech_llama import SpeechLlama, call
-from mtp_jax.recognizer import Recognizer
-from mtp_jax.speech_features import speech_features
+from mtp_jax.evaluation.compare import Task
+from mtp_jax.inference.load import load
+from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.models.speech_features import speech_features
+from mtp_jax.models.speech_llama import SpeechLlama, call
 from mtp_jax.tokenizer import Tokenizer
-from mtp_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a trained model", required=True)
 _DATA = flags.DEFINE_string("data", "", "a source; default: the workdir's test set")

@@ -22,7 +22,7 @@ from absl import app, flags
 
 from mtp_jax.config import Data
 from mtp_jax.data import open_source
-from mtp_jax.metrics import normalizer
+from mtp_jax.evaluation.metrics import normalizer
 
 _BEFORE = flags.DEFINE_string("before", "", "hypotheses to compare with")
 _TRAIN = flags.DEFINE_string("train", "", "the source that the model was trained on")

@@ -16,8 +16,8 @@ from typing import Any
 
 from absl import app
 
-from mtp_jax.comparison import label
-from mtp_jax.metrics import word_errors
+from mtp_jax.evaluation.compare import label
+from mtp_jax.evaluation.metrics import word_errors
 
 
 def kept(workdir: pathlib.Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 
 import mtp_jax
 from mtp_jax.data import open_source
-from mtp_jax.metrics import word_errors
+from mtp_jax.evaluation.metrics import word_errors
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
 _DATA = flags.DEFINE_string("data", None, "source; default: the config's test")

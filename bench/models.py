@@ -26,7 +26,7 @@ from absl import app, flags
 from matplotlib.lines import Line2D
 
 from bench.keep import read
-from mtp_jax.metrics import ErrorRate, bootstrap_difference
+from mtp_jax.evaluation.metrics import ErrorRate, bootstrap_difference
 
 _BASELINE = flags.DEFINE_list("baseline", None, "workdirs of the baseline", required=True)
 _MODELS = flags.DEFINE_string("models", "", "NAME:WORKDIR[,WORKDIR];... besides the baseline")

@@ -25,7 +25,7 @@ from absl import flags
 
 from bench.in_turn import in_turn, seconds
 from mtp_jax import cli
-from mtp_jax.workdir import Workdir
+from mtp_jax.checkpoints.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _BEAMS = flags.DEFINE_list("beams", ["1", "2", "4", "8", "16"], "K")
@@ -48,11 +48,11 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     config = Workdir(_WORKDIR.value).read_config()
     cli.start_jax(config)
-    from mtp_jax.comparison import Task
     from mtp_jax.data import open_source
-    from mtp_jax.decode_step import encode, view
     from mtp_jax.decoding import BeamSearch, PrefixBeam, Strategy
-    from mtp_jax.model import load
+    from mtp_jax.evaluation.compare import Task
+    from mtp_jax.inference.decode_step import encode, view
+    from mtp_jax.inference.load import load
 
     recognizer = load(Workdir(_WORKDIR.value))
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)

@@ -29,7 +29,7 @@ import soundfile
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.workdir import Workdir
+from mtp_jax.checkpoints.workdir import Workdir
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
 _CONCURRENCY = flags.DEFINE_list("concurrency", ["1", "4", "16"], "clients at a time")

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from mtp_jax.config import Data
 from mtp_jax.data import open_source
-from mtp_jax.transcription.voice import VoiceActivity
+from mtp_jax.transcription.vad import VoiceActivity
 
 _SPEECH = flags.DEFINE_string("speech", None, "sources, joined by +", required=True)
 _COUNT = flags.DEFINE_integer("count", 40, "utterances")

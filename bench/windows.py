@@ -18,8 +18,8 @@ from absl import flags
 
 from bench.in_turn import in_turn, rtfx, seconds
 from mtp_jax import cli
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import ConfigError
-from mtp_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a model behind Whisper", required=True)
 _ENCODER = cli.encoder_flag()
@@ -35,10 +35,10 @@ def main(argv: list[str]) -> None:
     if not config.whisper.present:
         raise ConfigError(f"{_WORKDIR.value} has no Whisper encoder: give a model that has one")
     cli.start_jax(config)
-    from mtp_jax.comparison import Task
     from mtp_jax.data import open_source
-    from mtp_jax.model import load, make_model
-    from mtp_jax.recognizer import Recognizer
+    from mtp_jax.evaluation.compare import Task
+    from mtp_jax.inference.load import load, make_model
+    from mtp_jax.inference.recognizer import Recognizer
 
     trained = load(workdir, encoder=_ENCODER.value)
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 import mtp_jax
 from mtp_jax.data import corpus, grammar
 from mtp_jax.transcription.alignment import align
-from mtp_jax.transcription.reading import word_spans
+from mtp_jax.transcription.assembly import word_spans
 from mtp_jax.transcription.spelling import labels_of
 from mtp_jax.transcription.step import hear_ctc
 

@@ -24,7 +24,7 @@ from mtp_jax.config import (
     Train,
     to_config_dict,
 )
-from mtp_jax.known import LLAMAS, Llama
+from mtp_jax.pretrained.published_sizes import LLAMAS, Llama
 
 _GPT_2_SMALL = Decoder(
     width=768, layers=12, query_heads=12, kv_heads=12, head_size=64, feedforward=2048

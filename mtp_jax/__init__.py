@@ -24,7 +24,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtp_jax.audio import AudioError as AudioError
+    from mtp_jax.audio.reading import AudioError as AudioError
     from mtp_jax.decoding import BeamSearch as BeamSearch
     from mtp_jax.decoding import Greedy as Greedy
     from mtp_jax.decoding import PrefixBeam as PrefixBeam
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "AudioError": "audio",
+    "AudioError": "audio.reading",
     "BeamSearch": "decoding",
     "Greedy": "decoding",
     "PrefixBeam": "decoding",

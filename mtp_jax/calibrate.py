@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.workdir import Workdir, write_json
+from mtp_jax.checkpoints.workdir import Workdir, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,7 @@ def _words(model: Transcriber, source: Source, kind: str) -> tuple[np.ndarray, n
     """Evidence float[W, 2] of all words that are recognised, and bool[W] whether each is right."""
     import numpy as np
 
-    from mtp_jax.audio import AudioError
+    from mtp_jax.audio.reading import AudioError
     from mtp_jax.data import DataError
     from mtp_jax.data.text import plain
     from mtp_jax.transcription.confidence import right_words

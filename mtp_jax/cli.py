@@ -62,12 +62,12 @@ def start_jax(config: Config) -> None:
     """
     import jax  # imported late: help and errors in flags come at once
 
-    from mtp_jax import processes
+    from mtp_jax.distributed import multihost
 
-    processes.join(
-        processes.Group(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
+    multihost.join(
+        multihost.Group(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
     )
-    if not processes.is_main():  # what all have to say is said once
+    if not multihost.is_main():  # what all have to say is said once
         logging.getLogger("mtp_jax").setLevel(logging.WARNING)
 
     folder = pathlib.Path(config.data.cache_dir).expanduser() / "compiled"
@@ -163,7 +163,7 @@ def _guard(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
             " start all of them again to go on from the last checkpoint",
             file=sys.stderr,
         )
-        return sys.modules["mtp_jax.processes"].LOST
+        return sys.modules["mtp_jax.distributed.multihost"].LOST
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -58,9 +58,9 @@ def main(argv: list[str]) -> None:
         raise flags.Error(f"--config={file} is not a config file: configs/ holds some")
     config, vocabulary = sized(from_config_dict(_CONFIG.value))
 
-    from mtp_jax.tpu.chips import Slice  # imported late: errors in flags come at once
-    from mtp_jax.tpu.plan import Planner
-    from mtp_jax.tpu.programs import Load
+    from mtp_jax.planning.chips import Slice  # imported late: errors in flags come at once
+    from mtp_jax.planning.plan import Planner
+    from mtp_jax.planning.programs import Load
 
     where = Slice.parse(_TOPOLOGY.value)
     folder = pathlib.Path(config.data.cache_dir).expanduser() / "tpu"
@@ -127,11 +127,11 @@ def sized(config: Config) -> tuple[Config, Any]:
         ConfigError, PretrainedError, TokenizerError, WorkdirError: a size cannot be found out, or
             the config wants labels made into tokens and has none.
     """
-    from mtp_jax.known import with_known_sizes
-    from mtp_jax.merges import merges_as_many
-    from mtp_jax.model import completed
-    from mtp_jax.nn.speech_llama import Vocabulary
+    from mtp_jax.inference.load import completed
+    from mtp_jax.models.speech_llama import Vocabulary
+    from mtp_jax.pretrained.published_sizes import with_known_sizes
     from mtp_jax.tokenizer import Tokenizer
+    from mtp_jax.tokenizer.merges import merges_as_many
 
     given = config.init_from or config.tokenizer.model or config.pretrained.decoder
     config, size = with_known_sizes(config)

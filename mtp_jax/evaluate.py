@@ -21,9 +21,9 @@ from typing import Any
 from absl import flags
 
 from mtp_jax import cli
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import DRAFTED_BY_CTC, STRATEGIES
 from mtp_jax.paths import to_path
-from mtp_jax.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _ENCODER = cli.encoder_flag()
@@ -77,9 +77,9 @@ def main(argv: list[str]) -> None:
     given = {name: value for name, value in given.items() if value not in (None, ())}
     options = dataclasses.replace(config.evaluation, **given)
     cli.start_jax(config)
-    from mtp_jax import evaluation  # imported late: errors in flags come at once
     from mtp_jax.decoding import DraftsError
-    from mtp_jax.model import load
+    from mtp_jax.evaluation import evaluate  # imported late: errors in flags come at once
+    from mtp_jax.inference.load import load
 
     recognizer = load(workdir, encoder=_ENCODER.value)
     drafted = {*DRAFTED_BY_CTC} & {*(_STRATEGY.value or ())}
@@ -92,8 +92,8 @@ def main(argv: list[str]) -> None:
         tau = kept["tau"]
     else:
         allowed = config.evaluation.max_wer_increase if increase is None else increase
-        tau = evaluation.tune(recognizer, workdir, allowed, options)
-    evaluation.evaluate(
+        tau = evaluate.tune(recognizer, workdir, allowed, options)
+    evaluate.evaluate(
         recognizer,
         workdir,
         _DATA.value or config.data.test,

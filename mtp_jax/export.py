@@ -15,7 +15,7 @@ import sys
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.workdir import Workdir
+from mtp_jax.checkpoints.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write", required=True)
@@ -27,8 +27,8 @@ _ENCODER = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
-    from mtp_jax.exported import export  # imported late: errors in flags come at once
-    from mtp_jax.model import load
+    from mtp_jax.inference.load import load
+    from mtp_jax.pretrained.exported import export  # imported late: errors in flags come at once
 
     workdir, folder = Workdir(_WORKDIR.value), pathlib.Path(_OUTPUT.value).expanduser()
     export(load(workdir), workdir, folder, _DTYPE.value, _ENCODER.value)

@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
             error.name,
         )
         return 1
+    from mtp_jax.checkpoints.workdir import Workdir
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
-    from mtp_jax.workdir import Workdir
 
     model = load(_MODEL.value, batch_size=_BATCH.value, encoder=_ENCODER.value)
     for name in (_STRATEGY.value, *warm):

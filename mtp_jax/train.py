@@ -18,8 +18,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mtp_jax import cli
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import config_file, from_config_dict
-from mtp_jax.workdir import Workdir
 
 log = logging.getLogger("mtp_jax")
 
@@ -40,12 +40,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "default: runs/NAME_OF_THE_CONFI
 def main(argv: list[str]) -> None:
     start = time.perf_counter()
     cli.refuse_arguments(argv)
-    from mtp_jax import (  # imported late: errors in flags come at once
-        evaluation,
-        processes,
-        training,
-    )
-    from mtp_jax.model import completed, load
+    from mtp_jax.distributed import multihost  # imported late: errors in flags come at once
+    from mtp_jax.evaluation import evaluate
+    from mtp_jax.inference.load import completed, load
+    from mtp_jax.training import loop
 
     file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
     if not isinstance(_CONFIG.value, ConfigDict):  # ml_collections keeps a failure to itself
@@ -53,15 +51,15 @@ def main(argv: list[str]) -> None:
     config = completed(from_config_dict(_CONFIG.value))
     workdir = Workdir(_WORKDIR.value or f"runs/{pathlib.Path(file).stem}")
     cli.start_jax(config)
-    with processes.main_first("claiming the workdir"):
+    with multihost.main_first("claiming the workdir"):
         workdir.claim(config)
-    if training.finished(config, workdir):
+    if loop.finished(config, workdir):
         log.info("%s is finished: evaluating only", workdir.path)
         recognizer = load(workdir)
     else:
-        recognizer = training.train(config, workdir)
-    tau = evaluation.tune(recognizer, workdir, config.evaluation.max_wer_increase)
-    evaluation.evaluate(recognizer, workdir, config.data.test, tau, workdir.path)
+        recognizer = loop.train(config, workdir)
+    tau = evaluate.tune(recognizer, workdir, config.evaluation.max_wer_increase)
+    evaluate.evaluate(recognizer, workdir, config.data.test, tau, workdir.path)
     log.info("%.1f minutes", (time.perf_counter() - start) / 60)
 
 

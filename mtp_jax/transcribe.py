@@ -72,8 +72,8 @@ def main(argv: list[str]) -> int:
 
 
 def _model() -> Transcriber:
+    from mtp_jax.checkpoints.workdir import Workdir
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
-    from mtp_jax.workdir import Workdir
 
     model = load(_MODEL.value, batch_size=_BATCH_SIZE.value, encoder=_ENCODER.value)
     cli.start_jax(Workdir(_MODEL.value).read_config())
@@ -87,7 +87,7 @@ def _transcribe(
     import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from mtp_jax.audio import AudioError, audio_seconds
+    from mtp_jax.audio.reading import AudioError, audio_seconds
 
     def seconds(task: Task) -> float:
         try:

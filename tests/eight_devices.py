@@ -26,17 +26,17 @@ import numpy as np
 import optax
 
 from mtp_jax import config as configs
-from mtp_jax.checkpoint import Checkpoints
+from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads, Mwer, Optim
 from mtp_jax.data import Batch, Source, Utterance
-from mtp_jax.decode_step import encode
 from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Threshold, Verify
-from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary, call
-from mtp_jax.optim import make_optimizer
-from mtp_jax.recognizer import Recognizer
-from mtp_jax.sharding import MeshError, batch_divisor, batch_sharding, make_mesh, over
-from mtp_jax.train_step import TrainState, init_state, make_train_step
-from mtp_jax.words import Spelling
+from mtp_jax.distributed.sharding import MeshError, batch_divisor, batch_sharding, make_mesh, over
+from mtp_jax.inference.decode_step import encode
+from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary, call
+from mtp_jax.training.optimizer import make_optimizer
+from mtp_jax.training.step import TrainState, init_state, make_train_step
+from mtp_jax.training.word_hashes import Spelling
 
 V, B, T, L = 16, 8, 3200, 6
 MODEL = SpeechLlama(

@@ -30,13 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from mtp_jax.checkpoint import Checkpoints
+from mtp_jax.checkpoints.checkpoint import Checkpoints
+from mtp_jax.checkpoints.workdir import Workdir, WorkdirError, write_json
 from mtp_jax.config import Config, Mesh
-from mtp_jax.scalars import read_scalars
-from mtp_jax.sharding import make_mesh, replicated
+from mtp_jax.distributed.sharding import make_mesh, replicated
+from mtp_jax.evaluation.scalars import read_scalars
 from mtp_jax.tokenizer import Tokenizer
-from mtp_jax.train_step import TrainState
-from mtp_jax.workdir import Workdir, WorkdirError, write_json
+from mtp_jax.training.step import TrainState
 
 WORKDIR = "gs://speech/runs/one"
 

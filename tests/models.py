@@ -9,15 +9,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mtp_jax import sharding
-from mtp_jax.checkpoint import Checkpoints
+from mtp_jax.checkpoints.checkpoint import Checkpoints
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Config, Data, Decoder, Encoder, Evaluation, Heads, Mesh, Tokenizer
 from mtp_jax.data import grammar
-from mtp_jax.model import make_model
-from mtp_jax.optim import make_optimizer
+from mtp_jax.distributed import sharding
+from mtp_jax.inference.load import make_model
 from mtp_jax.tokenizer import Tokenizer as AnyTokenizer
-from mtp_jax.train_step import init_state
-from mtp_jax.workdir import Workdir
+from mtp_jax.training.optimizer import make_optimizer
+from mtp_jax.training.step import init_state
 
 CONFIG = Config(
     data=Data(bucket_seconds=(3.2,), max_tokens=12),

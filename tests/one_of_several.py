@@ -19,15 +19,17 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
 import jax
 
-from mtp_jax import cli, evaluation, training
+from mtp_jax import cli
 from mtp_jax import train as command
+from mtp_jax.evaluation import evaluate
+from mtp_jax.training import loop
 
 
 def main() -> int:
     split = sys.argv.index("--")
     out, *death = sys.argv[1:split]
     sys.argv[1:] = sys.argv[split + 1 :]
-    make_batches, make_step = training.train_batches, training.make_train_step
+    make_batches, make_step = loop.train_batches, loop.make_train_step
 
     def batches(*args, start, **options):
         stream, report = make_batches(*args, start=start, **options)
@@ -52,9 +54,9 @@ def main() -> int:
 
         return mortal
 
-    training.train_batches, training.make_train_step = batches, step_fn
-    evaluation.tune = lambda *args: 1.0
-    evaluation.evaluate = lambda *args: {}
+    loop.train_batches, loop.make_train_step = batches, step_fn
+    evaluate.tune = lambda *args: 1.0
+    evaluate.evaluate = lambda *args: {}
     return cli.run(command.main)
 
 

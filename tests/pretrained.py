@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from mtp_jax.importers import LlamaSource, WhisperSource
-from mtp_jax.nn.llama import Llama
-from mtp_jax.nn.whisper import WhisperEncoder
+from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.models.encoders.whisper import WhisperEncoder
+from mtp_jax.pretrained import LlamaSource, WhisperSource
 
 GOLDEN = Path(__file__).parent / "golden" / "pretrained"
 

@@ -1,4 +1,4 @@
-"""What `mtp_jax.audio` promises of files, rates, channels, levels and speeds."""
+"""What `mtp_jax.audio.reading` promises of files, rates, channels, levels and speeds."""
 
 import pathlib
 import subprocess
@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from mtp_jax.audio import AudioError, audio_seconds, change_speed, changed_length, read_audio
+from mtp_jax.audio.reading import (
+    AudioError,
+    audio_seconds,
+    change_speed,
+    changed_length,
+    read_audio,
+)
 
 RATE = 16_000
 LOSSLESS = ["wav", "flac"]
@@ -230,5 +236,5 @@ def test_impossible_speeds_are_refused(factor):
 
 
 def test_data_workers_do_not_load_jax():
-    code = "import sys, mtp_jax.audio; sys.exit('jax' in sys.modules)"
+    code = "import sys, mtp_jax.audio.reading; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

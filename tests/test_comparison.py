@@ -13,7 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.comparison import (
+from mtp_jax.config import Config, Evaluation, Heads
+from mtp_jax.data import Batch, Source, Utterance
+from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.evaluation.compare import (
     NO_TAU,
     Row,
     Task,
@@ -26,11 +29,8 @@ from mtp_jax.comparison import (
     strategies,
     word_error_rate,
 )
-from mtp_jax.config import Config, Evaluation, Heads
-from mtp_jax.data import Batch, Source, Utterance
-from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
-from mtp_jax.recognizer import Alternative, Hypothesis, Outcome, Recognizer
-from mtp_jax.report import beam_table, draw, table, write_hypotheses, write_nbest
+from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
+from mtp_jax.inference.recognizer import Alternative, Hypothesis, Outcome, Recognizer
 
 REFERENCES = ("turn it on", "call ann twice", "stop")
 M = 3

@@ -30,15 +30,15 @@ from mtp_jax.config import (
     from_config_dict,
 )
 from mtp_jax.decoding import Greedy
-from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
-from mtp_jax.optim import make_optimizer
-from mtp_jax.sharding import MeshError, make_mesh
-from mtp_jax.tpu.chips import Slice
-from mtp_jax.tpu.compiled import Task
-from mtp_jax.tpu.model_flops import count, train_step_flops
-from mtp_jax.tpu.plan import Planner
-from mtp_jax.tpu.programs import READS_PROMPT, Load, lower_decode, prompt_length
-from mtp_jax.train_step import abstract_state, init_state
+from mtp_jax.distributed.sharding import MeshError, make_mesh
+from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.planning.chips import Slice
+from mtp_jax.planning.compiled import Task
+from mtp_jax.planning.model_flops import count, train_step_flops
+from mtp_jax.planning.plan import Planner
+from mtp_jax.planning.programs import READS_PROMPT, Load, lower_decode, prompt_length
+from mtp_jax.training.optimizer import make_optimizer
+from mtp_jax.training.step import abstract_state, init_state
 
 ROOT = Path(__file__).parent.parent
 TINY = Config(
@@ -239,9 +239,9 @@ def report_of(row) -> str:
 
 
 def test_matrices_in_the_type_of_their_products_change_nothing():
-    from mtp_jax.nn.speech_llama import call
-    from mtp_jax.params import by_path, products_type
-    from mtp_jax.train_step import init_params
+    from mtp_jax.models.params import by_path, products_type
+    from mtp_jax.models.speech_llama import call
+    from mtp_jax.training.step import init_params
 
     config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, dtype="bfloat16"))
     model = SpeechLlama(config, Vocabulary(64, 1, 2))

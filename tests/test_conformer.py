@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from mtp_jax.config import Encoder
-from mtp_jax.nn.conformer import Conformer, Convolution, StridedConvolution, frames_mask
+from mtp_jax.models.encoders.conformer import (
+    Conformer,
+    Convolution,
+    StridedConvolution,
+    frames_mask,
+)
 
 CONFIG = Encoder(
     subsampling=(2, 2),

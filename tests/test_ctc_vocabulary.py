@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import mtp_jax
-from mtp_jax import encoder_cache
-from mtp_jax.comparison import Task
+from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import (
     Adaptor,
     Config,
@@ -25,14 +24,15 @@ from mtp_jax.config import (
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source, train_batches
 from mtp_jax.decoding import DraftsError, Greedy, Verify
-from mtp_jax.exported import export
-from mtp_jax.model import completed, labels_as_text, load, make_model, starting_point
-from mtp_jax.new_tokens import for_tokenizer
-from mtp_jax.params import by_path, merge
-from mtp_jax.sharding import make_mesh
-from mtp_jax.speech_features import speech_features
+from mtp_jax.distributed.sharding import make_mesh
+from mtp_jax.evaluation.compare import Task
+from mtp_jax.inference import encoder_cache
+from mtp_jax.inference.load import completed, labels_as_text, load, make_model, starting_point
+from mtp_jax.models.params import by_path, merge
+from mtp_jax.models.speech_features import speech_features
+from mtp_jax.pretrained.exported import export
+from mtp_jax.pretrained.vocabulary_transfer import for_tokenizer
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer
-from mtp_jax.workdir import Workdir, WorkdirError
 from tests.test_pretrained import cache, config, parts, same, train  # noqa: F401
 
 LABELS = 40

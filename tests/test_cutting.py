@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mtp_jax.transcription.cutting import MARGIN, PAUSE, Piece, cut, halves, overlap
-from mtp_jax.transcription.joining import seam
-from mtp_jax.transcription.loops import COPIES, find_loop, without_loops
+from mtp_jax.transcription.repetition import COPIES, find_loop, without_loops
 from mtp_jax.transcription.results import Word
-from mtp_jax.transcription.voice import WINDOW_SECONDS, VoiceActivity
+from mtp_jax.transcription.segmentation import MARGIN, PAUSE, Piece, cut, halves, overlap
+from mtp_jax.transcription.stitching import seam
+from mtp_jax.transcription.vad import WINDOW_SECONDS, VoiceActivity
 
 RATE = 1000
 WINDOW = round(WINDOW_SECONDS * RATE)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax.audio import AudioError, change_speed
+from mtp_jax.audio.reading import AudioError, change_speed
 from mtp_jax.config import Augment, Config, Data, FrontEnd
 from mtp_jax.data import DataError, Problem, Share, Source, Utterance, eval_batches, train_batches
 from mtp_jax.tokenizer import Tokenizer

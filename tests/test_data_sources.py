@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mtp_jax.audio import AudioError
+from mtp_jax.audio.reading import AudioError
 from mtp_jax.config import Data
 from mtp_jax.data import DataError, Report, open_source
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
-from mtp_jax.audio import AudioError
+from mtp_jax.audio.reading import AudioError
 from mtp_jax.config import Data
 from mtp_jax.data import DataError, open_source
 from mtp_jax.data.librispeech import read_tree

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from flax import struct
 
-from mtp_jax import decode_step
 from mtp_jax.config import Adaptor, Config, Data, Decoder, Encoder, FrontEnd, Heads
 from mtp_jax.data import Batch
-from mtp_jax.decode_step import ctc_greedy, decode, view
 from mtp_jax.decoding import Decoded, Greedy, Model, PrefixBeam, Strategy, Threshold, Verify
-from mtp_jax.nn.cache import KVCache
-from mtp_jax.nn.speech_llama import Encoded, SpeechLlama, Vocabulary, call, in_type
+from mtp_jax.inference import decode_step
+from mtp_jax.inference.decode_step import ctc_greedy, decode, view
+from mtp_jax.models.kv_cache import KVCache
+from mtp_jax.models.speech_llama import Encoded, SpeechLlama, Vocabulary, call, in_type
 
 M = 4
 LIMIT = 20
@@ -344,7 +344,7 @@ def test_ctc_greedy_merges_repeats_and_drops_blanks(monkeypatch: pytest.MonkeyPa
         ctc_logits=jax.nn.one_hot(best, blank + 1),
         ctc_length=jnp.array([6, 4, 0]),
     )
-    monkeypatch.setattr("mtp_jax.decode_step.encode", lambda *args: encoded)
+    monkeypatch.setattr("mtp_jax.inference.decode_step.encode", lambda *args: encoded)
     model, params = build("latent", PLAIN)
     with jax.disable_jit():
         tokens, count = ctc_greedy(model, params, None)

@@ -16,10 +16,10 @@ import pytest
 from ml_dtypes import bfloat16
 from safetensors.numpy import save_file
 
-from mtp_jax import importers
+from mtp_jax import pretrained
 from mtp_jax.config import RopeScaling
-from mtp_jax.importers import PretrainedError
-from mtp_jax.nn.llama import Llama
+from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.pretrained import PretrainedError
 from tests.pretrained import (
     GOLDEN,
     assert_same,
@@ -35,8 +35,8 @@ GATE = "model.layers.1.mlp.gate_proj.weight"
 
 
 def load(path):
-    source = importers.llama_architecture(path)
-    return source, importers.import_llama(path, llama_shapes(source))
+    source = pretrained.llama_architecture(path)
+    return source, pretrained.import_llama(path, llama_shapes(source))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,28 +51,28 @@ def test_equals_transformers(name):
 
 
 def test_architecture():
-    source = importers.llama_architecture(GOLDEN / "llama_untied")
+    source = pretrained.llama_architecture(GOLDEN / "llama_untied")
     c = source.config
     assert (c.width, c.layers, c.query_heads, c.kv_heads) == (32, 2, 4, 2)
     assert (c.head_size, c.feedforward, c.tied) == (12, 48, False)
     assert (source.vocab_size, source.bos, source.eos) == (40, 1, 3)
     assert c.rope_theta == 50_000
     assert c.rope_scaling == RopeScaling("llama3", 8.0, 16, 1.0, 4.0)
-    assert importers.llama_architecture(GOLDEN / "llama_tied").config.tied
+    assert pretrained.llama_architecture(GOLDEN / "llama_tied").config.tied
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_export_is_the_inverse(name, tmp_path):
     """The same tensors, bit for bit, and a config.json that describes the same model."""
     source, params = load(GOLDEN / name)
-    exported = importers.export_llama(params)
+    exported = pretrained.export_llama(params)
     expected = tensors(name)
     assert exported.keys() == expected.keys()
     for key, x in expected.items():
         np.testing.assert_array_equal(exported[key], x)
         assert exported[key].dtype == x.dtype
     path = folder(tmp_path / "copy", name, exported)
-    config = importers.hf_config(source.config, source.vocab_size, source.bos, source.eos)
+    config = pretrained.hf_config(source.config, source.vocab_size, source.bos, source.eos)
     (path / "config.json").write_text(json.dumps(config))
     again, params_again = load(path)
     assert again == source
@@ -83,12 +83,12 @@ def test_export_is_the_inverse(name, tmp_path):
 def test_half_precision_is_read_as_it_is(dtype, tmp_path):
     weights = {key: x.astype(dtype) for key, x in tensors("llama_tied").items()}
     source, params = load(folder(tmp_path / "half", "llama_tied", weights))
-    got = importers.export_llama(params)
+    got = pretrained.export_llama(params)
     for key, x in weights.items():
         np.testing.assert_array_equal(got[key], x.astype(np.float32))
     shapes = llama_shapes(source)
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, bfloat16), shapes)
-    halves = importers.import_llama(tmp_path / "half", shapes)
+    halves = pretrained.import_llama(tmp_path / "half", shapes)
     assert {x.dtype for x in jax.tree.leaves(halves)} == {np.dtype(bfloat16)}
 
 
@@ -117,7 +117,7 @@ def test_gguf_quantised(tmp_path):
 
 def test_gguf_rope_of_llama_3(tmp_path):
     """The header does not tell it: llama.cpp keeps what each frequency is divided by."""
-    source = importers.llama_architecture(GOLDEN / "llama_untied")
+    source = pretrained.llama_architecture(GOLDEN / "llama_untied")
     size, theta, scaling = 12, 200_000.0, RopeScaling("llama3", 32.0)
     config = dataclasses.replace(source.config, rope_theta=theta)
     source = dataclasses.replace(source, config=config)
@@ -131,7 +131,7 @@ def test_gguf_rope_of_llama_3(tmp_path):
     assert got.config.rope_scaling == scaling
     write_gguf(file, source, weights, extra={"rope_freqs.weight": divisors**0.9})
     with pytest.raises(PretrainedError, match=r"rope_freqs\.weight is not that of Llama 3"):
-        importers.llama_architecture(path)
+        pretrained.llama_architecture(path)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,14 @@ def test_gguf_rope_of_llama_3(tmp_path):
     ],
 )
 def test_gguf_rope_scaling(fields, expected, tmp_path):
-    source = importers.llama_architecture(GOLDEN / "llama_tied")
+    source = pretrained.llama_architecture(GOLDEN / "llama_tied")
     fields = {f"llama.rope.scaling.{key}": value for key, value in fields.items()}
     path = write_gguf(tmp_path / "m.gguf", source, tensors("llama_tied"), fields=fields)
     if isinstance(expected, str):
         with pytest.raises(PretrainedError, match=expected):
-            importers.llama_architecture(path)
+            pretrained.llama_architecture(path)
     else:
-        assert importers.llama_architecture(path).config.rope_scaling == expected
+        assert pretrained.llama_architecture(path).config.rope_scaling == expected
 
 
 @pytest.mark.parametrize(
@@ -168,10 +168,10 @@ def test_gguf_rope_scaling(fields, expected, tmp_path):
     ],
 )
 def test_gguf_of_another_architecture_is_refused(fields, culprit, tmp_path):
-    source = importers.llama_architecture(GOLDEN / "llama_tied")
+    source = pretrained.llama_architecture(GOLDEN / "llama_tied")
     path = write_gguf(tmp_path / "m.gguf", source, tensors("llama_tied"), fields=fields)
     with pytest.raises(PretrainedError, match=culprit):
-        importers.llama_architecture(path)
+        pretrained.llama_architecture(path)
 
 
 def configured(path, **fields):
@@ -202,11 +202,11 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
     ],
 )
 def test_rope_of_either_transformers(fields, expected, tmp_path):
-    config = importers.llama_architecture(configured(tmp_path / "m", **fields)).config
+    config = pretrained.llama_architecture(configured(tmp_path / "m", **fields)).config
     assert (config.rope_theta, config.rope_scaling) == expected
     # What we write is read back as the same, whatever the scaling.
-    (tmp_path / "m" / "config.json").write_text(json.dumps(importers.hf_config(config, 40, 1, 2)))
-    assert importers.llama_architecture(tmp_path / "m").config == config
+    (tmp_path / "m" / "config.json").write_text(json.dumps(pretrained.hf_config(config, 40, 1, 2)))
+    assert pretrained.llama_architecture(tmp_path / "m").config == config
 
 
 @pytest.mark.parametrize(
@@ -234,11 +234,11 @@ def test_rope_of_either_transformers(fields, expected, tmp_path):
 )
 def test_another_architecture_is_refused_by_name(fields, culprit, tmp_path):
     with pytest.raises(PretrainedError, match=culprit):
-        importers.llama_architecture(configured(tmp_path / "m", **fields))
+        pretrained.llama_architecture(configured(tmp_path / "m", **fields))
 
 
 def test_left_over_missing_and_misshapen_tensors_are_named(tmp_path):
-    shapes = llama_shapes(importers.llama_architecture(GOLDEN / "llama_tied"))
+    shapes = llama_shapes(pretrained.llama_architecture(GOLDEN / "llama_tied"))
     weights = tensors("llama_tied")
     whole = weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
     path = folder(
@@ -246,17 +246,17 @@ def test_left_over_missing_and_misshapen_tensors_are_named(tmp_path):
         "llama_tied",
         whole | {"lm_head.weight": weights["model.embed_tokens.weight"]},
     )
-    importers.import_llama(path, shapes)
+    pretrained.import_llama(path, shapes)
     whole["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
     save_file(whole, path / "model.safetensors")
     with pytest.raises(PretrainedError, match=r"lm_head\.weight is not the embedding"):
-        importers.import_llama(path, shapes)
+        pretrained.import_llama(path, shapes)
     del weights[GATE]
     bias = "model.layers.0.self_attn.q_proj.bias"
     weights |= {bias: np.ones(32, np.float32), "model.norm.weight": np.ones(31, np.float32)}
     save_file(weights, path / "model.safetensors")
     with pytest.raises(PretrainedError) as error:
-        importers.import_llama(path, shapes)
+        pretrained.import_llama(path, shapes)
     for part in (f"lacks {GATE}", f"left over {bias}", "model.norm.weight ((31,), not (32,))"):
         assert part in str(error.value)
 
@@ -264,7 +264,7 @@ def test_left_over_missing_and_misshapen_tensors_are_named(tmp_path):
 def test_a_ctranslate2_folder_is_refused(tmp_path):
     (tmp_path / "model.bin").touch()
     with pytest.raises(PretrainedError, match="GGUF file of the decoder"):
-        importers.llama_architecture(tmp_path)
+        pretrained.llama_architecture(tmp_path)
 
 
 ON_EIGHT_DEVICES = """
@@ -272,18 +272,18 @@ import jax, numpy as np
 import flax.linen as nn
 from mtp_jax import importers
 from mtp_jax.config import Mesh
-from mtp_jax.nn.llama import Llama
-from mtp_jax.sharding import make_mesh, parameter_shardings
+from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.distributed.sharding import make_mesh, parameter_shardings
 from tests.pretrained import GOLDEN, assert_same, llama_logits, tensors
 path = GOLDEN / "llama_untied"
-source = importers.llama_architecture(path)
+source = pretrained.llama_architecture(path)
 init = nn.init(llama_logits, Llama(source.config, source.vocab_size))
 boxed = jax.eval_shape(init, jax.random.key(0), np.ones((1, 2), int))["params"]
 shardings = parameter_shardings(boxed, make_mesh(Mesh(data=2, fsdp=2, tensor=2)))
-params = importers.import_llama(path, nn.unbox(boxed), shardings)
+params = pretrained.import_llama(path, nn.unbox(boxed), shardings)
 kernel = params["layers"]["gate"]["kernel"]
 assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 24), kernel.sharding
-assert_same(importers.export_llama(params), tensors("llama_untied"))
+assert_same(pretrained.export_llama(params), tensors("llama_untied"))
 """
 
 

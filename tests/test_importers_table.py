@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mtp_jax.importers import PretrainedError, Rule, Weights, export_params, import_params
+from mtp_jax.pretrained import PretrainedError, Rule, Weights, export_params, import_params
 from tests.pretrained import assert_same
 
 # A rule, and the shape of ours without the axis of layers.

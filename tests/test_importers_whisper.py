@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax import importers
+from mtp_jax import pretrained
 from mtp_jax.config import Whisper
-from mtp_jax.importers import PretrainedError
-from mtp_jax.nn.whisper import WhisperEncoder
+from mtp_jax.models.encoders.whisper import WhisperEncoder
+from mtp_jax.pretrained import PretrainedError
 from tests.pretrained import (
     GOLDEN,
     assert_same,
@@ -22,18 +22,18 @@ from tests.pretrained import (
     write_ctranslate2,
 )
 
-SOURCE = importers.WhisperSource(Whisper(width=16, layers=2, heads=2, positions=20), mel_bins=6)
+SOURCE = pretrained.WhisperSource(Whisper(width=16, layers=2, heads=2, positions=20), mel_bins=6)
 FUSED = "encoder/layer_1/self_attention/linear_0"
 
 
 def load(path):
-    return importers.import_whisper(path, whisper_shapes(importers.whisper_architecture(path)))
+    return pretrained.import_whisper(path, whisper_shapes(pretrained.whisper_architecture(path)))
 
 
 def test_equals_transformers():
     """On the weights and hidden states that tests/golden/make_pretrained.py wrote."""
     path = GOLDEN / "whisper"
-    assert importers.whisper_architecture(path) == SOURCE
+    assert pretrained.whisper_architecture(path) == SOURCE
     with np.load(GOLDEN / "expected.npz") as arrays:
         features, expected = arrays["features"], arrays["whisper"]
     length = np.full(len(features), features.shape[1])
@@ -44,17 +44,17 @@ def test_equals_transformers():
 
 def test_ctranslate2_holds_the_same(tmp_path):
     path = write_ctranslate2(tmp_path / "m", whisper_variables())
-    assert importers.whisper_architecture(path) == SOURCE
+    assert pretrained.whisper_architecture(path) == SOURCE
     assert_same(load(path), load(GOLDEN / "whisper"))
-    assert importers.whisper_digest(path) == importers.whisper_digest(GOLDEN / "whisper")
+    assert pretrained.whisper_digest(path) == pretrained.whisper_digest(GOLDEN / "whisper")
 
 
 @pytest.mark.parametrize("name", ["encoder/conv1/bias", "encoder/layer_1/ffn/linear_1/weight"])
 def test_the_digest_is_that_of_the_values(name, tmp_path):
-    before = importers.whisper_digest(GOLDEN / "whisper")
+    before = pretrained.whisper_digest(GOLDEN / "whisper")
     variables = whisper_variables()
     variables[name].flat[-1] += 1e-3
-    assert importers.whisper_digest(write_ctranslate2(tmp_path / "m", variables)) != before
+    assert pretrained.whisper_digest(write_ctranslate2(tmp_path / "m", variables)) != before
 
 
 def test_ctranslate2_in_float16(tmp_path):
@@ -88,10 +88,10 @@ def test_heads_of_64_where_the_converter_wrote_no_number(tmp_path):
     variables = whisper_variables(heads=None)
     path = write_ctranslate2(tmp_path / "narrow", variables)
     with pytest.raises(PretrainedError, match="heads"):  # 16 // 64
-        importers.whisper_architecture(path)
+        pretrained.whisper_architecture(path)
     variables["encoder/conv1/weight"] = np.zeros((128, 6, 3), np.float32)
     path = write_ctranslate2(tmp_path / "wide", variables)
-    assert importers.whisper_architecture(path).config.heads == 2
+    assert pretrained.whisper_architecture(path).config.heads == 2
 
 
 def test_a_bias_of_the_keys_is_refused(tmp_path):
@@ -115,7 +115,7 @@ def test_other_positions_are_refused(prefix, tmp_path):
 
 
 def test_export_is_the_inverse():
-    exported = importers.export_whisper(load(GOLDEN / "whisper"))
+    exported = pretrained.export_whisper(load(GOLDEN / "whisper"))
     expected = {k: x for k, x in tensors("whisper").items() if k.startswith("model.encoder.")}
     del expected["model.encoder.embed_positions.weight"]
     assert_same(exported, expected)
@@ -136,7 +136,7 @@ def test_another_architecture_is_refused_by_name(fields, culprit, tmp_path):
     config = json.loads((path / "config.json").read_text()) | fields
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(PretrainedError, match=culprit):
-        importers.whisper_architecture(path)
+        pretrained.whisper_architecture(path)
 
 
 def test_left_over_and_missing_variables_are_named(tmp_path):
@@ -145,17 +145,17 @@ def test_left_over_and_missing_variables_are_named(tmp_path):
     variables["encoder/layer_0/ffn/linear_1/extra"] = np.ones(2, np.float32)
     path = write_ctranslate2(tmp_path / "m", variables)
     with pytest.raises(PretrainedError) as error:
-        importers.import_whisper(path, shapes)
+        pretrained.import_whisper(path, shapes)
     assert "lacks encoder/layer_0/ffn/linear_1/bias" in str(error.value)
     assert "left over encoder/layer_0/ffn/linear_1/extra" in str(error.value)
     path = write_ctranslate2(
         tmp_path / "text", {"decoder/embeddings/weight": np.ones((2, 2))[:, :1].astype(np.float32)}
     )
     with pytest.raises(PretrainedError, match="has no encoder/conv1/weight"):
-        importers.whisper_architecture(path)
+        pretrained.whisper_architecture(path)
 
 
 def test_a_gguf_file_is_refused(tmp_path):
     (tmp_path / "model.gguf").touch()
     with pytest.raises(PretrainedError, match="for LLaMA only"):
-        importers.whisper_architecture(tmp_path / "model.gguf")
+        pretrained.whisper_architecture(tmp_path / "model.gguf")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.config import RopeScaling
-from mtp_jax.nn.layers import (
+from mtp_jax.models.layers import (
     Dropout,
     LayerNorm,
     Linear,

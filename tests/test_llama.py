@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mtp_jax.config import Decoder, RopeScaling
-from mtp_jax.nn.cache import KVCache
-from mtp_jax.nn.llama import Llama
+from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.models.kv_cache import KVCache
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = Decoder(width=16, layers=2, query_heads=4, kv_heads=2, head_size=6, feedforward=24)

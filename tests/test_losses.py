@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.losses import (
+from mtp_jax.training.losses import (
     consistency,
     cross_entropy,
     ctc,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mtp_jax.metrics import (
+from mtp_jax.evaluation.metrics import (
     ErrorRate,
     bootstrap_difference,
     character_errors,

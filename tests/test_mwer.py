@@ -15,13 +15,13 @@ import pytest
 from mtp_jax.config import Mwer
 from mtp_jax.config.run import SEARCHES
 from mtp_jax.data import Batch
-from mtp_jax.decode_step import view
 from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy
-from mtp_jax.mwer import mwer_loss, sequence_log_probs, with_reference, word_errors
-from mtp_jax.nn.speech_llama import Encoded, SpeechLlama
-from mtp_jax.params import by_path
-from mtp_jax.train_step import loss_fn
-from mtp_jax.words import Spelling
+from mtp_jax.inference.decode_step import view
+from mtp_jax.models.params import by_path
+from mtp_jax.models.speech_llama import Encoded, SpeechLlama
+from mtp_jax.training.mwer import mwer_loss, sequence_log_probs, with_reference, word_errors
+from mtp_jax.training.step import loss_fn
+from mtp_jax.training.word_hashes import Spelling
 from tests.test_decode_step import LIMIT, PLAIN, build, drawn, encode
 
 # Pieces: specials, word starts, continuations.

@@ -6,18 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Config, ConfigError, Data, Encoder, Heads, Mesh, Optim, Pretrained, Train
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source
-from mtp_jax.exported import export
-from mtp_jax.model import load, make_model, starting_point
-from mtp_jax.new_tokens import for_tokenizer, shares
-from mtp_jax.params import by_path
-from mtp_jax.run_tokenizer import open_tokenizer
-from mtp_jax.sharding import make_mesh
+from mtp_jax.distributed.sharding import make_mesh
+from mtp_jax.inference.load import load, make_model, starting_point
+from mtp_jax.models.params import by_path
+from mtp_jax.pretrained.exported import export
+from mtp_jax.pretrained.vocabulary_transfer import for_tokenizer, shares
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.tokenizer.huggingface import HuggingFaceTokenizer
-from mtp_jax.workdir import Workdir
+from mtp_jax.training.run_tokenizer import open_tokenizer
 from tests import models
 from tests.test_pretrained import DECODER, train
 from tests.test_tokenizer_json import byte_level

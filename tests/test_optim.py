@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from mtp_jax.config import Config, Decoder, Heads, Optim
-from mtp_jax.nn.speech_llama import SpeechLlama, Vocabulary
-from mtp_jax.optim import decayed, learning_rate, make_optimizer
+from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.training.optimizer import decayed, learning_rate, make_optimizer
 
 CONFIG = Optim(
     steps=100, warmup_steps=10, learning_rate=0.5, weight_decay=0.0, b1=0.9, b2=0.98, clip_norm=1e9

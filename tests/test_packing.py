@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mtp_jax.audio import AudioError
+from mtp_jax.audio.reading import AudioError
 from mtp_jax.config import Data
 from mtp_jax.data import DataError, open_source
 from mtp_jax.data.packing import pack

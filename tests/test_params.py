@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtp_jax import params
 from mtp_jax.config import Lora
 from mtp_jax.data import text
-from mtp_jax.nn.layers import Linear
+from mtp_jax.models import params
+from mtp_jax.models.layers import Linear
 
 names = st.sampled_from(["kernel", "bias", "scale", "lora_a"])
 trees = st.dictionaries(

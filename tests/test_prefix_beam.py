@@ -19,8 +19,8 @@ from mtp_jax.decoding import (
     Strategy,
     prefix_beam,
 )
-from mtp_jax.decoding.reading import Reading
-from mtp_jax.decoding.verified import verified
+from mtp_jax.decoding.edit_distance import Reading
+from mtp_jax.decoding.verify_loop import verified
 from tests import toy
 from tests.toy import EOS, PRIME, VOCABULARY, mix
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mtp_jax import encoder_cache, exported, importers, training
-from mtp_jax.checkpoint import CheckpointError
-from mtp_jax.comparison import Task
+from mtp_jax import pretrained
+from mtp_jax.checkpoints.checkpoint import CheckpointError
+from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import (
     Adaptor,
     Augment,
@@ -36,15 +36,17 @@ from mtp_jax.config import (
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source
 from mtp_jax.decoding import Greedy, Verify
-from mtp_jax.exported import export
-from mtp_jax.importers import PretrainedError
-from mtp_jax.model import completed, load, make_model, starting_point
-from mtp_jax.nn.llama import Llama
-from mtp_jax.nn.whisper import WhisperEncoder
-from mtp_jax.params import by_path
-from mtp_jax.sharding import make_mesh
+from mtp_jax.distributed.sharding import make_mesh
+from mtp_jax.evaluation.compare import Task
+from mtp_jax.inference import encoder_cache
+from mtp_jax.inference.load import completed, load, make_model, starting_point
+from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.models.encoders.whisper import WhisperEncoder
+from mtp_jax.models.params import by_path
+from mtp_jax.pretrained import PretrainedError, exported
+from mtp_jax.pretrained.exported import export
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
-from mtp_jax.workdir import Workdir, WorkdirError
+from mtp_jax.training import loop
 
 STEPS, V, ROWS = 4, 64, 70
 WHISPER = Whisper(width=16, layers=1, heads=2, positions=200)
@@ -70,7 +72,7 @@ def parts(tmp_path_factory, cache) -> Path:
     features = np.zeros((1, 8, 6), np.float32)
     encoder = drawn(WhisperEncoder(WHISPER).init, features, np.array([8]))
     (folder / "whisper").mkdir()
-    save_file(importers.export_whisper(encoder), folder / "whisper" / "model.safetensors")
+    save_file(pretrained.export_whisper(encoder), folder / "whisper" / "model.safetensors")
     sizes = {
         "model_type": "whisper",
         "d_model": 16,
@@ -87,8 +89,8 @@ def parts(tmp_path_factory, cache) -> Path:
 
     decoder = drawn(nn.init(run, Llama(DECODER, ROWS)), jnp.ones((1, 2), jnp.int32))
     (folder / "llama").mkdir()
-    save_file(importers.export_llama(decoder), folder / "llama" / "model.safetensors")
-    sizes = importers.hf_config(DECODER, ROWS, 2, 3)
+    save_file(pretrained.export_llama(decoder), folder / "llama" / "model.safetensors")
+    sizes = pretrained.hf_config(DECODER, ROWS, 2, 3)
     (folder / "llama" / "config.json").write_text(json.dumps(sizes))
     data = Data(cache_dir=str(cache))
     texts = [u.text for u in open_source("embedded/tiny:train", data, 16_000).utterances]
@@ -131,7 +133,7 @@ def train(config: Config, path: Path, **groups) -> Workdir:
     config = completed(dataclasses.replace(config, **groups))
     workdir = Workdir(path)
     workdir.claim(config)
-    training.train(config, workdir)
+    loop.train(config, workdir)
     return workdir
 
 
@@ -177,7 +179,7 @@ def test_the_frozen_parts_are_those_that_were_given_and_are_not_saved(trained, p
 def test_killed_between_two_checkpoints_it_goes_on_to_the_same_bits(
     trained, config, tmp_path, monkeypatch
 ):
-    make = training.make_train_step
+    make = loop.make_train_step
 
     def making(*args):
         step_fn = make(*args)
@@ -190,7 +192,7 @@ def test_killed_between_two_checkpoints_it_goes_on_to_the_same_bits(
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "make_train_step", making)
+        patch.setattr(loop, "make_train_step", making)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path)
     assert same(load(train(config, tmp_path)).params, load(trained).params)

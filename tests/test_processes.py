@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax import processes
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import (
     Augment,
     Config,
@@ -31,10 +31,10 @@ from mtp_jax.config import (
     Train,
 )
 from mtp_jax.data import Share
-from mtp_jax.processes import LOST
-from mtp_jax.scalars import read_scalars
-from mtp_jax.sharding import make_mesh
-from mtp_jax.workdir import Workdir
+from mtp_jax.distributed import multihost
+from mtp_jax.distributed.multihost import LOST
+from mtp_jax.distributed.sharding import make_mesh
+from mtp_jax.evaluation.scalars import read_scalars
 
 ROOT = Path(__file__).parent.parent
 STEPS, SAVED_EVERY, UTTERANCES = 9, 3, 64  # an epoch is 8 batches of 8
@@ -228,16 +228,16 @@ def test_the_others_end_with_the_coordinator(folder, one):
     ],
 )
 def test_a_group_that_cannot_be_is_refused(group, sentence):
-    with pytest.raises(processes.ProcessError) as error:
-        processes.Group(*group)
+    with pytest.raises(multihost.ProcessError) as error:
+        multihost.Group(*group)
     assert sentence in str(error.value)
 
 
 def test_one_process_holds_all_and_waits_for_nobody():
     mesh = make_mesh(Config().mesh, jax.devices()[:1])
-    assert processes.share_of(mesh) == Share()
-    processes.join(processes.Group())
-    processes.meet("nothing")
-    processes.agree("data", object())
-    with processes.main_first("anything"):
-        assert processes.is_main()
+    assert multihost.share_of(mesh) == Share()
+    multihost.join(multihost.Group())
+    multihost.meet("nothing")
+    multihost.agree("data", object())
+    with multihost.main_first("anything"):
+        assert multihost.is_main()

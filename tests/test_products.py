@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.nn import attention
-from mtp_jax.products import along_rows, matmul
+from mtp_jax.models import attention
+from mtp_jax.models.mixed_precision import along_rows, matmul
 
 KEY = jax.random.key(0)
 

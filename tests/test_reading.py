@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mtp_jax.decoding import Decoded, DraftsError, Greedy, Verify
-from mtp_jax.decoding.reading import Reading, follow, nothing_said, read_on
+from mtp_jax.decoding.edit_distance import Reading, follow, nothing_said, read_on
 from tests.test_decoding import LIMIT, few_examples, over, texts, unoptimized
 from tests.toy import EOS, VOCABULARY, ByHand, Toy, by_hand, make
 

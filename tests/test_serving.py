@@ -21,9 +21,9 @@ from mtp_jax.serving.app import Service, Settings
 from mtp_jax.serving.engine import Engine
 from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
-from mtp_jax.transcription.cutting import Piece
 from mtp_jax.transcription.formats import formatted
 from mtp_jax.transcription.results import Segment, Transcript, Word
+from mtp_jax.transcription.segmentation import Piece
 from tests.recordings import RATE, flac
 
 URL = "/v1/audio/transcriptions"

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
 from mtp_jax.config import Mesh
-from mtp_jax.sharding import AXES, MeshError, make_mesh, parameter_shardings, platform
+from mtp_jax.distributed.sharding import AXES, MeshError, make_mesh, parameter_shardings, platform
 
 ROOT = Path(__file__).parent.parent
 

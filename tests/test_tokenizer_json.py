@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Config, Pretrained
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import Source
-from mtp_jax.run_tokenizer import open_tokenizer
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.tokenizer.gguf import LLAMA_3, LLAMA_3_NAMES, PRE_TOKENIZERS
-from mtp_jax.workdir import Workdir
+from mtp_jax.training.run_tokenizer import open_tokenizer
 
 TEXTS = [
     *("turn on the lamp", "turn off the radio at seven", "the number is nine five two"),

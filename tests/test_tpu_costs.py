@@ -7,10 +7,10 @@ import math
 import pytest
 
 from mtp_jax.config import Mesh
-from mtp_jax.tpu import hlo, memory, roofline
-from mtp_jax.tpu.chips import CHIPS, Chip, Slice, TopologyError
-from mtp_jax.tpu.collectives import groups, seconds_of
-from mtp_jax.tpu.meshes import factorisations
+from mtp_jax.planning import hlo, memory, roofline
+from mtp_jax.planning.chips import CHIPS, Chip, Slice, TopologyError
+from mtp_jax.planning.collectives import groups, seconds_of
+from mtp_jax.planning.meshes import factorisations
 
 # 1000 operations, 100 bytes of memory and 10 bytes of a link a second.
 CHIP = Chip("toy", 1000.0, 1e6, 100.0, 10.0, 2, 4, 1)

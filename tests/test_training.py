@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax import training
-from mtp_jax.checkpoint import Checkpoints
+from mtp_jax.checkpoints.checkpoint import Checkpoints
+from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import (
     Augment,
     Config,
@@ -30,10 +30,10 @@ from mtp_jax.config import (
     Train,
     to_config_dict,
 )
-from mtp_jax.model import load
-from mtp_jax.scalars import read_scalars
-from mtp_jax.train_step import noisy_tokens
-from mtp_jax.workdir import Workdir, WorkdirError
+from mtp_jax.evaluation.scalars import read_scalars
+from mtp_jax.inference.load import load
+from mtp_jax.training import loop
+from mtp_jax.training.step import noisy_tokens
 
 STEPS = 6
 
@@ -72,7 +72,7 @@ def train(config: Config, path: pathlib.Path, monkeypatch=None, at=None, how=Non
     workdir = Workdir(path)
     workdir.claim(config)
     if at is not None:
-        make = training.make_train_step
+        make = loop.make_train_step
 
         def making(*args):
             step_fn = make(*args)
@@ -86,17 +86,17 @@ def train(config: Config, path: pathlib.Path, monkeypatch=None, at=None, how=Non
             return step
 
         with monkeypatch.context() as patch:
-            patch.setattr(training, "make_train_step", making)
-            return training.train(config, workdir)
-    return training.train(config, workdir)
+            patch.setattr(loop, "make_train_step", making)
+            return loop.train(config, workdir)
+    return loop.train(config, workdir)
 
 
 def final_state(config: Config, path: pathlib.Path):
     """All arrays of the last checkpoint, as bytes."""
     workdir = Workdir(path)
     recognizer = load(workdir)
-    optimizer = training.make_optimizer(config.optim)
-    state, shardings = training.init_state(recognizer.model, optimizer, recognizer.mesh)
+    optimizer = loop.make_optimizer(config.optim)
+    state, shardings = loop.init_state(recognizer.model, optimizer, recognizer.mesh)
     with Checkpoints(path) as checkpoints:
         assert checkpoints.latest_step == STEPS
         state = checkpoints.restore(state, shardings)
@@ -153,7 +153,7 @@ def test_a_pattern_that_fits_nothing_is_told(config, tmp_path, caplog):
 
 
 def test_sigterm_saves_the_step_it_came_in(config, uninterrupted, tmp_path, monkeypatch):
-    with pytest.raises(training.TrainingStopped, match="SIGTERM: step 4 is saved") as stopped:
+    with pytest.raises(loop.TrainingStopped, match="SIGTERM: step 4 is saved") as stopped:
         train(config, tmp_path, monkeypatch, 4, terminate)
     assert stopped.value.exit_status == 143
     with Checkpoints(tmp_path) as checkpoints:
@@ -165,7 +165,7 @@ def test_sigterm_saves_the_step_it_came_in(config, uninterrupted, tmp_path, monk
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(
     config, tmp_path, monkeypatch
 ):
-    make = training.make_train_step
+    make = loop.make_train_step
 
     def making(*args):
         step_fn = make(*args)
@@ -177,21 +177,21 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(
 
         return step
 
-    monkeypatch.setattr(training, "make_train_step", making)
-    with pytest.raises(training.TrainingStopped, match=r"loss is nan .* at step 5"):
+    monkeypatch.setattr(loop, "make_train_step", making)
+    with pytest.raises(loop.TrainingStopped, match=r"loss is nan .* at step 5"):
         train(config, tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 3
 
 
 def test_a_loss_that_explodes_stops(config):
-    watch = training.Watch(explosion=10.0)
+    watch = loop.Watch(explosion=10.0)
     scalars = {"gradient_norm": np.float32(1), "audio_seconds": np.float32(1)}
     losses = {"loss": np.float32(0.1), "head_1": np.float32(2)}
     watch.pending = [(step, scalars | losses) for step in range(3)]
     assert watch.look()["head_1"] == 2
     watch.pending = [(3, scalars | losses | {"head_1": np.float32(21)})]
-    with pytest.raises(training.TrainingStopped, match="rose to 21 by step 3"):
+    with pytest.raises(loop.TrainingStopped, match="rose to 21 by step 3"):
         watch.look()
 
 

@@ -19,23 +19,23 @@ import pytest
 import soundfile
 
 import mtp_jax
-from mtp_jax.audio import AudioError, array_blocks, audio_blocks, read_audio
-from mtp_jax.checkpoint import CheckpointError
+from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks, read_audio
+from mtp_jax.checkpoints.checkpoint import CheckpointError
+from mtp_jax.checkpoints.workdir import WorkdirError
 from mtp_jax.data import grammar
-from mtp_jax.decode_step import decode
 from mtp_jax.decoding import Verify
-from mtp_jax.nn.speech_llama import call
-from mtp_jax.speech_features import speech_features
+from mtp_jax.inference.decode_step import decode
+from mtp_jax.models.speech_features import speech_features
+from mtp_jax.models.speech_llama import call
 from mtp_jax.tokenizer import TokenizerError
 from mtp_jax.transcription import formats, spelling
-from mtp_jax.transcription.ahead import ahead
 from mtp_jax.transcription.alignment import align
+from mtp_jax.transcription.assembly import Reader
 from mtp_jax.transcription.confidence import Calibration
-from mtp_jax.transcription.cutting import Piece
-from mtp_jax.transcription.reading import Reader
+from mtp_jax.transcription.prefetch import ahead
 from mtp_jax.transcription.results import Segment, Transcript, Word
+from mtp_jax.transcription.segmentation import Piece
 from mtp_jax.transcription.step import Heard
-from mtp_jax.workdir import WorkdirError
 from tests.recordings import RATE
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.config import Config, ConfigError, Data, FrontEnd, Whisper
-from mtp_jax.nn.whisper import WhisperEncoder, _neighbours, encoded_length, sinusoids
+from mtp_jax.models.encoders.whisper import WhisperEncoder, _neighbours, encoded_length, sinusoids
 
 CONFIG = Whisper(width=8, layers=2, heads=2, positions=20)
 B, T, Z = 4, 21, 5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.tokenizer import Tokenizer
-from mtp_jax.words import Spelling, edit_distance, words
+from mtp_jax.training.word_hashes import Spelling, edit_distance, words
 from tests.test_tokenizer_json import byte_level, write_json
 
 TEXTS = [

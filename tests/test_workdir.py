@@ -9,11 +9,11 @@ import re
 import jax
 import pytest
 
-from mtp_jax import workdir as workdir_module
+from mtp_jax.checkpoints import workdir as workdir_module
+from mtp_jax.checkpoints.workdir import Workdir, WorkdirError, commit, write_json
 from mtp_jax.config import Config, ConfigError, Mesh, Optim
-from mtp_jax.exported import export
-from mtp_jax.model import load
-from mtp_jax.workdir import Workdir, WorkdirError, commit, write_json
+from mtp_jax.inference.load import load
+from mtp_jax.pretrained.exported import export
 from tests import models
 
 

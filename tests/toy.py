@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 
 from mtp_jax.decoding import Drafts, Model
-from mtp_jax.nn.cache import KVCache, write
+from mtp_jax.models.kv_cache import KVCache, write
 
 PRIME = 46_337
 VOCABULARY = 7

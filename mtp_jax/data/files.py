@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtp_jax.audio import AudioError, audio_seconds, read_audio
+from mtp_jax.audio.reading import AudioError, audio_seconds, read_audio
 from mtp_jax.data.source import Problem, Source, Utterance
 
 

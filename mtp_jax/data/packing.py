@@ -21,7 +21,7 @@ from typing import NamedTuple
 import soundfile
 import tqdm
 
-from mtp_jax.audio import AudioError, read_audio
+from mtp_jax.audio.reading import AudioError, read_audio
 from mtp_jax.data.files import Recording
 from mtp_jax.data.librispeech import read_tree
 from mtp_jax.data.manifest import iterate_manifest

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from mtp_jax.audio import AudioError, change_speed
+from mtp_jax.audio.reading import AudioError, change_speed
 from mtp_jax.config import Config, Data
 from mtp_jax.data.plan import WHOLE, Rows, Share, TrainPlan, evaluation_plan
 from mtp_jax.data.source import DataError, Problem, Report, Source

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from mtp_jax.audio import AudioError
+from mtp_jax.audio.reading import AudioError
 from mtp_jax.data.source import DataError, Problem, Source, Utterance
 from mtp_jax.data.views import View
 

@@ -129,7 +129,7 @@ class Source:
         problems: items that were skipped.
         waveform: ``waveform(i) -> int16[T]`` reads the audio of ``utterances[i]`` at the sample
             rate the source was opened with; it may be called from several threads, and raises
-            `mtp_jax.audio.AudioError` where that file cannot be read.
+            `mtp_jax.audio.reading.AudioError` where that file cannot be read.
         digest: ``digest(i) -> str`` changes with the audio of ``utterances[i]``; raises as above.
             None if there is nothing quicker than to read the waveform.
         features: read in place of waveforms, where there are any.

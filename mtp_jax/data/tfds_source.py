@@ -20,7 +20,7 @@ import soxr
 import tensorflow_datasets as tfds
 import tqdm
 
-from mtp_jax.audio import AudioError
+from mtp_jax.audio.reading import AudioError
 from mtp_jax.data.source import DataError, Problem, Source, Utterance
 
 # Names under which catalogue datasets keep things, the likeliest first.

@@ -4,7 +4,7 @@ from mtp_jax.decoding.beam import BeamSearch
 from mtp_jax.decoding.drafts import DraftsError
 from mtp_jax.decoding.greedy import Greedy
 from mtp_jax.decoding.interface import Decoded, Drafter, Drafts, Emitted, Model, NBest, Strategy
-from mtp_jax.decoding.prefix_beam import PrefixBeam
+from mtp_jax.decoding.kbest import PrefixBeam
 from mtp_jax.decoding.threshold import Threshold
 from mtp_jax.decoding.verify import Verify
 

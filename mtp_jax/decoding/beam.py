@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.decoding.interface import Decoded, Model, NBest, normalized
-from mtp_jax.nn.cache import KVCache
+from mtp_jax.models.kv_cache import KVCache
 
 
 @struct.dataclass

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtp_jax.decoding.edit_distance import Reading, follow, nothing_said, read_on
 from mtp_jax.decoding.interface import Model
-from mtp_jax.decoding.reading import Reading, follow, nothing_said, read_on
 
 
 class DraftsError(ValueError):

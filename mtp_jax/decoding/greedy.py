@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.decoding.interface import Decoded, Emitted, Model, most_likely
-from mtp_jax.nn.cache import KVCache
+from mtp_jax.models.kv_cache import KVCache
 
 
 @struct.dataclass

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.reading import Reading
-from mtp_jax.nn.cache import KVCache
+from mtp_jax.decoding.edit_distance import Reading
+from mtp_jax.models.kv_cache import KVCache
 
 
 class Drafts(NamedTuple):

@@ -8,7 +8,7 @@ from flax import struct
 
 from mtp_jax.decoding.drafts import source_of
 from mtp_jax.decoding.interface import Decoded, Emitted, Model, most_likely
-from mtp_jax.decoding.verified import Verification, verified
+from mtp_jax.decoding.verify_loop import Verification, verified
 
 
 @struct.dataclass

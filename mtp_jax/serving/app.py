@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from mtp_jax.audio import AudioError, audio_seconds
+from mtp_jax.audio.reading import AudioError, audio_seconds
 from mtp_jax.serving.answers import answer, delta, done, event
 from mtp_jax.serving.engine import Engine, TooLong
 from mtp_jax.serving.job import Event, Job

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mtp_jax.audio import AudioError, audio_blocks
+from mtp_jax.audio.reading import AudioError, audio_blocks
 from mtp_jax.decoding import Strategy
 from mtp_jax.serving.job import Cancelled, Event, Job, Waiting
 from mtp_jax.serving.metrics import Metrics
-from mtp_jax.transcription.cutting import Piece, cut, halves
+from mtp_jax.transcription.segmentation import Piece, cut, halves
 from mtp_jax.transcription.transcriber import Transcriber
 
 _READERS = 4

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from mtp_jax.decoding import Strategy
-from mtp_jax.transcription.cutting import Piece
-from mtp_jax.transcription.joining import seam
 from mtp_jax.transcription.results import Segment, Transcript
+from mtp_jax.transcription.segmentation import Piece
+from mtp_jax.transcription.stitching import seam
 
 Place = tuple[int, ...]  # of a piece; parts of it have its own and theirs behind
 Event = Segment | Transcript | Exception  # segments in order, then one of the others

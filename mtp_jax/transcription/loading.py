@@ -8,11 +8,12 @@ import os
 import jax
 
 from mtp_jax import config as configs
-from mtp_jax import model, sharding
+from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import ConfigError
+from mtp_jax.distributed import sharding
+from mtp_jax.inference.load import load as load_recognizer
 from mtp_jax.transcription.confidence import Calibration, read_calibration
 from mtp_jax.transcription.transcriber import Transcriber
-from mtp_jax.workdir import Workdir, WorkdirError
 
 
 def load(
@@ -45,7 +46,7 @@ def load(
         raise WorkdirError(f"{workdir.path} is of another version of mtp_jax: {error}") from None
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        recognizer = model.load(workdir, mesh, encoder)
+        recognizer = load_recognizer(workdir, mesh, encoder)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     kept = workdir.read_tau()

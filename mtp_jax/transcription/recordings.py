@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Generic, TypeVar
 
-from mtp_jax.audio import AudioError
-from mtp_jax.transcription.cutting import Piece
-from mtp_jax.transcription.joining import seam
+from mtp_jax.audio.reading import AudioError
 from mtp_jax.transcription.results import Segment
+from mtp_jax.transcription.segmentation import Piece
+from mtp_jax.transcription.stitching import seam
 
 Key = TypeVar("Key")
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.data import Batch
-from mtp_jax.decode_step import ctc_labels, encode, view
 from mtp_jax.decoding import Model, Strategy
-from mtp_jax.nn.speech_llama import SpeechLlama
+from mtp_jax.inference.decode_step import ctc_labels, encode, view
+from mtp_jax.models.speech_llama import SpeechLlama
 
 _POSITIONS = 8  # whose logits over the whole vocabulary are in memory at a time
 

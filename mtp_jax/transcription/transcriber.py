@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.audio import AudioError, array_blocks, audio_blocks
+from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks
 from mtp_jax.config import DRAFTED_BY_CTC, STRATEGIES
 from mtp_jax.data import Batch
 from mtp_jax.decoding import (
@@ -26,13 +26,13 @@ from mtp_jax.decoding import (
     Threshold,
     Verify,
 )
-from mtp_jax.recognizer import Recognizer
-from mtp_jax.transcription.ahead import ahead
+from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.transcription.assembly import Reader
 from mtp_jax.transcription.confidence import Calibration
-from mtp_jax.transcription.cutting import Piece, cut, halves
-from mtp_jax.transcription.reading import Reader
+from mtp_jax.transcription.prefetch import ahead
 from mtp_jax.transcription.recordings import Recording
 from mtp_jax.transcription.results import Segment, Transcript
+from mtp_jax.transcription.segmentation import Piece, cut, halves
 from mtp_jax.transcription.step import Heard, hear, hear_ctc
 
 Key = TypeVar("Key")

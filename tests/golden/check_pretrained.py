@@ -26,9 +26,9 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from mtp_jax import importers
-from mtp_jax.nn.llama import Llama
-from mtp_jax.nn.whisper import WhisperEncoder, sinusoids
+from mtp_jax import pretrained
+from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.models.encoders.whisper import WhisperEncoder, sinusoids
 from tests.pretrained import llama_logits, llama_shapes, whisper_shapes
 
 
@@ -50,8 +50,8 @@ def transformers_logits(path: Path, tokens: np.ndarray, **options: str) -> np.nd
 
 
 def check_llama(path: Path) -> None:
-    source = importers.llama_architecture(path)
-    params = importers.import_llama(path, llama_shapes(source))
+    source = pretrained.llama_architecture(path)
+    params = pretrained.import_llama(path, llama_shapes(source))
     tokens = np.random.default_rng(0).integers(source.vocab_size, size=(2, 64))
     model = Llama(source.config, source.vocab_size)
     got = np.asarray(jax.jit(nn.apply(llama_logits, model))({"params": params}, tokens))
@@ -63,15 +63,15 @@ def check_llama(path: Path) -> None:
     agree = np.mean(got.argmax(-1) == expected.argmax(-1))
     print(f"{path.name}: the same best token at {agree:.1%} of positions")
     with tempfile.TemporaryDirectory() as folder:
-        config = importers.hf_config(source.config, source.vocab_size, source.bos, source.eos)
+        config = pretrained.hf_config(source.config, source.vocab_size, source.bos, source.eos)
         Path(folder, "config.json").write_text(json.dumps(config))
-        weights = importers.export_llama(params)
+        weights = pretrained.export_llama(params)
         save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
         exported = transformers_logits(Path(folder), tokens)
     compare(f"{path.name}, logits, exported to transformers", exported, expected)
 
 
-def transformers_whisper(source: importers.WhisperSource, params: dict) -> torch.nn.Module:
+def transformers_whisper(source: pretrained.WhisperSource, params: dict) -> torch.nn.Module:
     """The encoder of transformers with our parameters; each of its own is set."""
     c = source.config
     config = transformers.WhisperConfig(
@@ -85,7 +85,7 @@ def transformers_whisper(source: importers.WhisperSource, params: dict) -> torch
     )
     encoder = transformers.WhisperModel(config).encoder.eval()
     prefix = "model.encoder."
-    weights = importers.export_whisper(params)
+    weights = pretrained.export_whisper(params)
     weights[f"{prefix}embed_positions.weight"] = sinusoids(c.positions, c.width)
     encoder.load_state_dict(
         {key.removeprefix(prefix): torch.from_numpy(x) for key, x in weights.items()}
@@ -94,8 +94,8 @@ def transformers_whisper(source: importers.WhisperSource, params: dict) -> torch
 
 
 def check_whisper(path: Path) -> None:
-    source = importers.whisper_architecture(path)
-    params = importers.import_whisper(path, whisper_shapes(source))
+    source = pretrained.whisper_architecture(path)
+    params = pretrained.import_whisper(path, whisper_shapes(source))
     frames = 2 * source.config.positions
     features = np.random.default_rng(0).normal(0, 0.5, (1, frames, source.mel_bins))
     features = features.astype(np.float32)
@@ -114,7 +114,7 @@ def check_whisper(path: Path) -> None:
         )
         model = ctranslate2.models.Whisper(str(path), compute_type="float32")
         expected = np.array(model.encode(ctranslate2.StorageView.from_array(heard)))
-        table = importers.open_weights(path).read("encoder/position_encodings/encodings")
+        table = pretrained.open_weights(path).read("encoder/position_encodings/encodings")
         encoder.embed_positions.weight.data = torch.from_numpy(table.astype(np.float32))
         compare(
             f"{path.name}, hidden states, our export against CTranslate2", run(encoder), expected

@@ -1,0 +1,1 @@
+"""Recordings to waveforms, and waveforms to log-mel features."""

@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh, its sharding rules, and what processes share."""

@@ -1,0 +1,257 @@
+"""The comparison of strategies: choose tau on dev, run every strategy on test, one row each."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax.config import DRAFTED_BY_CTC, Evaluation
+from mtp_jax.data import Batch, Source, eval_batches
+from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.evaluation.metrics import character_errors, word_errors
+from mtp_jax.inference.recognizer import Outcome, Recognizer
+
+Row = dict[str, Any]
+
+NO_TAU = 2.0  # above 1 nothing is sure enough: greedy
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set to decode, in batches of any size.
+
+    Attributes:
+        source: the utterances.
+        batches: makes its batches, given a batch size.
+    """
+
+    source: Source
+    batches: Callable[[int], Iterator[Batch]]
+
+    @classmethod
+    def of(cls, source: Source, recognizer: Recognizer) -> Task:
+        """The whole of `source`."""
+        config, tokenizer = recognizer.model.config, recognizer.tokenizer
+        return cls(source, lambda size: eval_batches(source, tokenizer, config, size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How tau was chosen.
+
+    Attributes:
+        tau: the choice.
+        sweep: a row for each tau tried, on dev.
+        greedy_wer: per cent, on dev.
+        max_wer_increase: per cent, that was allowed.
+    """
+
+    tau: float
+    sweep: tuple[Row, ...]
+    greedy_wer: float
+    max_wer_increase: float
+
+
+def choose_tau(
+    recognizer: Recognizer, dev: Task, taus: Sequence[float], max_wer_increase: float, size: int
+) -> Choice:
+    """The tau with the fewest decoder calls whose dev WER is within `max_wer_increase` of greedy's.
+
+    Args:
+        recognizer: the model.
+        dev: the data to choose on.
+        taus: to try.
+        max_wer_increase: per cent, absolute.
+        size: batch size.
+
+    Returns:
+        The choice; tau is `NO_TAU` if none is good enough.
+    """
+    normalize = recognizer.model.config.evaluation.normalizer
+    greedy = recognizer.run(dev.source, dev.batches(size), Greedy())
+    rows = [
+        row("threshold", {"tau": tau}, outcome, greedy, normalize)
+        for tau in sorted(taus)
+        for outcome in [recognizer.run(dev.source, dev.batches(size), Threshold(tau))]
+    ]
+    wer = word_error_rate(greedy, normalize)
+    good = [r for r in rows if r["wer"] <= wer + max_wer_increase + 1e-9]
+    best = min(good, key=lambda r: r["decoder_calls"], default={"options": {"tau": NO_TAU}})
+    return Choice(best["options"]["tau"], tuple(rows), wer, max_wer_increase)
+
+
+def has_threshold(options: Evaluation, heads: int) -> bool:
+    """Whether the table has a row of threshold decoding, and so needs a tau."""
+    return heads > 1 and "threshold" in options.strategies
+
+
+def strategies(
+    options: Evaluation, heads: int, tau: float, reads: bool
+) -> list[tuple[str, dict[str, Any], Strategy | None]]:
+    """Name, options and strategy of each row of the table; None stands for CTC.
+
+    Greedy comes twice: as everyone runs it, and M tokens wide, which is what verification must
+    equal to the last bit. With M = 1 threshold and verification would be greedy again, and what
+    CTC reads must be had in the decoder's tokens to be drafted (`reads`): there are no such rows
+    else.
+    """
+    width = options.draft_width
+    beams: dict[str, Any] = {"beams": options.beams}
+    power = jnp.float32(options.length_power)
+    search = PrefixBeam(options.beams, power, width, options.beam_rounds)
+
+    table: dict[str, list[tuple[dict[str, Any], Strategy | None]]] = {
+        "ctc": [({}, None)],
+        "greedy": [({"width": w}, Greedy(w)) for w in sorted({1, heads})],
+        "threshold": [({"tau": tau}, Threshold(tau))],
+        "verify": [({}, Verify())],
+        "verify_ctc": [({"width": width}, Verify(width))],
+        "beam": [(beams, BeamSearch(options.beams, power))],
+        "prefix_beam": [(beams, search)],
+        "prefix_beam_ctc": [(beams, dataclasses.replace(search, ctc_width=width))],
+    }
+    if heads == 1:
+        del table["threshold"], table["verify"]
+    return [
+        (name, its_options, strategy)
+        for name in table
+        if name in options.strategies and (reads or name not in DRAFTED_BY_CTC)
+        for its_options, strategy in table[name]
+    ]
+
+
+def compare(
+    recognizer: Recognizer,
+    test: Task,
+    tau: float,
+    options: Evaluation,
+) -> tuple[list[Row], dict[str, Outcome]]:
+    """Runs every strategy of `options` at every batch size.
+
+    Returns:
+        The rows of the table, and the outcomes, named for files.
+    """
+    normalize, heads = options.normalizer, recognizer.model.config.heads.count
+    reads = recognizer.model.vocabulary.reads
+    rows, outcomes = [], {}
+    for size in options.batch_sizes:
+        greedy: dict[int, Outcome] = {}
+
+        def at_width(width: int, size: int = size, greedy: dict[int, Outcome] = greedy) -> Outcome:
+            if width not in greedy:
+                batches = test.batches(size)
+                greedy[width] = recognizer.run(test.source, batches, Greedy(width))
+            return greedy[width]
+
+        for name, its_options, strategy in strategies(options, heads, tau, reads):
+            if isinstance(strategy, Greedy):
+                outcome, like = at_width(strategy.width), at_width(1)
+            else:
+                outcome = recognizer.run(test.source, test.batches(size), strategy)
+                like = at_width(its_options.get("width", heads))
+            made = row(name, its_options, outcome, at_width(1), normalize)
+            made["identical_to_greedy"] = None if strategy is None else identical(outcome, like)
+            if isinstance(strategy, (Greedy, Verify)):
+                made["differs_from_1_wide_greedy"] = differences(
+                    recognizer, test, outcome, at_width(1)
+                )
+            rows.append(made)
+            outcomes[label(made)] = outcome
+    return rows, outcomes
+
+
+def label(row: Row) -> str:
+    """Name of what a row was made of, and of its file below ``hypotheses/``."""
+    options = (f"{key}{value}" for key, value in row["options"].items())
+    return "_".join([row["strategy"], *options, f"batch{row['batch_size']}"])
+
+
+def row(
+    name: str, options: dict[str, Any], outcome: Outcome, greedy: Outcome, normalize: str
+) -> Row:
+    """One row of the table, from what a strategy and greedy (one token wide) made of the data."""
+    references = [h.reference for h in outcome.hypotheses]
+    texts = [h.text for h in outcome.hypotheses]
+    words = word_errors(references, texts, normalize)
+    tested, passed = outcome.proposed, outcome.accepted
+    speculative = bool(tested.sum())
+    calls = outcome.calls
+    return {
+        "strategy": name,
+        "options": options,
+        "batch_size": outcome.batch_size,
+        "wer": words.percent,
+        "cer": character_errors(references, texts, normalize).percent,
+        "decoder_calls": calls,
+        "loop_steps": outcome.loop_steps,
+        "tokens": outcome.tokens,
+        "call_reduction": greedy.calls / calls if calls else None,
+        "tokens_per_call": outcome.tokens / calls if calls else None,
+        "calls_per_word": calls / max(sum(words.units), 1),
+        "acceptance_by_head": [
+            float(a / p) if p else None for p, a in zip(tested, passed, strict=True)
+        ]
+        if speculative
+        else None,
+        "identical_to_greedy": None if name == "ctc" else identical(outcome, greedy),
+        "oracle_wer": oracle_word_error_rates(outcome, normalize),
+        "at_length_limit": outcome.at_length_limit,
+        "rtfx": outcome.audio_seconds / max(outcome.wall_seconds, 1e-9),
+        "compile_seconds": outcome.compile_seconds,
+    }
+
+
+def identical(outcome: Outcome, greedy: Outcome) -> float:
+    """Share of utterances whose tokens are all equal."""
+    pairs = zip(outcome.hypotheses, greedy.hypotheses, strict=True)
+    return float(np.mean([a.tokens == b.tokens for a, b in pairs]))
+
+
+def differences(
+    recognizer: Recognizer, task: Task, outcome: Outcome, greedy: Outcome
+) -> list[dict[str, Any]]:
+    """Where outputs that should be equal are not: utterance, position, and top-2 gap there."""
+    pairs = zip(outcome.hypotheses, greedy.hypotheses, strict=True)
+    unequal = {ours.id: (ours.tokens, theirs.tokens) for ours, theirs in pairs}
+    unequal = {k: (a, b) for k, (a, b) in unequal.items() if a != b}
+    found = []
+    for batch in task.batches(1) if unequal else ():
+        if batch.index[0] < 0:  # its audio cannot be read
+            continue
+        key = task.source.utterances[int(batch.index[0])].id
+        if key in unequal:
+            same = itertools.takewhile(lambda ab: ab[0] == ab[1], zip(*unequal[key], strict=False))
+            agreed = tuple(a for a, _ in same)
+            gap = recognizer.top2_gap(batch, 0, agreed)
+            found.append({"id": key, "position": len(agreed), "top2_gap": gap})
+    return found
+
+
+def word_error_rate(outcome: Outcome, normalize: str) -> float:
+    """WER, per cent."""
+    references = [h.reference for h in outcome.hypotheses]
+    texts = [h.text for h in outcome.hypotheses]
+    return word_errors(references, texts, normalize).percent
+
+
+def oracle_word_error_rates(outcome: Outcome, normalize: str) -> dict[str, float] | None:
+    """WER, per cent, of the best of the first 1, 2, 4, 8, ... hypotheses of each utterance."""
+    beams = max((len(h.nbest) for h in outcome.hypotheses), default=0)
+    if not beams:
+        return None
+    sizes = [2**i for i in range(beams.bit_length()) if 2**i < beams] + [beams]
+    lists = [[a.text for a in h.nbest] for h in outcome.hypotheses]
+    references = [h.reference for h in outcome.hypotheses]
+    # Of a shorter list the last hypothesis stands in for those that lack: it changes no minimum.
+    by_place = [
+        word_errors(references, [texts[min(i, len(texts) - 1)] for texts in lists], normalize)
+        for i in range(beams)
+    ]
+    errors = np.minimum.accumulate([place.errors for place in by_place], axis=0)
+    words = max(sum(by_place[0].units), 1)
+    return {str(n): 100 * float(errors[n - 1].sum()) / words for n in sizes}

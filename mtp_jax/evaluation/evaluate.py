@@ -1,0 +1,151 @@
+"""Evaluation of a workdir: tau from dev, every strategy on test, table, pictures, results.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import jax
+
+from mtp_jax.checkpoints.workdir import Workdir, commit, write_json
+from mtp_jax.config import Config, Evaluation
+from mtp_jax.data import open_source
+from mtp_jax.distributed import multihost
+from mtp_jax.evaluation.compare import Task, choose_tau, compare, has_threshold
+from mtp_jax.evaluation.metrics import word_errors
+from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
+from mtp_jax.inference.encoder_cache import with_encoder_cache
+from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.models.params import count
+
+log = logging.getLogger("mtp_jax")
+
+
+def tune(
+    recognizer: Recognizer,
+    workdir: Workdir,
+    max_wer_increase: float,
+    options: Evaluation | None = None,
+) -> float:
+    """Chooses tau on dev and keeps choice and sweep in the workdir.
+
+    Args:
+        recognizer: the model; `workdir`: its folder.
+        max_wer_increase: absolute WER, per cent, that threshold decoding may lose.
+        options: what will be compared; the config's by default.
+
+    Returns:
+        tau; 1, and nothing is decoded or kept, if no row will use it.
+    """
+    config = recognizer.model.config
+    if not has_threshold(options or config.evaluation, config.heads.count):
+        return 1.0
+    dev = open_source(config.data.dev, config.data, config.front_end.sample_rate)
+    dev = with_encoder_cache(dev, recognizer)
+    e = config.evaluation
+    choice = choose_tau(
+        recognizer, Task.of(dev, recognizer), e.taus, max_wer_increase, max(e.batch_sizes)
+    )
+    kept = {
+        "tau": choice.tau,
+        "max_wer_increase": max_wer_increase,
+        "greedy_wer": choice.greedy_wer,
+        "rows": list(choice.sweep),
+    }
+    if multihost.is_main():
+        write_json(workdir.tau, kept)
+    log.info(
+        "tau %g: the fewest calls on dev at a WER of at most %.2f %% + %.2f %%",
+        choice.tau,
+        choice.greedy_wer,
+        max_wer_increase,
+    )
+    return choice.tau
+
+
+def evaluate(
+    recognizer: Recognizer,
+    workdir: Workdir,
+    data: str,
+    tau: float,
+    output: pathlib.Path,
+    options: Evaluation | None = None,
+) -> dict[str, Any]:
+    """Compares strategies on `data`, prints the table and writes the rest.
+
+    Args:
+        recognizer: the model.
+        workdir: whose sweep of tau goes into the picture.
+        data: a source, as in `config.Data`.
+        tau: of threshold decoding.
+        output: folder of ``results.json``, pictures, hypotheses and n-best lists.
+        options: what is compared; the config's by default.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    config = recognizer.model.config
+    source = open_source(data, config.data, config.front_end.sample_rate)
+    options = options or config.evaluation
+    rows, outcomes = compare(recognizer, Task.of(source, recognizer), tau, options)
+    decoded = {h.id for outcome in outcomes.values() for h in outcome.hypotheses}
+    utterances = [u for u in source.utterances if u.id in decoded]
+    unreadable = [u.id for u in source.utterances if u.id not in decoded]
+    if unreadable:
+        log.warning("left out, as their audio cannot be read: %s", ", ".join(unreadable))
+    references = [u.text for u in utterances]
+    words = word_errors(references, references, config.evaluation.normalizer)
+    results = {
+        "commit": commit(),
+        "config": dataclasses.asdict(config),
+        "seed": config.seed,
+        "parameters": count(recognizer.params),
+        "heads": {"kind": config.heads.kind, "M": config.heads.count},
+        "device": _device(recognizer.mesh),
+        "dtype": config.train.dtype,
+        "normalizer": config.evaluation.normalizer,
+        "dataset": {
+            "name": source.name,
+            "split": source.split,
+            "utterances": len(utterances),
+            "words": sum(words.units),
+            "audio_seconds": sum(u.seconds for u in utterances),
+            "skipped": len(source.problems) + len(unreadable),
+        },
+        "rows": rows,
+        "tau_sweep": workdir.read_tau(),
+    }
+    if not multihost.is_main():
+        return results
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "results.json", results)
+    write_hypotheses(output / "hypotheses", outcomes)
+    write_nbest(output / "nbest", outcomes, recognizer.tokenizer.pieces)
+    pictures = draw(results, output)
+    _print(results, config, [output / "results.json", *pictures])
+    return results
+
+
+def _device(mesh: jax.sharding.Mesh) -> str:
+    kinds = {device.device_kind for device in mesh.devices.flat}
+    return f"{mesh.size} x {', '.join(sorted(kinds))}"
+
+
+def _print(results: dict[str, Any], config: Config, files: list[pathlib.Path]) -> None:
+    d = results["dataset"]
+    print(
+        f"\n{d['name']} {d['split']}: {d['utterances']} utterances, {d['words']} words,"
+        f" {d['audio_seconds']:.0f} s; {results['parameters'] / 1e6:.2f} M parameters,"
+        f" M = {config.heads.count} {config.heads.kind} heads; {results['device']}\n"
+    )
+    print(table(results["rows"], d["utterances"]))
+    if beams := beam_table(results["rows"], d["utterances"]):
+        print(f"\n{beams}")
+    print(
+        "\nFewer calls is against greedy, one token wide; RTFx is audio seconds a second of wall"
+        " clock,\ncompilation apart. On a CPU a call that is M tokens wide costs more than one that"
+        " is 1 wide,\nso wall clock need not follow the calls."
+    )
+    print(f"written: {', '.join(str(f) for f in files)}")

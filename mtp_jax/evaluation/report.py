@@ -1,0 +1,214 @@
+"""What a comparison looks like: a table to print, pictures, and the lines of ``results.json``."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtp_jax.evaluation.compare import Row
+from mtp_jax.inference.recognizer import Outcome
+
+_COLUMNS = (
+    ("strategy", "strategy"),
+    ("batch", "batch_size"),
+    ("WER %", "wer"),
+    ("CER %", "cer"),
+    ("calls/utt", "calls_per_utterance"),
+    ("fewer calls", "call_reduction"),
+    ("tokens/call", "tokens_per_call"),
+    ("= greedy %", "identical_to_greedy"),
+    ("accepted, heads 2..M, %", "acceptance_by_head"),
+    ("RTFx", "rtfx"),
+    ("compile s", "compile_seconds"),
+)
+
+
+def table(rows: list[Row], utterances: int) -> str:
+    """The rows as a Markdown table."""
+
+    def cell(row: Row, key: str) -> str:
+        if key == "strategy":
+            options = ", ".join(f"{k} {v:g}" for k, v in row["options"].items())
+            return f"{row['strategy']} ({options})" if options else str(row["strategy"])
+        if key == "calls_per_utterance":
+            return f"{row['decoder_calls'] / max(utterances, 1):.2f}"
+        value = row[key]
+        if value is None:
+            return "-"
+        if key == "acceptance_by_head":
+            shares = ["-" if a is None else f"{100 * a:.0f}" for a in value]
+            return " ".join(shares if len(shares) < 8 else [*shares[:4], "...", shares[-1]])
+        if key == "identical_to_greedy":
+            return f"{100 * value:.2f}"
+        if key == "call_reduction":
+            return f"{value:.2f}x"
+        return f"{value:.0f}" if key in ("rtfx", "batch_size") else f"{value:.2f}"
+
+    lines = [[title for title, _ in _COLUMNS]]
+    lines += [[cell(row, key) for _, key in _COLUMNS] for row in rows]
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def write_hypotheses(folder: pathlib.Path, outcomes: Mapping[str, Outcome]) -> None:
+    """One JSON-lines file an outcome: id, reference, text, tokens and decoder calls."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for label, outcome in outcomes.items():
+        with (folder / f"{label}.jsonl").open("w", encoding="utf-8") as file:
+            for h in outcome.hypotheses:
+                line = {
+                    "id": h.id,
+                    "reference": h.reference,
+                    "text": h.text,
+                    "tokens": len(h.tokens),
+                    "decoder_calls": h.calls,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def beam_table(rows: list[Row], utterances: int) -> str:
+    """The rows of beam searches as a Markdown table: calls, and WER of the best of n."""
+    beams = [r for r in rows if r["oracle_wer"]]
+    if not beams:
+        return ""
+    sizes = list(beams[0]["oracle_wer"])
+    titles = ["search", "batch", "calls/utt", "fewer calls than beam"]
+    lines = [[*titles, *(f"best of {n}, WER %" for n in sizes)]]
+    ordinary = {r["batch_size"]: r["decoder_calls"] for r in beams if r["strategy"] == "beam"}
+    for r in beams:
+        size, calls = r["batch_size"], r["decoder_calls"]
+        lines.append(
+            [
+                r["strategy"],
+                str(size),
+                f"{calls / max(utterances, 1):.2f}",
+                f"{ordinary[size] / max(calls, 1):.2f}x" if size in ordinary else "-",
+                *(f"{r['oracle_wer'][n]:.2f}" for n in sizes),
+            ]
+        )
+    return _markdown(lines)
+
+
+def write_nbest(
+    folder: pathlib.Path, outcomes: Mapping[str, Outcome], pieces: Sequence[str]
+) -> None:
+    """One JSON-lines file an outcome with n-best lists.
+
+    A line has id, reference, and hypotheses: text, score (nats), and each token's piece and
+    confidence (its probability, given those before it).
+    """
+    for label, outcome in outcomes.items():
+        if not any(h.nbest for h in outcome.hypotheses):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{label}.jsonl").open("w", encoding="utf-8") as file:
+            for h in outcome.hypotheses:
+                hypotheses = [
+                    {
+                        "text": a.text,
+                        "score": round(a.score, 4),
+                        "tokens": [
+                            [pieces[token], round(confidence, 4)]
+                            for token, confidence in zip(a.tokens, a.confidences, strict=True)
+                        ],
+                    }
+                    for a in h.nbest
+                ]
+                line = {"id": h.id, "reference": h.reference, "hypotheses": hypotheses}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Draws WER against call reduction and acceptance by head from `results` into PNG files.
+
+    Returns:
+        The files written.
+    """
+    import matplotlib  # imported late: not needed to decode
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    rows = [r for r in results["rows"] if r["batch_size"] == results["rows"][-1]["batch_size"]]
+    decoded = [r for r in rows if r["call_reduction"] is not None]
+    written = []
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    sweep = results.get("tau_sweep") or {"rows": []}
+    if sweep["rows"]:
+        x = [r["call_reduction"] for r in sweep["rows"]]
+        y = [r["wer"] for r in sweep["rows"]]
+        axes.plot(x, y, "o-", color="tab:blue", alpha=0.45, label="threshold, dev, tau swept")
+        axes.plot(1, sweep["greedy_wer"], "s", color="tab:gray", label="greedy, dev")
+        last = ""
+        for r in sweep["rows"]:  # one label for all taus that land on one point
+            point = f"{r['call_reduction']:.2f} {r['wer']:.2f}"
+            if point != last:
+                at = (r["call_reduction"], r["wer"])
+                axes.annotate(
+                    f"{r['options']['tau']:g}",
+                    at,
+                    (0, 6),
+                    textcoords="offset points",
+                    fontsize=7,
+                    ha="center",
+                    color="tab:blue",
+                )
+            last = point
+    styles = {
+        "greedy": ("s", "black"),
+        "threshold": ("o", "tab:blue"),
+        "verify": ("D", "tab:green"),
+        "verify_ctc": ("P", "tab:olive"),
+        "beam": ("v", "tab:purple"),
+        "prefix_beam": ("*", "tab:purple"),
+        "prefix_beam_ctc": ("X", "tab:pink"),
+    }
+    for r in decoded:
+        if r["strategy"] == "greedy" and r["options"].get("width", 1) != 1:
+            continue
+        marker, color = styles.get(r["strategy"], ("^", "tab:red"))
+        options = ", ".join(f"{k} {v:g}" for k, v in r["options"].items() if k != "width")
+        label = f"{r['strategy']}, {results['dataset']['split']}" + (
+            f", {options}" if options else ""
+        )
+        axes.plot(r["call_reduction"], r["wer"], marker, color=color, markersize=9, label=label)
+    axes.set_xlabel("times fewer decoder calls than greedy")
+    axes.set_ylabel("word error rate, %")
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+    written.append(folder / "wer_against_calls.png")
+    with written[-1].open("wb") as file:  # which may lie in a bucket
+        figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    for r in decoded:
+        if r["acceptance_by_head"] and r["strategy"] != "verify_ctc":  # its drafts are CTC's
+            heads = range(2, 2 + len(r["acceptance_by_head"]))
+            share = [float("nan") if a is None else 100 * a for a in r["acceptance_by_head"]]
+            axes.plot(heads, share, "o-", label=r["strategy"], color=styles[r["strategy"]][1])
+            axes.set_xticks(list(heads))
+    axes.set_xlabel("head")
+    axes.set_ylabel("drafts accepted, %")
+    axes.set_ylim(0, 102)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+    written.append(folder / "acceptance_by_head.png")
+    with written[-1].open("wb") as file:  # which may lie in a bucket
+        figure.savefig(file, dpi=150)
+    plt.close(figure)
+    return written

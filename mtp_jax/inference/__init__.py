@@ -1,0 +1,1 @@
+"""A trained model bound to its parameters, tokenizer and devices, ready to decode."""

@@ -1,0 +1,1 @@
+"""Autoregressive decoders with a key-value cache."""

@@ -1,0 +1,286 @@
+"""The LLaMA decoder (Touvron et al., 2023): one forward pass, with a cache or without."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.config import Decoder
+from mtp_jax.distributed.sharding import constrain
+from mtp_jax.models.attention import attend_in_groups
+from mtp_jax.models.kv_cache import KVCache, by_head, write
+from mtp_jax.models.layers import (
+    Dropout,
+    Linear,
+    RMSNorm,
+    parameter,
+    remat,
+    rotary_frequencies,
+    rotate,
+    zero_padding,
+)
+
+Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
+Prompt = tuple[jax.Array, jax.Array] | None  # a layer's keys and values that rows share
+
+
+def attend_with_prompt(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    prompt_keys: jax.Array,
+    prompt_values: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """Attention of rows over a prompt that K of them share, and over what is their own.
+
+    Args:
+        q: [B K, S, N, H].
+        keys, values: [B K, C, G, H]; `prompt_keys`, `prompt_values`: [B, P, G, H].
+        mask: bool[B K, S, P + C].
+
+    Returns:
+        [B K, S, N, H].
+    """
+    (rows, width, heads, size), (prompts, shared, groups, _) = q.shape, prompt_keys.shape
+    q = q.reshape(prompts, rows // prompts, width, groups, heads // groups, size) * size**-0.5
+    own = (prompts, rows // prompts, *keys.shape[1:])
+    scores = jnp.concatenate(
+        [
+            jnp.einsum("bksgnh,bpgh->bksgnp", q, prompt_keys),
+            jnp.einsum("bksgnh,bkcgh->bksgnc", q, keys.reshape(own)),
+        ],
+        axis=-1,
+    ).astype(jnp.float32)
+    mask = mask.reshape(prompts, rows // prompts, width, 1, 1, mask.shape[-1])
+    shares = nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(q.dtype)
+    y = jnp.einsum("bksgnp,bpgh->bksgnh", shares[..., :shared], prompt_values)
+    y += jnp.einsum("bksgnc,bkcgh->bksgnh", shares[..., shared:], values.reshape(own))
+    return y.reshape(rows, width, heads, size)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al., 2023) with rotary positions."""
+
+    config: Decoder
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        keys: jax.Array | None,
+        values: jax.Array | None,
+        layer: jax.Array,
+        positions: jax.Array,
+        slots: jax.Array,
+        mask: jax.Array,
+        prompt: Prompt,
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        c, (rows, width) = self.config, x.shape[:2]
+        linear = functools.partial(Linear, dtype=self.dtype, lora=c.lora)
+
+        def project(heads: int, axis: str, name: str) -> jax.Array:
+            y = linear(heads * c.head_size, ("embed", axis), name=name)(x)
+            return constrain(y.reshape(rows, width, heads, c.head_size), "batch", None, axis, None)
+
+        frequencies, factor = rotary_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
+        q = rotate(project(c.query_heads, "heads", "query"), positions, frequencies, factor)
+        k = rotate(project(c.kv_heads, "kv_heads", "key"), positions, frequencies, factor)
+        v = project(c.kv_heads, "kv_heads", "value")
+        if keys is not None and values is not None:
+            keys, values = write(keys, layer, slots, k), write(values, layer, slots, v)
+            k, v = by_head(keys[layer], c.kv_heads), by_head(values[layer], c.kv_heads)
+        if keys is None:
+            y = attend_in_groups(q, k, v, mask)
+        elif prompt is None:
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        else:
+            given_k, given_v = (by_head(x, c.kv_heads) for x in prompt)
+            y = attend_with_prompt(q, k, v, given_k, given_v, mask)
+        y = y.reshape(rows, width, c.query_heads * c.head_size)
+        out = linear(c.width, ("heads", "embed"), name="output")(y)
+        return out, keys, values
+
+
+class Layer(nn.Module):
+    """Attention and SwiGLU (Shazeer, 2020), each behind an RMSNorm and added to its input."""
+
+    config: Decoder
+    dtype: jnp.dtype
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: Carry,
+        layer: jax.Array,
+        positions: jax.Array,
+        slots: jax.Array,
+        mask: jax.Array,
+        prompt: Prompt,
+    ) -> tuple[Carry, None]:
+        c, (x, keys, values) = self.config, carry
+        x = constrain(x, "batch", None, None)
+        drop = Dropout(c.dropout, self.deterministic)
+
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(c.norm_epsilon, self.dtype, name=name)
+
+        def linear(features: int, axes: tuple[str, str], name: str) -> Linear:
+            return Linear(features, axes, dtype=self.dtype, lora=c.lora, name=name)
+
+        y, keys, values = Attention(c, self.dtype, name="attention")(
+            norm("attention_norm")(x), keys, values, layer, positions, slots, mask, prompt
+        )
+        x = constrain(x + drop(y), "batch", None, None)
+        y = norm("feedforward_norm")(x)
+        gate = nn.silu(linear(c.feedforward, ("embed", "mlp"), "gate")(y))
+        y = gate * linear(c.feedforward, ("embed", "mlp"), "up")(y)
+        y = constrain(y, "batch", None, "mlp")
+        x = constrain(x + drop(linear(c.width, ("mlp", "embed"), "down")(y)), "batch", None, None)
+        return (x, keys, values), None
+
+
+def run_layers(
+    config: Decoder,
+    dtype: jnp.dtype,
+    deterministic: bool,
+    places: range,
+    carry: Carry,
+    positions: jax.Array,
+    slots: jax.Array,
+    mask: jax.Array,
+    prompt: Prompt,
+) -> Carry:
+    """Runs layers of the module that calls, named ``layers``.
+
+    Args:
+        config, dtype, deterministic: as in `Layer`.
+        places: of the layers in the cache.
+        carry: [B, S, D] and, with a cache, its keys and values, of all places.
+        positions, slots, mask: of the B x S positions.
+        prompt: keys and values, of all places, that rows share.
+    """
+    stack = nn.scan(
+        remat(Layer, config),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+        length=len(places),
+        unroll=1 if config.scan_layers else len(places),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config, dtype, deterministic, name="layers")
+    if prompt is not None:
+        prompt = prompt[0][places.start : places.stop], prompt[1][places.start : places.stop]
+    carry, _ = stack(carry, jnp.array(places), positions, slots, mask, prompt)
+    return carry
+
+
+class Llama(nn.Module):
+    """Embeddings in, final hidden states out; `embed` and `unembed` are the two ends.
+
+    Attributes:
+        config: sizes.
+        vocab_size: V.
+        dtype: of activations and of the cache.
+        layers_above: of whoever runs behind this one, for which its cache has room.
+    """
+
+    config: Decoder
+    vocab_size: int
+    dtype: jnp.dtype = jnp.float32
+    layers_above: int = 0
+
+    def setup(self) -> None:
+        c = self.config
+        init, axes = nn.initializers.normal(c.width**-0.5), ("vocab", "embed")
+        shape = (self.vocab_size, c.width)
+        self.embedding = parameter(self, "embedding", init, axes, shape)
+        if not c.tied:
+            self.lm_head = parameter(self, "lm_head", init, axes, shape)
+        self.final_norm = RMSNorm(c.norm_epsilon, self.dtype)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeddings [..., D] of int32[...] tokens."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+    def expected(self, probabilities: jax.Array) -> jax.Array:
+        """Embeddings [..., D] of float32[..., V] tokens of which only the odds are known."""
+        return probabilities.astype(self.dtype) @ self.embedding.astype(self.dtype)
+
+    def unembedding(self) -> jax.Array:
+        """[V, D] kernel of head 1."""
+        return self.embedding if self.config.tied else self.lm_head
+
+    def unembed(self, hidden: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
+        """float32[..., V] logits of head 1, or of another `kernel` [V, D], at [..., D]."""
+        kernel = self.unembedding() if kernel is None else kernel
+        logits = hidden.astype(self.dtype) @ kernel.T.astype(self.dtype)
+        return logits.astype(jnp.float32)
+
+    def empty_cache(self, rows: int, slots: int) -> KVCache:
+        """A cache for `rows` utterances of at most `slots` positions each."""
+        c = self.config
+        layers = c.layers + self.layers_above
+        return KVCache.empty(layers, rows, slots, c.kv_heads, c.head_size, self.dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        real: jax.Array,
+        cache: KVCache | None = None,
+        deterministic: bool = True,
+        rewind: jax.Array | int = 0,
+        run_above: Callable[..., Carry] | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Runs the decoder over new positions.
+
+        Args:
+            x: [B, S, D] embeddings; padding may hold anything, NaN included.
+            real: bool[B, S]; padding may stand anywhere and takes no position.
+            cache: what was seen before; without it the S positions are all there is.
+            deterministic: False drops residual branches at ``config.dropout``.
+            rewind: int32[B, S], subtracted from the rotary positions, which count real positions
+                from 0.
+            run_above: runs the `layers_above`, given what `run_layers` is, but for its first two
+                and the places.
+
+        Returns:
+            Hidden states [B, S, D] after the final norm (of padding: finite, meaningless), behind
+            them what `run_above` makes of those before it, and the cache with the real positions
+            added.
+        """
+        c = self.config
+        prompt: Prompt = None
+        x = zero_padding(x.astype(self.dtype), real)
+        if cache is None:
+            positions = slots = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+            causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+            mask = causal & real[:, None, :]
+            carry: Carry = (x, None, None)
+        else:
+            positions, slots = cache.place(real)
+            mask = cache.visible(positions)
+            carry = (x, cache.keys, cache.values)
+            if cache.prompt is not None:
+                prompt = (cache.prompt.keys, cache.prompt.values)
+        given = positions - rewind, slots, mask, prompt
+        carry = run_layers(c, self.dtype, deterministic, range(c.layers), carry, *given)
+        hidden = self.final_norm(carry[0])
+        if run_above is not None:
+            carry = run_above(deterministic, carry, *given)
+            hidden = jnp.concatenate([hidden, carry[0]], axis=-1)
+        _, keys, values = carry
+        if keys is not None and values is not None and cache is not None:
+            added = jnp.sum(real, axis=1, dtype=jnp.int32)
+            cache = dataclasses.replace(
+                cache, keys=keys, values=values, length=cache.length + added
+            )
+        return hidden, cache

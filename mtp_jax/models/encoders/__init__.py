@@ -1,0 +1,1 @@
+"""Speech encoders: features in, hidden states out."""

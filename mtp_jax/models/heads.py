@@ -1,0 +1,114 @@
+"""The multi-token heads: head m predicts, from one hidden state, the token m places ahead.
+
+Head 1 is the decoder's own LM head and has no parameters here. Two kinds (arXiv 2409.08148):
+*independent* heads are D x V projections of their own; *latent* heads are D x D maps followed by
+the shared un-embedding. Both start equal to the LM head (our reading of the paper): independent
+heads as copies of it, latent maps as the identity. Those added to a finished model start at zero
+(`starting_point` in model.py). Beyond the paper, decoder layers of their own may stand before them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtp_jax import config as configs
+from mtp_jax.models.decoders.llama import Carry, run_layers
+from mtp_jax.models.layers import RMSNorm, parameter
+
+
+def _identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    del key
+    return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+
+
+class Heads(nn.Module):
+    """Logits of heads 2..M.
+
+    Attributes:
+        config: kind, M and layers.
+        decoder: what these are like; its width is D.
+        vocab_size: V.
+        dtype: of the products.
+    """
+
+    config: configs.Heads
+    decoder: configs.Decoder
+    vocab_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        extra, width = self.config.count - 1, self.decoder.width
+        if not extra:
+            return
+        if self.config.layers:
+            self.norm = RMSNorm(self.decoder.norm_epsilon, self.dtype)
+        if self.config.kind == "latent":
+            shape = (extra, width, width)
+            self.kernel = parameter(self, "kernel", _identity, (None, "embed", None), shape)
+        else:  # the copy of the LM head is made by `start_as_lm_head`, once that exists
+            shape = (extra, width, self.vocab_size)
+            zeros = nn.initializers.zeros
+            self.kernel = parameter(self, "kernel", zeros, (None, "embed", "vocab"), shape)
+
+    @nn.compact
+    def run(self, deterministic: bool, carry: Carry, *given: Any) -> Carry:
+        """Runs the layers, and a norm, behind those of the decoder: `run_above` of `Llama`."""
+        own = dataclasses.replace(self.decoder, lora=configs.Lora())
+        places = range(own.layers, own.layers + self.config.layers)
+        carry = (self.alone(carry[0]), *carry[1:])
+        x, keys, values = run_layers(own, self.dtype, deterministic, places, carry, *given)
+        return self.norm(x), keys, values
+
+    def alone(self, x: jax.Array) -> jax.Array:
+        """`x`, through which no gradient of these heads flows if they are detached."""
+        return jax.lax.stop_gradient(x) if self.config.detached else x
+
+    def __call__(
+        self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array], head: jax.Array | int
+    ) -> jax.Array:
+        """float32[..., V] logits of one head, 2 <= `head` <= M (may be traced), at [..., D]."""
+        y = hidden.astype(self.dtype) @ self.kernel[head - 2].astype(self.dtype)
+        return unembed(y) if self.config.kind == "latent" else y.astype(jnp.float32)
+
+    def states(self, hidden: jax.Array) -> jax.Array:
+        """[M - 1, ..., D] of hidden states [..., D]: what the un-embedding reads of each head.
+
+        Of latent heads alone; independent ones read `hidden` itself.
+        """
+        if self.config.count == 1:
+            return jnp.zeros((0, *hidden.shape), hidden.dtype)
+        kernel = self.kernel.astype(self.dtype)
+        return jnp.einsum("...d,mdx->m...x", hidden.astype(self.dtype), kernel)
+
+    def kernels(self) -> jax.Array:
+        """[M - 1, D, V] of independent heads."""
+        if self.config.count == 1:
+            return jnp.zeros((0, self.decoder.width, self.vocab_size))
+        return self.kernel
+
+    def all(self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., D]."""
+        if self.config.count == 1:
+            return jnp.zeros((*hidden.shape[:-1], 0, self.vocab_size), jnp.float32)
+        kernel = self.kernel.astype(self.dtype)
+        y = jnp.einsum("...d,mdx->...mx", hidden.astype(self.dtype), kernel)
+        return unembed(y) if self.config.kind == "latent" else y.astype(jnp.float32)
+
+
+def start_as_lm_head(params: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Parameters of a `SpeechLlama` whose every head equals the LM head.
+
+    Latent heads are made so; independent ones become copies here.
+    """
+    if kind == "latent" or "heads" not in params:
+        return params
+    decoder, kernel = params["decoder"], params["heads"]["kernel"]
+    lm_head = decoder.get("lm_head", decoder["embedding"])
+    copies = jnp.broadcast_to(lm_head.T, kernel.shape)
+    return params | {"heads": params["heads"] | {"kernel": copies}}

@@ -1,0 +1,330 @@
+"""The whole recogniser: speech encoders, adaptor, LLaMA decoder, multi-token heads.
+
+A row is laid out as ``[prompt_before] audio [prompt_after] BOS text``. The audio embeddings are a
+soft prompt; head 1 at BOS predicts the first token of the text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mtp_jax.config import Config
+from mtp_jax.models.bpe import Merges, retokenize
+from mtp_jax.models.ctc import best_labels
+from mtp_jax.models.ctc_compression import label_odds, label_shares
+from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.models.encoders.conformer import Conformer, frames_mask
+from mtp_jax.models.encoders.whisper import WhisperEncoder
+from mtp_jax.models.heads import Heads
+from mtp_jax.models.kv_cache import KVCache
+from mtp_jax.models.layers import Linear, parameter, zero_padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What the model must know of its tokenizer.
+
+    Attributes:
+        size: V.
+        bos: token that starts the text.
+        eos: token that ends it.
+        prompt_before, prompt_after: tokens put before and after the audio.
+        labels: size of the encoder's CTC vocabulary; 0 if its labels are the decoder's tokens.
+        merges: with which the decoder's tokens are made of what CTC reads, if they are to be.
+    """
+
+    size: int
+    bos: int
+    eos: int
+    prompt_before: tuple[int, ...] = ()
+    prompt_after: tuple[int, ...] = ()
+    labels: int = 0
+    merges: Merges | None = None
+
+    @property
+    def reads(self) -> bool:
+        """Whether what CTC reads can be had in the decoder's tokens."""
+        return not self.labels or self.merges is not None
+
+
+@struct.dataclass
+class Encoded:
+    """What the encoder makes of a batch.
+
+    Attributes:
+        audio: [B, T, D] embeddings of the decoder's width.
+        length: int32[B], how many of them are real.
+        ctc_logits: float32[B, T, labels + 1]; the last class is the blank.
+        ctc_length: int32[B] real frames of these.
+        reading: what CTC reads, in the decoder's tokens, int32[B, R], and int32[B], how many; None
+            if it has labels of its own.
+    """
+
+    audio: jax.Array
+    length: jax.Array
+    ctc_logits: jax.Array
+    ctc_length: jax.Array
+    reading: tuple[jax.Array, jax.Array] | None = None
+
+
+class SpeechLlama(nn.Module):
+    """Speech-LLaMA with M prediction heads (arXiv 2409.08148).
+
+    Attributes:
+        config: the run's.
+        vocabulary: the tokenizer's.
+    """
+
+    config: Config
+    vocabulary: Vocabulary
+
+    def setup(self) -> None:
+        c, size = self.config, self.vocabulary.size
+        dtype = jnp.dtype(c.train.dtype)
+        if c.whisper.present:
+            self.whisper = WhisperEncoder(c.whisper, dtype)
+        self.encoder = Conformer(c.encoder, dtype)
+        labels = self.vocabulary.labels
+        self.ctc = Linear((labels or size) + 1, ("embed", None), True, jnp.float32)
+        if labels and c.adaptor.ctc_compression and self.vocabulary.merges is None:
+            init, axes = nn.initializers.normal(c.decoder.width**-0.5), (None, "embed")
+            shape = (labels, c.decoder.width)
+            self.label_embedding = parameter(self, "label_embedding", init, axes, shape)
+        self.adaptor = Linear(c.decoder.width, ("embed", None), True, dtype)
+        self.decoder = Llama(c.decoder, size, dtype, c.heads.layers)
+        self.heads = Heads(c.heads, c.decoder, size, dtype)
+
+    def listen(self, features: jax.Array, length: jax.Array) -> jax.Array:
+        """Whisper's hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
+        x, _ = self.whisper(features, length)
+        return x
+
+    def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
+        """Encodes `features` [B, T, Z] (log-mel, or what `listen` gives) of int32[B] `length`."""
+        x, frames = self.encoder(features, length, deterministic)
+        logits = self.ctc(x)
+        reading = None if self.vocabulary.labels else best_labels(logits, frames)
+        if not self.config.adaptor.ctc_compression:
+            return Encoded(self.adaptor(x), frames, logits, frames, reading)
+        room = x.shape[1]
+        if not deterministic:
+            room = math.ceil(room * self.config.adaptor.training_room)
+        if self.vocabulary.merges is None:
+            share, length = label_shares(logits, frames, room)
+            # In the decoder's own words: it has only to learn to copy.
+            read = self._in_words(label_odds(logits, frames, share).astype(x.dtype))
+        else:
+            reading, read, share, length = self._in_tokens(logits, frames, room)
+        x = zero_padding(x, frames_mask(frames, x.shape[1]))
+        audio = self.adaptor(share.astype(x.dtype) @ x) + read.astype(x.dtype)
+        return Encoded(audio, length, logits, frames, reading)
+
+    def _in_words(self, odds: jax.Array) -> jax.Array:
+        """Embeddings [B, R, D] of what CTC reads with the odds [B, R, labels]."""
+        if self.vocabulary.labels:
+            return odds @ self.label_embedding.astype(odds.dtype)
+        return self.decoder.expected(odds)
+
+    def _in_tokens(
+        self, logits: jax.Array, frames: jax.Array, room: int
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array, jax.Array, jax.Array]:
+        """What CTC reads, in the decoder's tokens, of which there may be `room`.
+
+        Returns:
+            It, the embeddings [B, room, D], the share [B, room, T] of the frames in each (of those
+            of the labels that a token is made of, by their bytes in it), and their number. Where
+            CTC reads nothing, there is one embedding that holds all frames.
+        """
+        assert self.vocabulary.merges is not None
+        by_label, at_least_one = label_shares(logits, frames)
+        labels, count = best_labels(logits, frames)
+        bytes_a_token = 4
+        tokens, count, parts = retokenize(
+            self.vocabulary.merges, labels, count, bytes_a_token * room, room
+        )
+        share = parts @ (by_label > 0).astype(jnp.float32)
+        share /= jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), 1)
+        some = count > 0
+        return (
+            (tokens, count),
+            zero_padding(self.decoder.embed(tokens), frames_mask(count, room)),
+            jnp.where(some[:, None, None], share, by_label[:, :room]),
+            jnp.where(some, count, at_least_one),
+        )
+
+    def __call__(
+        self,
+        features: jax.Array,
+        length: jax.Array,
+        tokens: jax.Array,
+        token_length: jax.Array,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Encoded]:
+        """The teacher-forced pass.
+
+        Args:
+            features: [B, T, Z], as in `encode`; `length`: int32[B].
+            tokens: int32[B, L], EOS included; `token_length`: int32[B].
+
+        Returns:
+            Hidden states [B, L, E], of which the one at i predicts ``tokens[:, i + m - 1]`` through
+            head m, and what the encoder made of the audio.
+        """
+        encoded = self.encode(features, length, deterministic)
+        prefix, prefix_real, rewind = self.prompt(encoded)
+        text = self.decoder.embed(tokens[:, :-1])
+        text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
+        hidden, _ = self._decode(
+            jnp.concatenate([prefix, text], axis=1),
+            jnp.concatenate([prefix_real, text_real], axis=1),
+            jnp.concatenate([rewind, jnp.broadcast_to(rewind[:, -1:], text_real.shape)], axis=1),
+            deterministic=deterministic,
+        )
+        if self.is_initializing():
+            self.all_logits(hidden[:, -1])
+        return hidden[:, prefix.shape[1] - 1 :], encoded
+
+    def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Everything before the text, BOS last.
+
+        Returns:
+            Embeddings [B, P, D], bool[B, P] which are real, and int32[B, P], by how much their
+            rotary positions lag.
+        """
+        rows, frames, _ = encoded.audio.shape
+        before = self.vocabulary.prompt_before
+        after = (*self.vocabulary.prompt_after, self.vocabulary.bos)
+
+        def constant(tokens: tuple[int, ...]) -> jax.Array:
+            x = self.decoder.embed(jnp.array(tokens, jnp.int32))
+            return jnp.broadcast_to(x, (rows, *x.shape))
+
+        real = [
+            jnp.ones((rows, len(before)), bool),
+            frames_mask(encoded.length, frames),
+            jnp.ones((rows, len(after)), bool),
+        ]
+        x = [constant(before), encoded.audio, constant(after)]
+        aligned = self.config.adaptor.aligned_positions
+        back = encoded.length if aligned else jnp.zeros_like(encoded.length)
+        behind = jnp.arange(len(before) + frames + len(after)) >= len(before) + frames
+        return (
+            jnp.concatenate(x, axis=1),
+            jnp.concatenate(real, axis=1),
+            jnp.where(behind, back[:, None], 0),
+        )
+
+    def prefill(self, encoded: Encoded, room: int) -> tuple[jax.Array, KVCache]:
+        """Runs the decoder over the audio prompt, up to BOS.
+
+        Args:
+            encoded: the audio.
+            room: slots kept free behind the prompt for text.
+
+        Returns:
+            Hidden state [B, E] that predicts the first token, and the cache.
+        """
+        x, real, rewind = self.prompt(encoded)
+        hidden, filled = self.read(x, real, rewind, self.cache(rewind, x.shape[1] + room))
+        return hidden[:, -1], filled
+
+    def cache(self, rewind: jax.Array, slots: int) -> KVCache:
+        """An empty cache for prompts whose int32[B, P] `rewind` is that of `prompt`."""
+        cache = self.decoder.empty_cache(rewind.shape[0], slots)
+        return dataclasses.replace(cache, rewind=rewind[:, -1])
+
+    def read(
+        self, x: jax.Array, real: jax.Array, rewind: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Runs the decoder over a part [B, S, D] of the prompt; hidden states [B, S, E]."""
+        hidden, filled = self._decode(x, real, rewind, cache)
+        return hidden, cast(KVCache, filled)
+
+    def extend(
+        self, tokens: jax.Array, count: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, E]."""
+        real = jnp.arange(tokens.shape[1]) < count[:, None]
+        hidden, longer = self._decode(
+            self.decoder.embed(tokens), real, cache.rewind[:, None], cache
+        )
+        return hidden, cast(KVCache, longer)
+
+    @property
+    def hidden_width(self) -> int:
+        """E of the hidden states: D, or twice as much where heads 2..M have layers of their own."""
+        return self.config.decoder.width * (2 if self.config.heads.layers else 1)
+
+    def _decode(
+        self,
+        x: jax.Array,
+        real: jax.Array,
+        rewind: jax.Array,
+        cache: KVCache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Hidden states [B, S, E] of `x` [B, S, D], and the longer cache."""
+        run_above = self.heads.run if self.config.heads.layers else None
+        return self.decoder(x, real, cache, deterministic, rewind, run_above)
+
+    def of_head_1(self, hidden: jax.Array) -> jax.Array:
+        """[..., D], what head 1 reads of hidden states [..., E]."""
+        return hidden[..., : self.config.decoder.width]
+
+    def of_later_heads(self, hidden: jax.Array) -> jax.Array:
+        """[..., D], what heads 2..M read of hidden states [..., E]."""
+        own = hidden[..., -self.config.decoder.width :]
+        return own if self.config.heads.layers else self.heads.alone(own)
+
+    def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
+        """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
+        return self.heads(self.of_later_heads(hidden), self._unembed_later, head)
+
+    def head_states(self, hidden: jax.Array) -> jax.Array:
+        """[M, ..., D] of hidden states [..., E]: what the LM head reads of each latent head."""
+        later = self.heads.states(self.of_later_heads(hidden))
+        return jnp.concatenate([self.of_head_1(hidden)[None], later])
+
+    def head_kernels(self) -> jax.Array:
+        """[M - 1, D, V] kernels of the independent heads."""
+        return self.heads.kernels()
+
+    def lm_head(self, later: bool = False) -> jax.Array:
+        """[V, D], from hidden states to logits of head 1, or of `later` latent heads."""
+        kernel = self.decoder.unembedding()
+        return self.heads.alone(kernel) if later else kernel
+
+    def next_token(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits of head 1 at hidden states [..., E]."""
+        return self.decoder.unembed(self.of_head_1(hidden))
+
+    def draft_logits(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., E]."""
+        return self.heads.all(self.of_later_heads(hidden), self._unembed_later)
+
+    def _unembed_later(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits of latent heads at what they make of hidden states [..., D]."""
+        return self.decoder.unembed(hidden, self.lm_head(later=True))
+
+    def all_logits(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., M, V] logits of every head at hidden states [..., E]."""
+        first = self.next_token(hidden)[..., None, :]
+        return jnp.concatenate([first, self.draft_logits(hidden)], axis=-2)
+
+
+def in_type(model: SpeechLlama, dtype: str) -> SpeechLlama:
+    """`model` with activations, and products, in `dtype`."""
+    train = dataclasses.replace(model.config.train, dtype=dtype)
+    return SpeechLlama(dataclasses.replace(model.config, train=train), model.vocabulary)
+
+
+def call(model: SpeechLlama, params: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    """``model.method(*args, **kwargs)`` with `params`, as a pure function."""
+    return model.apply({"params": params}, *args, method=method, **kwargs)

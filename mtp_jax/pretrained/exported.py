@@ -1,0 +1,165 @@
+"""A trained model as one folder that other programs can read, and back.
+
+The folder holds what a workdir does, under the names that a workdir has, but for the parameters:
+
+- ``model.safetensors`` and ``config.json``: the decoder, as `transformers` reads it; this project's
+  own config stands in the latter under ``mtp_jax``;
+- ``speech.safetensors``: what listens (encoders, CTC head), by its path in the tree of parameters;
+  models behind one frozen encoder have this file in common, byte for byte;
+- ``heads.safetensors``: all else;
+- ``tokenizer.model`` or ``tokenizer.json``; ``parts.json`` names what has to be imported from
+  elsewhere (a frozen Whisper encoder), by digest; ``tau.json``; ``confidence.json``.
+
+LoRA is merged into the matrices it belongs to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax.checkpoints.checkpoint import CheckpointError
+from mtp_jax.checkpoints.workdir import Workdir, write_json
+from mtp_jax.config import Config, Lora, Mesh
+from mtp_jax.distributed.multihost import place_whole
+from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.models.params import Params, by_path, merge_lora, nested, split
+from mtp_jax.pretrained import export_llama, hf_config, import_llama
+from mtp_jax.tokenizer import CTC_NAME
+
+SPEECH = ("whisper/", "encoder/", "ctc/")
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
+
+
+def export(
+    recognizer: Recognizer,
+    workdir: Workdir,
+    folder: Path,
+    dtype: str = "float32",
+    encoder: str = "",
+) -> None:
+    """Writes a trained model to `folder`.
+
+    Args:
+        recognizer: the model; `workdir`: where it was trained.
+        folder: made if need be.
+        dtype: of the parameters, a key of `DTYPES`; float32 keeps every bit.
+        encoder: source of a frozen speech encoder that the export names; that of training by
+            default. Whoever loads the export is told if it is another.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or is a workdir.
+    """
+    target = Workdir(folder)
+    if target.path == workdir.path or (target.path / "checkpoints").exists():
+        raise CheckpointError(
+            f"{folder} is the model itself, or a workdir with checkpoints: choose another folder"
+        )
+    config, params = merged(recognizer.model.config, jax.device_get(recognizer.params))
+    parts = workdir.read_parts() or {"sha256": {}, "left_out": []}
+    updates = [path for path in by_path(recognizer.params) if path.endswith("lora_a")]
+    changed = {path.removesuffix("lora_a") + "kernel" for path in updates}
+    whole = ("decoder/", *changed)  # what is exported although it was imported
+    left_out = [path for path in parts["left_out"] if not path.startswith(whole)]
+    # What is exported whole is no longer taken from where it came from.
+    encoder = (encoder or config.pretrained.encoder) if left_out else ""
+    pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="", ctc="")
+    tokenizer = dataclasses.replace(config.tokenizer, model="", retrained=False)
+    config = dataclasses.replace(
+        config, pretrained=pretrained, tokenizer=tokenizer, init_from="", mesh=Mesh()
+    )
+    rest, decoder = split(params, lambda path: not path.startswith("decoder/"))
+    own = {path: x for path, x in by_path(rest).items() if path not in left_out}
+    speech = {path: x for path, x in own.items() if path.startswith(SPEECH)}
+    heads = {path: x for path, x in own.items() if path not in speech}
+    vocabulary = recognizer.model.vocabulary
+    llama = hf_config(config.decoder, vocabulary.size, vocabulary.bos, vocabulary.eos)
+
+    def cast(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {k: np.ascontiguousarray(x, DTYPES[dtype]) for k, x in leaves.items()}
+
+    try:
+        target.path.mkdir(parents=True, exist_ok=True)
+        for old in (target.exported, *_of_another_export(target)):
+            old.unlink(missing_ok=True)
+        _save(cast(export_llama(decoder["decoder"])), target.path / "model.safetensors")
+        ours = {"mtp_jax": dataclasses.asdict(config), "torch_dtype": dtype}
+        write_json(target.config, llama | ours)
+        recognizer.tokenizer.save(target.path)
+        if left_out:
+            digest = {"encoder": parts["sha256"]["encoder"]}
+            write_json(target.parts, {"sha256": digest, "left_out": left_out})
+        if tau := workdir.read_tau():
+            write_json(target.tau, tau)
+        if workdir.confidence.exists():
+            shutil.copyfile(workdir.confidence, target.confidence)
+        _save(cast(heads), target.heads)
+        _save(cast(speech), target.exported)  # last: it is what makes the folder one of these
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
+
+
+def _of_another_export(target: Workdir) -> list[Path]:
+    """What an export may have and another not."""
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", CTC_NAME)
+    return [target.parts, target.tau, target.confidence, *(target.path / name for name in names)]
+
+
+def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(tensors, path)
+    path.chmod(0o644)  # safetensors lets nobody else read it
+
+
+def merged(config: Config, params: Params) -> tuple[Config, Params]:
+    """Config and parameters without LoRA, whose updates go into their matrices."""
+    params = dict(params)
+    for name, lora in (("whisper", config.whisper.lora), ("decoder", config.decoder.lora)):
+        if lora.rank:
+            params[name] = merge_lora(params[name], lora)
+    whisper = dataclasses.replace(config.whisper, lora=Lora())
+    decoder = dataclasses.replace(config.decoder, lora=Lora())
+    return dataclasses.replace(config, whisper=whisper, decoder=decoder), params
+
+
+def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params:
+    """Parameters of an exported folder, on their devices.
+
+    Args:
+        workdir: the folder.
+        shapes: of the parameters that it should hold; `shardings`: where each goes.
+
+    Raises:
+        CheckpointError: they are damaged, or not those that its config describes.
+        PretrainedError: the same of the decoder.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    decoder = import_llama(workdir.path, shapes["decoder"], shardings["decoder"])
+    found: dict[str, np.ndarray] = {}
+    for file in (workdir.exported, workdir.heads):
+        try:
+            found |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+    wanted, place = by_path(shapes), by_path(shardings)
+    wanted = {path: x for path, x in wanted.items() if not path.startswith("decoder/")}
+    wrong = set(found.keys() ^ wanted.keys())
+    wrong |= {path for path in found.keys() & wanted if found[path].shape != wanted[path].shape}
+    if wrong:
+        raise CheckpointError(
+            f"{workdir.path} is not what its config describes: {', '.join(sorted(wrong)[:4])}"
+            " is missing, left over or of another shape; export it again"
+        )
+    speech = {
+        path: place_whole(found[path].astype(x.dtype), place[path]) for path, x in wanted.items()
+    }
+    return nested(speech) | {"decoder": decoder}

@@ -1,0 +1,99 @@
+"""The parts of a model that `config.pretrained` names: sizes, parameters, digests.
+
+A part that is frozen is never written to a checkpoint: it is imported again, and refused if it is
+no longer what the run began with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from mtp_jax.config import Config, Pretrained
+from mtp_jax.models.params import Params, by_path, nested
+from mtp_jax.pretrained.llama import import_llama, llama_architecture
+from mtp_jax.pretrained.source import fingerprint, resolve
+from mtp_jax.pretrained.whisper import import_whisper, whisper_architecture, whisper_digest
+from mtp_jax.tokenizer import Tokenizer, check_fit
+
+# Fields of an encoder's or decoder's config that say how it runs, not what it is.
+RUNNING = ("dropout", "remat", "remat_products", "scan_layers")
+
+
+def with_sizes(config: Config) -> Config:
+    """`config` with the sizes of its pretrained parts, whatever it said of them itself.
+
+    Raises:
+        PretrainedError: a source is missing or cannot be used.
+    """
+    if config.pretrained.encoder:
+        source = whisper_architecture(resolve(config.pretrained.encoder))
+        ours = config.whisper
+        config = dataclasses.replace(
+            config,
+            whisper=dataclasses.replace(
+                source.config, padded=ours.padded, cached=ours.cached, lora=ours.lora
+            ),
+            front_end=dataclasses.replace(
+                config.front_end, flavour="whisper", mel_bins=source.mel_bins
+            ),
+        )
+    if config.pretrained.decoder:
+        llama = llama_architecture(resolve(config.pretrained.decoder))
+        kept = (*RUNNING, "prompt_before", "prompt_after", "lora")
+        own = {name: getattr(config.decoder, name) for name in kept}
+        config = dataclasses.replace(config, decoder=dataclasses.replace(llama.config, **own))
+    return config
+
+
+@functools.cache  # a large model takes a minute
+def digests(pretrained: Pretrained) -> dict[str, str]:
+    """SHA-256 of each source's weights, by the name of its field.
+
+    Of an encoder it is that of the values, so that any format of the same will do; of a decoder
+    that of the files.
+    """
+    found = {}
+    if pretrained.encoder:
+        found["encoder"] = whisper_digest(resolve(pretrained.encoder))
+    if pretrained.decoder:
+        found["decoder"] = fingerprint(resolve(pretrained.decoder))
+    return found
+
+
+def import_parts(
+    pretrained: Pretrained, tokenizer: Tokenizer, shapes: Params, shardings: Params
+) -> Params:
+    """Parameters of the pretrained parts, on their devices.
+
+    Args:
+        pretrained: the sources.
+        tokenizer: whose tokens must have a row each in the decoder's embedding; rows beyond them
+            are padding, and left out.
+        shapes, shardings: of the whole model.
+
+    Raises:
+        PretrainedError: a source cannot be read, or does not fit.
+        TokenizerError: the tokenizer does not fit the decoder.
+    """
+    parts: Params = {}
+    if pretrained.encoder:
+        path = resolve(pretrained.encoder)
+        wanted = _without_lora(shapes["whisper"])
+        parts["whisper"] = import_whisper(path, wanted, shardings["whisper"])
+    if pretrained.decoder:
+        path = resolve(pretrained.decoder)
+        rows = llama_architecture(path).vocab_size
+        check_fit(tokenizer, rows, pretrained.decoder)
+        wanted = _without_lora(shapes["decoder"])
+        ends = {name: wanted[name].shape[0] for name in ("embedding", "lm_head") if name in wanted}
+        whole = {name: wanted[name].update(shape=(rows, wanted[name].shape[1])) for name in ends}
+        params = import_llama(path, wanted | whole, shardings["decoder"])
+        parts["decoder"] = params | {name: params[name][:size] for name, size in ends.items()}
+    return parts
+
+
+def _without_lora(shapes: Params) -> Any:
+    leaves = by_path(shapes)
+    return nested({p: x for p, x in leaves.items() if not p.endswith(("lora_a", "lora_b"))})

@@ -1,0 +1,65 @@
+"""Where a pretrained part comes from, and whether it is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from mtp_jax.pretrained.errors import PretrainedError
+from mtp_jax.pretrained.weights import weight_files
+
+PATTERNS = ["*.safetensors", "*.json", "tokenizer.model", "model.bin", "vocabulary.*"]
+
+
+def resolve(source: str) -> Path:
+    """The folder or file that `source` means.
+
+    Args:
+        source: a path, or ``hf://OWNER/NAME[@REVISION]``, which is downloaded to the cache of
+            huggingface_hub unless it is there.
+
+    Raises:
+        PretrainedError: there is no such path, or the download failed.
+    """
+    if not source.startswith("hf://"):
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise PretrainedError(
+                f"{source} does not exist: give a folder, a .gguf file or hf://OWNER/NAME"
+            )
+        return path
+    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^@]+))?", source)
+    if match is None:
+        raise PretrainedError(f"{source!r} is not of the form hf://OWNER/NAME[@REVISION]")
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            match[1], revision=match[2], allow_patterns=PATTERNS
+        )
+    except Exception as error:  # of huggingface_hub, of httpx, or of the system
+        raise PretrainedError(
+            f"{source} cannot be downloaded ({type(error).__name__}): download the folder on"
+            " another machine and give its path"
+        ) from error
+    return Path(folder)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 (hexadecimal) over names and bytes of the weight files at `path`.
+
+    Raises:
+        PretrainedError: there are none, or they cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in weight_files(path)[1]:
+        try:
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256")
+        except OSError as error:
+            raise PretrainedError(
+                f"{file} cannot be read ({error.strerror}): download the whole folder"
+            ) from error
+        digest.update(file.name.encode() + b"\0" + content.digest())
+    return digest.hexdigest()
