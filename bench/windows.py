@@ -37,8 +37,9 @@ def main(argv: list[str]) -> None:
     cli.start_jax(config)
     from mtp_jax.data import open_source
     from mtp_jax.evaluation.compare import Task
-    from mtp_jax.inference.load import load, make_model
+    from mtp_jax.inference.load import load
     from mtp_jax.inference.recognizer import Recognizer
+    from mtp_jax.models.build import make_model
 
     trained = load(workdir, encoder=_ENCODER.value)
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)

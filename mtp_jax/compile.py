@@ -127,9 +127,9 @@ def sized(config: Config) -> tuple[Config, Any]:
         ConfigError, PretrainedError, TokenizerError, WorkdirError: a size cannot be found out, or
             the config wants labels made into tokens and has none.
     """
-    from mtp_jax.inference.load import completed
     from mtp_jax.models.speech_llama import Vocabulary
     from mtp_jax.pretrained.published_sizes import with_known_sizes
+    from mtp_jax.pretrained.sizes import completed
     from mtp_jax.tokenizer import Tokenizer
     from mtp_jax.tokenizer.merges import merges_as_many
 

@@ -42,7 +42,8 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     from mtp_jax.distributed import multihost  # imported late: errors in flags come at once
     from mtp_jax.evaluation import evaluate
-    from mtp_jax.inference.load import completed, load
+    from mtp_jax.inference.load import load
+    from mtp_jax.pretrained.sizes import completed
     from mtp_jax.training import loop
 
     file = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]

@@ -14,7 +14,7 @@ from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Config, Data, Decoder, Encoder, Evaluation, Heads, Mesh, Tokenizer
 from mtp_jax.data import grammar
 from mtp_jax.distributed import sharding
-from mtp_jax.inference.load import make_model
+from mtp_jax.models.build import make_model
 from mtp_jax.tokenizer import Tokenizer as AnyTokenizer
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import init_state

@@ -8,11 +8,11 @@ import numpy as np
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Mesh
 from mtp_jax.distributed.sharding import make_mesh
-from mtp_jax.inference.load import make_model
+from mtp_jax.models.build import make_model
+from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import by_path, nested
 from mtp_jax.pretrained.exported import read_exported
 from mtp_jax.tokenizer import Tokenizer
-from mtp_jax.training.step import parameter_shapes
 
 BOX = pathlib.Path(__file__).parent.parent / "models" / "librispeech"
 

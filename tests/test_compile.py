@@ -239,9 +239,9 @@ def report_of(row) -> str:
 
 
 def test_matrices_in_the_type_of_their_products_change_nothing():
+    from mtp_jax.models.initialization import init_params
     from mtp_jax.models.params import by_path, products_type
     from mtp_jax.models.speech_llama import call
-    from mtp_jax.training.step import init_params
 
     config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, dtype="bfloat16"))
     model = SpeechLlama(config, Vocabulary(64, 1, 2))

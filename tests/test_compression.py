@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from mtp_jax.config import Adaptor, Config, ConfigError, Decoder, Encoder, FrontEnd, Heads, Loss
 from mtp_jax.models.ctc_compression import label_odds, label_shares
+from mtp_jax.models.initialization import init_params
 from mtp_jax.models.layers import zero_padding
 from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary, call
-from mtp_jax.training.step import init_params
 
 T, D, CLASSES = 7, 3, 3
 BLANK = CLASSES - 1

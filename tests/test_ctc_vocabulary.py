@@ -27,12 +27,15 @@ from mtp_jax.decoding import DraftsError, Greedy, Verify
 from mtp_jax.distributed.sharding import make_mesh
 from mtp_jax.evaluation.compare import Task
 from mtp_jax.inference import encoder_cache
-from mtp_jax.inference.load import completed, labels_as_text, load, make_model, starting_point
+from mtp_jax.inference.load import load
+from mtp_jax.models.build import make_model
 from mtp_jax.models.params import by_path, merge
 from mtp_jax.models.speech_features import speech_features
 from mtp_jax.pretrained.exported import export
+from mtp_jax.pretrained.sizes import completed
 from mtp_jax.pretrained.vocabulary_transfer import for_tokenizer
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer
+from mtp_jax.training.initialization import labels_as_text, starting_point
 from tests.test_pretrained import cache, config, parts, same, train  # noqa: F401
 
 LABELS = 40

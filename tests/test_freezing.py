@@ -15,10 +15,11 @@ from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.config import Config, ConfigError, Decoder, Encoder, FrontEnd, Heads, Lora, Mesh, Optim
 from mtp_jax.data import Batch
 from mtp_jax.distributed.sharding import make_mesh
+from mtp_jax.models.initialization import init_params
 from mtp_jax.models.params import by_path, matches, split
 from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.training.optimizer import make_optimizer
-from mtp_jax.training.step import init_params, init_state, loss_fn, make_train_step
+from mtp_jax.training.step import init_state, loss_fn, make_train_step
 
 V = 12
 CONFIG = Config(

@@ -11,11 +11,12 @@ from safetensors.numpy import load_file
 
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.distributed.sharding import make_mesh
-from mtp_jax.inference.load import load, make_model
+from mtp_jax.inference.load import load
+from mtp_jax.models.build import make_model
+from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import by_path
 from mtp_jax.pretrained import import_llama
 from mtp_jax.tokenizer import Tokenizer
-from mtp_jax.training.step import parameter_shapes
 
 FOLDER = Path(__file__).parent.parent / "models" / "librispeech"
 

@@ -11,12 +11,14 @@ from mtp_jax.config import Config, ConfigError, Data, Encoder, Heads, Mesh, Opti
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source
 from mtp_jax.distributed.sharding import make_mesh
-from mtp_jax.inference.load import load, make_model, starting_point
+from mtp_jax.inference.load import load
+from mtp_jax.models.build import make_model
 from mtp_jax.models.params import by_path
 from mtp_jax.pretrained.exported import export
 from mtp_jax.pretrained.vocabulary_transfer import for_tokenizer, shares
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.tokenizer.huggingface import HuggingFaceTokenizer
+from mtp_jax.training.initialization import starting_point
 from mtp_jax.training.run_tokenizer import open_tokenizer
 from tests import models
 from tests.test_pretrained import DECODER, train

@@ -39,14 +39,17 @@ from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.distributed.sharding import make_mesh
 from mtp_jax.evaluation.compare import Task
 from mtp_jax.inference import encoder_cache
-from mtp_jax.inference.load import completed, load, make_model, starting_point
+from mtp_jax.inference.load import load
+from mtp_jax.models.build import make_model
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.encoders.whisper import WhisperEncoder
 from mtp_jax.models.params import by_path
 from mtp_jax.pretrained import PretrainedError, exported
 from mtp_jax.pretrained.exported import export
+from mtp_jax.pretrained.sizes import completed
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 from mtp_jax.training import loop
+from mtp_jax.training.initialization import starting_point
 
 STEPS, V, ROWS = 4, 64, 70
 WHISPER = Whisper(width=16, layers=1, heads=2, positions=200)

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtp_jax.config import Adaptor, Config, ConfigError, Decoder, Encoder, FrontEnd, Heads
-from mtp_jax.inference.load import make_model
 from mtp_jax.models.bpe import Merges, retokenize
+from mtp_jax.models.build import make_model
+from mtp_jax.models.initialization import init_params
 from mtp_jax.models.speech_llama import call
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 from mtp_jax.tokenizer.merges import merges_of
-from mtp_jax.training.step import init_params
 from tests.test_tokenizer_json import byte_level, write_json
 
 TEXTS = [

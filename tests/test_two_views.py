@@ -13,9 +13,10 @@ import pytest
 
 from mtp_jax.config import Augment, Config, Decoder, Encoder, FrontEnd, Heads, Loss
 from mtp_jax.data import Batch
+from mtp_jax.models.initialization import init_params
 from mtp_jax.models.params import by_path
 from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
-from mtp_jax.training.step import init_params, loss_fn
+from mtp_jax.training.step import loss_fn
 
 STILL = Augment(freq_masks=0, time_masks=0)
 CONFIG = Config(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from mtp_jax.models.params import Params, by_path, merge
 from mtp_jax.paths import absolute
-from mtp_jax.training.step import TrainState
 
 _policies = ocp.training.preservation_policies
 
@@ -30,8 +29,20 @@ def _abstract(tree: Any, shardings: Any) -> Any:
     )
 
 
-def _without_imported(state: TrainState) -> TrainState:
-    return dataclasses.replace(state, imported={})
+class State(Protocol):
+    """A training state as checkpoints see it: `mtp_jax.training.step.TrainState`."""
+
+    step: Any
+    params: Any
+    frozen: Any
+    imported: Any
+
+
+Saved = TypeVar("Saved", bound=State)
+
+
+def _without_imported(state: Saved) -> Saved:
+    return cast(Saved, dataclasses.replace(cast(Any, state), imported={}))
 
 
 class Checkpoints:
@@ -74,7 +85,7 @@ class Checkpoints:
         latest = self._latest.latest
         return None if latest is None else latest.step
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: State) -> None:
         """Saves the training state in the background; its step is the position in the data."""
         step, own = int(state.step), _without_imported(state)
         if step != self.latest_step:
@@ -85,7 +96,7 @@ class Checkpoints:
         self._latest.wait()
         self._best.wait()
 
-    def restore(self, state: TrainState, shardings: Any) -> TrainState:
+    def restore(self, state: Saved, shardings: Any) -> Saved:
         """The newest state, on its devices, whatever mesh it was saved from.
 
         Args:
@@ -97,14 +108,14 @@ class Checkpoints:
         like = {"state": _abstract(_without_imported(state), _without_imported(shardings))}
         try:
             restored = self._latest.load_checkpointables(self.latest_step, like)["state"]
-            return dataclasses.replace(restored, imported=state.imported)
+            return cast(Saved, dataclasses.replace(restored, imported=state.imported))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
                 f"checkpoint {self.latest_step} in {self._latest.directory} cannot be restored:"
                 f" remove it to go on from the one before ({_first_line(error)})"
             ) from error
 
-    def save_best(self, state: TrainState, wer: float) -> None:
+    def save_best(self, state: State, wer: float) -> None:
         """Offers parameters whose dev WER (per cent) is `wer`; the best are kept."""
         step, own = int(state.step), merge(state.params, state.frozen)
         if step not in {c.step for c in self._best.checkpoints}:

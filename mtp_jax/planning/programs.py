@@ -15,12 +15,13 @@ from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold
 from mtp_jax.decoding.interface import at, most_likely
 from mtp_jax.distributed import sharding
 from mtp_jax.inference.decode_step import decode, encode, view
+from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.params import products_type
 from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.planning.chips import Slice, TopologyError
 from mtp_jax.training.optimizer import make_optimizer
-from mtp_jax.training.step import abstract_state, make_train_step, parameter_shapes
+from mtp_jax.training.step import abstract_state, make_train_step
 
 READS_PROMPT = "SpeechLlama.read/"  # in the traced names of what reads a block of the prompt
 

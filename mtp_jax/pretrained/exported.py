@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +28,25 @@ from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.config import Config, Lora, Mesh
 from mtp_jax.distributed.multihost import place_whole
-from mtp_jax.inference.recognizer import Recognizer
 from mtp_jax.models.params import Params, by_path, merge_lora, nested, split
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.pretrained import export_llama, hf_config, import_llama
-from mtp_jax.tokenizer import CTC_NAME
+from mtp_jax.tokenizer import CTC_NAME, Tokenizer
 
 SPEECH = ("whisper/", "encoder/", "ctc/")
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
 
 
+class Trained(Protocol):
+    """A model with its parameters and its tokenizer."""
+
+    model: SpeechLlama
+    params: Params
+    tokenizer: Tokenizer
+
+
 def export(
-    recognizer: Recognizer,
+    trained: Trained,
     workdir: Workdir,
     folder: Path,
     dtype: str = "float32",
@@ -47,7 +55,7 @@ def export(
     """Writes a trained model to `folder`.
 
     Args:
-        recognizer: the model; `workdir`: where it was trained.
+        trained: the model; `workdir`: where it was trained.
         folder: made if need be.
         dtype: of the parameters, a key of `DTYPES`; float32 keeps every bit.
         encoder: source of a frozen speech encoder that the export names; that of training by
@@ -61,9 +69,9 @@ def export(
         raise CheckpointError(
             f"{folder} is the model itself, or a workdir with checkpoints: choose another folder"
         )
-    config, params = merged(recognizer.model.config, jax.device_get(recognizer.params))
+    updates = [path for path in by_path(trained.params) if path.endswith("lora_a")]
+    config, params = merged(trained.model.config, jax.device_get(trained.params))
     parts = workdir.read_parts() or {"sha256": {}, "left_out": []}
-    updates = [path for path in by_path(recognizer.params) if path.endswith("lora_a")]
     changed = {path.removesuffix("lora_a") + "kernel" for path in updates}
     whole = ("decoder/", *changed)  # what is exported although it was imported
     left_out = [path for path in parts["left_out"] if not path.startswith(whole)]
@@ -78,7 +86,7 @@ def export(
     own = {path: x for path, x in by_path(rest).items() if path not in left_out}
     speech = {path: x for path, x in own.items() if path.startswith(SPEECH)}
     heads = {path: x for path, x in own.items() if path not in speech}
-    vocabulary = recognizer.model.vocabulary
+    vocabulary = trained.model.vocabulary
     llama = hf_config(config.decoder, vocabulary.size, vocabulary.bos, vocabulary.eos)
 
     def cast(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -91,7 +99,7 @@ def export(
         _save(cast(export_llama(decoder["decoder"])), target.path / "model.safetensors")
         ours = {"mtp_jax": dataclasses.asdict(config), "torch_dtype": dtype}
         write_json(target.config, llama | ours)
-        recognizer.tokenizer.save(target.path)
+        trained.tokenizer.save(target.path)
         if left_out:
             digest = {"encoder": parts["sha256"]["encoder"]}
             write_json(target.parts, {"sha256": digest, "left_out": left_out})

@@ -6,45 +6,15 @@ no longer what the run began with.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
-from mtp_jax.config import Config, Pretrained
+from mtp_jax.config import Pretrained
 from mtp_jax.models.params import Params, by_path, nested
 from mtp_jax.pretrained.llama import import_llama, llama_architecture
 from mtp_jax.pretrained.source import fingerprint, resolve
-from mtp_jax.pretrained.whisper import import_whisper, whisper_architecture, whisper_digest
+from mtp_jax.pretrained.whisper import import_whisper, whisper_digest
 from mtp_jax.tokenizer import Tokenizer, check_fit
-
-# Fields of an encoder's or decoder's config that say how it runs, not what it is.
-RUNNING = ("dropout", "remat", "remat_products", "scan_layers")
-
-
-def with_sizes(config: Config) -> Config:
-    """`config` with the sizes of its pretrained parts, whatever it said of them itself.
-
-    Raises:
-        PretrainedError: a source is missing or cannot be used.
-    """
-    if config.pretrained.encoder:
-        source = whisper_architecture(resolve(config.pretrained.encoder))
-        ours = config.whisper
-        config = dataclasses.replace(
-            config,
-            whisper=dataclasses.replace(
-                source.config, padded=ours.padded, cached=ours.cached, lora=ours.lora
-            ),
-            front_end=dataclasses.replace(
-                config.front_end, flavour="whisper", mel_bins=source.mel_bins
-            ),
-        )
-    if config.pretrained.decoder:
-        llama = llama_architecture(resolve(config.pretrained.decoder))
-        kept = (*RUNNING, "prompt_before", "prompt_after", "lora")
-        own = {name: getattr(config.decoder, name) for name in kept}
-        config = dataclasses.replace(config, decoder=dataclasses.replace(llama.config, **own))
-    return config
 
 
 @functools.cache  # a large model takes a minute

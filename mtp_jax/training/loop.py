@@ -25,9 +25,10 @@ from mtp_jax.decoding import Greedy
 from mtp_jax.distributed import multihost, sharding
 from mtp_jax.evaluation.compare import Task, word_error_rate
 from mtp_jax.inference.encoder_cache import with_encoder_cache
-from mtp_jax.inference.load import make_model, starting_point
 from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.models.build import make_model
 from mtp_jax.models.params import by_path, count, matches, merge
+from mtp_jax.training.initialization import starting_point
 from mtp_jax.training.mwer import search_seconds
 from mtp_jax.training.optimizer import learning_rate, make_optimizer
 from mtp_jax.training.run_tokenizer import open_tokenizer

@@ -18,6 +18,7 @@ from mtp_jax.config import Config, ConfigError
 from mtp_jax.data import Batch
 from mtp_jax.distributed import sharding
 from mtp_jax.models.heads import start_as_lm_head
+from mtp_jax.models.initialization import init_params, parameter_shapes
 from mtp_jax.models.params import Params, by_path, matches, merge, nested
 from mtp_jax.models.speech_features import speech_features
 from mtp_jax.models.speech_llama import SpeechLlama, call
@@ -51,30 +52,6 @@ class TrainState:
     def model_params(self) -> Any:
         """All parameters, as the model takes them."""
         return merge(self.params, self.frozen, self.imported)
-
-
-def init_params(model: SpeechLlama, key: jax.Array) -> Any:
-    """Fresh parameters, in their annotations."""
-    c = model.config
-    frames = max(1, *c.encoder.subsampling)
-    features = jnp.zeros((1, frames, c.whisper.width or c.front_end.mel_bins))
-    one = jnp.ones(1, jnp.int32)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    params = model.init(key, features, one * frames, tokens, one)["params"]
-    if c.whisper.present:
-        mel = jnp.zeros((1, 2, c.front_end.mel_bins))
-        params |= model.init(key, mel, one * 2, method="listen")["params"]
-    return params
-
-
-def parameter_shapes(model: SpeechLlama, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
-    """Shapes of all parameters of `model`, and their shardings.
-
-    Raises:
-        sharding.MeshError: the mesh does not divide a parameter.
-    """
-    boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return nn.unbox(boxed), sharding.parameter_shardings(boxed, mesh)
 
 
 def abstract_state(

@@ -1,0 +1,36 @@
+"""Fresh parameters of a `SpeechLlama`, their shapes and their shardings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.distributed import sharding
+from mtp_jax.models.speech_llama import SpeechLlama
+
+
+def init_params(model: SpeechLlama, key: jax.Array) -> Any:
+    """Fresh parameters, in their annotations."""
+    c = model.config
+    frames = max(1, *c.encoder.subsampling)
+    features = jnp.zeros((1, frames, c.whisper.width or c.front_end.mel_bins))
+    one = jnp.ones(1, jnp.int32)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = model.init(key, features, one * frames, tokens, one)["params"]
+    if c.whisper.present:
+        mel = jnp.zeros((1, 2, c.front_end.mel_bins))
+        params |= model.init(key, mel, one * 2, method="listen")["params"]
+    return params
+
+
+def parameter_shapes(model: SpeechLlama, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """Shapes of all parameters of `model`, and their shardings.
+
+    Raises:
+        sharding.MeshError: the mesh does not divide a parameter.
+    """
+    boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return nn.unbox(boxed), sharding.parameter_shardings(boxed, mesh)

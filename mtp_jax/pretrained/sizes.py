@@ -1,0 +1,113 @@
+"""The sizes that a run takes over: from its pretrained parts, or from the model it begins with."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
+from mtp_jax.config import Config, differences
+from mtp_jax.pretrained.llama import llama_architecture
+from mtp_jax.pretrained.source import resolve
+from mtp_jax.pretrained.whisper import whisper_architecture
+
+log = logging.getLogger("mtp_jax")
+
+# Fields of an encoder's or decoder's config that say how it runs, not what it is.
+RUNNING = ("dropout", "remat", "remat_products", "scan_layers")
+
+
+def completed(config: Config) -> Config:
+    """`config` with the sizes of the model it begins with, or of its pretrained parts.
+
+    Raises:
+        WorkdirError, PretrainedError: a source is missing or cannot be used.
+    """
+    if not config.init_from:
+        return _with_ctc_of(with_sizes(config))
+    sized = with_sizes_of(config, Workdir(config.init_from).read_config())
+    if taken := differences(config, sized):
+        log.info("as in %s: %s", config.init_from, "; ".join(taken))
+    return sized
+
+
+def _with_ctc_of(config: Config) -> Config:
+    """`config` with the Conformer of ``config.pretrained.ctc``, and with its Whisper's LoRA."""
+    if not config.pretrained.ctc:
+        return config
+    theirs = Workdir(config.pretrained.ctc).read_config()
+    ours = config.whisper
+    whisper = dataclasses.replace(theirs.whisper, padded=ours.padded, cached=ours.cached)
+    same = dataclasses.replace(whisper, lora=ours.lora)
+    if same != ours or theirs.front_end != config.front_end:
+        raise WorkdirError(
+            f"config.pretrained.ctc={config.pretrained.ctc} listens to another speech encoder or"
+            " front end than this run: give both the same config.pretrained.encoder"
+        )
+    whisper = whisper if whisper.lora.rank else ours
+    own: dict[str, Any] = {name: getattr(config.encoder, name) for name in RUNNING}
+    encoder = dataclasses.replace(theirs.encoder, **own)
+    return dataclasses.replace(config, whisper=whisper, encoder=encoder)
+
+
+def with_sizes_of(config: Config, theirs: Config) -> Config:
+    """`config` with all that decides what the parameters of `theirs` mean."""
+
+    def group(name: str, *ours: str) -> Any:
+        own = {field: getattr(getattr(config, name), field) for field in ours}
+        lora = getattr(getattr(theirs, name), "lora", None)
+        if lora is not None and lora.rank:
+            own["lora"] = lora
+        return dataclasses.replace(getattr(theirs, name), **own)
+
+    # Where a folder is said to be, the encoder is now; a Hub's name is but the default of a config.
+    ours = config.pretrained.encoder
+    moved = with_encoder(theirs, "" if ours.startswith("hf://") else ours)
+    labels = theirs.tokenizer.ctc_vocab_size
+    if config.tokenizer.retrained:
+        labels = config.tokenizer.ctc_vocab_size or labels
+    return dataclasses.replace(
+        config,
+        pretrained=moved.pretrained,
+        tokenizer=dataclasses.replace(config.tokenizer, ctc_vocab_size=labels),
+        front_end=theirs.front_end,
+        whisper=group("whisper", "cached", "lora"),
+        adaptor=theirs.adaptor,
+        encoder=group("encoder", *RUNNING),
+        decoder=group("decoder", *RUNNING, "lora"),
+    )
+
+
+def with_sizes(config: Config) -> Config:
+    """`config` with the sizes of its pretrained parts, whatever it said of them itself.
+
+    Raises:
+        PretrainedError: a source is missing or cannot be used.
+    """
+    if config.pretrained.encoder:
+        source = whisper_architecture(resolve(config.pretrained.encoder))
+        ours = config.whisper
+        config = dataclasses.replace(
+            config,
+            whisper=dataclasses.replace(
+                source.config, padded=ours.padded, cached=ours.cached, lora=ours.lora
+            ),
+            front_end=dataclasses.replace(
+                config.front_end, flavour="whisper", mel_bins=source.mel_bins
+            ),
+        )
+    if config.pretrained.decoder:
+        llama = llama_architecture(resolve(config.pretrained.decoder))
+        kept = (*RUNNING, "prompt_before", "prompt_after", "lora")
+        own = {name: getattr(config.decoder, name) for name in kept}
+        config = dataclasses.replace(config, decoder=dataclasses.replace(llama.config, **own))
+    return config
+
+
+def with_encoder(config: Config, source: str) -> Config:
+    """`config` with its pretrained encoder elsewhere, if it has one and `source` is not empty."""
+    if not (source and config.pretrained.encoder):
+        return config
+    pretrained = dataclasses.replace(config.pretrained, encoder=source)
+    return dataclasses.replace(config, pretrained=pretrained)
