@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)
     task = Task.of(source, recognizer)
     options = dataclasses.replace(config.evaluation, strategies=tuple(_STRATEGY.value))
-    kept, reads = workdir.read_tau(), recognizer.model.vocabulary.reads
+    kept, reads = workdir.read_tau(), recognizer.model.vocabulary.has_ctc_drafts
     if "threshold" in _STRATEGY.value and config.heads.count > 1 and kept is None:
         raise ConfigError(f"{workdir.tau} is missing: run mtp_jax.evaluate first")
     rows = strategies(options, config.heads.count, kept["tau"] if kept else 1.0, reads)

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax.data import open_source
     from mtp_jax.decoding import BeamSearch, PrefixBeam, Strategy
     from mtp_jax.evaluation.compare import Task
-    from mtp_jax.inference.decode_step import encode, view
+    from mtp_jax.inference.decode_step import bind_decoder, encode
     from mtp_jax.inference.load import load
 
     recognizer = load(Workdir(_WORKDIR.value))
@@ -60,9 +60,9 @@ def main(argv: list[str]) -> None:
     batches = list(itertools.islice(batches, max(1, _UTTERANCES.value // _BATCH_SIZE.value)))
     model, params = recognizer.model, recognizer.params
     one = recognizer.place(batches[-1]._replace(tokens=batches[-1].tokens[:, :0]))
-    _, prompt = view(model, params, jax.jit(encode, static_argnums=0)(model, params, one)).prefill(
-        0
-    )
+    _, prompt = bind_decoder(
+        model, params, jax.jit(encode, static_argnums=0)(model, params, one)
+    ).prefill(0)
     move = jax.jit(lambda cache, rows: cache.moved(rows), donate_argnums=0)
 
     print(

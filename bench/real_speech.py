@@ -155,8 +155,8 @@ def runs(llama: str) -> dict[str, Run]:
         )
     for name, padded in (("true_length", False), ("padded", True)):
         spoken = f"--config.data.train={_SPEECH.value}/librispeech.train.jsonl"
-        heard = (*one, *FRONT, *PROBE, spoken, f"--config.whisper.padded={padded}")
-        found[name] = Run(heard, front="")
+        scored = (*one, *FRONT, *PROBE, spoken, f"--config.whisper.padded={padded}")
+        found[name] = Run(scored, front="")
     # All goes on from English: front, decoder and heads, with tokens for four languages.
     found["m8_multilingual"] = Run(MULTILINGUAL, front="", trunk="m8_seed0", all_languages=True)
     return found
@@ -191,11 +191,11 @@ def data(all_languages: bool) -> list[str]:
             f"--config.data.dev={manifests('dev', 'librispeech')}",
             f"--config.data.test={manifests('test', 'librispeech')}",
         ]
-    heard = (f"commonvoice_{language}" for language in ("de", "nl", "fr"))
+    scored = (f"commonvoice_{language}" for language in ("de", "nl", "fr"))
     return [
         f"--config.data.train={manifests('train', *ENGLISH, *OTHERS)}",
         f"--config.data.dev={manifests('dev', 'librispeech')}",
-        f"--config.data.test={manifests('dev', *heard)}",
+        f"--config.data.test={manifests('dev', *scored)}",
         "--config.evaluation.normalizer=basic",
     ]
 

@@ -23,7 +23,7 @@ from mtp_jax.data import corpus, grammar
 from mtp_jax.transcription.alignment import align
 from mtp_jax.transcription.assembly import word_spans
 from mtp_jax.transcription.spelling import labels_of
-from mtp_jax.transcription.step import hear_ctc
+from mtp_jax.transcription.step import ctc_and_score
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
 _COUNT = flags.DEFINE_integer("count", 200, "sentences of the corpus's test")
@@ -44,13 +44,13 @@ def main(argv: list[str]) -> None:
         ]
         waves = [soundfile.read(io.BytesIO(item.flac), dtype="int16")[0] for item in said]
         batch = model._batch(waves)
-        heard = jax.device_get(hear_ctc(network, params, model.recognizer.place(batch)))
+        scored = jax.device_get(ctc_and_score(network, params, model.recognizer.place(batch)))
         for row, item in enumerate(said):
             labels, word = labels_of(model.recognizer.tokenizer.ctc, item.text.split())
-            found = align(heard.ctc[row, : heard.frames[row]], labels)
+            found = align(scored.ctc[row, : scored.frames[row]], labels)
             if found is None:
                 continue
-            spans, _ = word_spans(found, word, len(item.word_starts), len(heard.ctc[row]))
+            spans, _ = word_spans(found, word, len(item.word_starts), len(scored.ctc[row]))
             spans = spans * model._reader.frame_seconds
             truth = np.array(item.word_starts)
             starts += list(spans[:, 0] - truth)

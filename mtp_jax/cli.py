@@ -67,7 +67,7 @@ def start_jax(config: Config) -> None:
     multihost.join(
         multihost.Group(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
     )
-    if not multihost.is_main():  # what all have to say is said once
+    if not multihost.is_process_zero():  # what all have to say is said once
         logging.getLogger("mtp_jax").setLevel(logging.WARNING)
 
     folder = pathlib.Path(config.data.cache_dir).expanduser() / "compiled"

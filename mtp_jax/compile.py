@@ -128,13 +128,13 @@ def sized(config: Config) -> tuple[Config, Any]:
             the config wants labels made into tokens and has none.
     """
     from mtp_jax.models.speech_llama import Vocabulary
-    from mtp_jax.pretrained.published_sizes import with_known_sizes
+    from mtp_jax.pretrained.published_sizes import with_published_sizes
     from mtp_jax.pretrained.sizes import completed
     from mtp_jax.tokenizer import Tokenizer
     from mtp_jax.tokenizer.merges import merges_as_many
 
     given = config.init_from or config.tokenizer.model or config.pretrained.decoder
-    config, size = with_known_sizes(config)
+    config, size = with_published_sizes(config)
     config = completed(config)
     labels = config.tokenizer.ctc_vocab_size
     if not size and given and pathlib.Path(given).expanduser().exists():

@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
 
     recognizer = load(workdir, encoder=_ENCODER.value)
     drafted = {*DRAFTED_BY_CTC} & {*(_STRATEGY.value or ())}
-    if drafted and not recognizer.model.vocabulary.reads:
+    if drafted and not recognizer.model.vocabulary.has_ctc_drafts:
         raise DraftsError
     increase = _INCREASE.value
     if _TAU.value is not None:

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     config = completed(from_config_dict(_CONFIG.value))
     workdir = Workdir(_WORKDIR.value or f"runs/{pathlib.Path(file).stem}")
     cli.start_jax(config)
-    with multihost.main_first("claiming the workdir"):
+    with multihost.process_zero_first("claiming the workdir"):
         workdir.claim(config)
     if loop.finished(config, workdir):
         log.info("%s is finished: evaluating only", workdir.path)

@@ -26,9 +26,10 @@ def pytest_configure(config):
     There are thousands and each runs a few times: no time is spent to make their code fast.
     """
     if not hasattr(config, "workerinput"):
-        folder = tempfile.TemporaryDirectory(prefix="mtp_jax_compiled_")
-        config.add_cleanup(folder.cleanup)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            folder = tempfile.TemporaryDirectory(prefix="mtp_jax_compiled_")
+            config.add_cleanup(folder.cleanup)
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {flags}"

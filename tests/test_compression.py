@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtp_jax.config import Adaptor, Config, ConfigError, Decoder, Encoder, FrontEnd, Heads, Loss
-from mtp_jax.models.ctc_compression import label_odds, label_shares
+from mtp_jax.models.ctc_compression import label_posteriors, label_weights
 from mtp_jax.models.initialization import init_params
 from mtp_jax.models.layers import zero_padding
 from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary, call
@@ -42,7 +42,7 @@ rows = st.tuples(st.lists(st.integers(0, CLASSES - 1), min_size=T, max_size=T), 
 
 @jax.jit
 def compress(x, logits, length):
-    share, count = label_shares(logits, length)
+    share, count = label_weights(logits, length)
     real = jnp.arange(T) < length[:, None]
     return share @ zero_padding(x, real), count
 
@@ -72,20 +72,20 @@ def test_one_average_for_each_label_that_ctc_finds():
 
 def test_labels_without_room_count_as_part_of_the_last():
     labels, length = one_hot([[0, 1, 0, BLANK, 0, 1, BLANK]]), np.array([6])
-    share, count = label_shares(labels, length, 3)
+    share, count = label_weights(labels, length, 3)
     assert share.shape == (1, 3, T) and count.tolist() == [3]
-    whole, _ = label_shares(labels, length)
+    whole, _ = label_weights(labels, length)
     np.testing.assert_array_equal(share[:, :2], whole[:, :2])
     np.testing.assert_allclose(share[0, 2], [0, 0, 0.25, 0.25, 0.25, 0.25, 0])
-    np.testing.assert_array_equal(label_shares(labels, length, 5)[0], whole[:, :5])
+    np.testing.assert_array_equal(label_weights(labels, length, 5)[0], whole[:, :5])
 
 
 def test_what_ctc_reads_does_not_depend_on_how_long_it_lasts():
     for labels in ([0, 1, 0], [0, 0, BLANK, BLANK, 1, BLANK, 0]):
         logits = 30 * one_hot([labels + [1] * (T - len(labels))])
         logits[:, len(labels) :] = np.nan
-        share, _ = label_shares(logits, np.array([len(labels)]))
-        odds = label_odds(logits, np.array([len(labels)]), share)
+        share, _ = label_weights(logits, np.array([len(labels)]))
+        odds = label_posteriors(logits, np.array([len(labels)]), share)
         np.testing.assert_allclose(odds[0, :3], [[1, 0], [0, 1], [1, 0]], atol=1e-6)
         np.testing.assert_array_equal(odds[0, 3:], 0)
 

@@ -142,10 +142,10 @@ def test_noise_and_rooms_change_nothing_but_the_sound():
 
 def test_the_noise_is_as_weak_as_it_says():
     wave = np.sin(np.arange(32_000) / 5).astype(np.float32) * 0.1
-    heard = [corpus.degraded(wave, np.random.default_rng(i)) for i in range(20)]
-    assert all(np.std(x) == pytest.approx(np.std(wave), rel=1e-3) for x in heard)
+    scored = [corpus.degraded(wave, np.random.default_rng(i)) for i in range(20)]
+    assert all(np.std(x) == pytest.approx(np.std(wave), rel=1e-3) for x in scored)
     again = corpus.degraded(wave, np.random.default_rng(3))
-    np.testing.assert_array_equal(again, heard[3])
+    np.testing.assert_array_equal(again, scored[3])
 
 
 def test_workers_import_no_jax():

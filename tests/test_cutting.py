@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mtp_jax.transcription.repetition import COPIES, find_loop, without_loops
+from mtp_jax.transcription.repetition import COPIES, find_repetition, trim_repetitions
 from mtp_jax.transcription.results import Word
-from mtp_jax.transcription.segmentation import MARGIN, PAUSE, Piece, cut, halves, overlap
-from mtp_jax.transcription.stitching import seam
+from mtp_jax.transcription.segmentation import MARGIN, PAUSE, Chunk, cut, halves, overlap
+from mtp_jax.transcription.stitching import resolve_overlap
 from mtp_jax.transcription.vad import WINDOW_SECONDS, VoiceActivity
 
 RATE = 1000
@@ -47,7 +47,7 @@ def recording(runs: list[tuple[float, float]]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.int16)
 
 
-def pieces(audio: np.ndarray, longest: float, block: int = 700) -> list[Piece]:
+def pieces(audio: np.ndarray, longest: float, block: int = 700) -> list[Chunk]:
     blocks = (audio[i : i + block] for i in range(0, len(audio), block))
     return list(cut(blocks, RATE, longest, Loudness))
 
@@ -60,21 +60,21 @@ recordings = st.lists(lengths, max_size=8).map(recording)
 @hypothesis.given(recordings, st.sampled_from([2.0, 3.2, 17.2]), st.integers(100, 5000))
 def test_pieces_hold_all_speech_in_order_and_fit(audio, longest, block):
     found = pieces(audio, longest, block)
-    heard = np.zeros(len(audio), int)
+    scored = np.zeros(len(audio), int)
     for i, piece in enumerate(found):
         start = round(piece.start * RATE)
         assert len(piece.audio) <= longest * RATE + 1
         np.testing.assert_array_equal(piece.audio, audio[start : start + len(piece.audio)])
-        heard[start : start + len(piece.audio)] += 1
+        scored[start : start + len(piece.audio)] += 1
         if i:
             before = found[i - 1]
             shared = before.start + len(before.audio) / RATE - piece.start
             assert shared <= (overlap(longest) + 2 * WINDOW_SECONDS if piece.overlaps else 1e-3)
             assert piece.start > before.start
-    missed = np.flatnonzero((heard == 0) & (audio != 0))
+    missed = np.flatnonzero((scored == 0) & (audio != 0))
     # Speech shorter than the detector's window at the very end is all that may be left out.
     assert not len(missed) or missed.min() >= len(audio) - WINDOW
-    assert heard.max(initial=0) <= 2
+    assert scored.max(initial=0) <= 2
     assert sum(piece.covered for piece in found) <= len(audio) / RATE + 1e-6
 
 
@@ -113,7 +113,7 @@ def test_a_short_recording_is_one_piece_and_silence_is_none():
 
 
 def test_halves_share_their_overlap_and_end():
-    piece = Piece(5.0, recording([(3, 0)]), 4.0)
+    piece = Chunk(5.0, recording([(3, 0)]), 4.0)
     left, right = halves(piece, RATE, 3.2)
     assert right.overlaps
     assert left.covered + right.covered == 4.0
@@ -133,12 +133,12 @@ def test_the_detector_hears_speech_and_not_silence_or_hum():
     rng = np.random.default_rng(0)
     second = np.arange(espeak.SAMPLE_RATE * 2) / espeak.SAMPLE_RATE
     hum = (3000 * np.sin(2 * np.pi * 50 * second) + rng.normal(0, 30, len(second))).astype(np.int16)
-    for audio, heard in ((speech.waveform, True), (hum, False), (hum * 0, False)):
+    for audio, scored in ((speech.waveform, True), (hum, False), (hum * 0, False)):
         with VoiceActivity(espeak.SAMPLE_RATE) as voice:
             found = np.concatenate([voice.feed(part) for part in np.array_split(audio, 7)])
         assert len(found) == pytest.approx(len(audio) / espeak.SAMPLE_RATE / WINDOW_SECONDS, abs=3)
-        assert (np.mean(found > 0.5) > 0.6) == heard
-        assert heard or found.max() < 0.2
+        assert (np.mean(found > 0.5) > 0.6) == scored
+        assert scored or found.max() < 0.2
 
 
 words = st.lists(
@@ -158,7 +158,7 @@ def test_words_of_an_overlap_are_taken_once(drawn, middle, shared, late):
     right = [w._replace(start=w.start + late, end=w.end + late) for w in said if w.start >= start]
     # A word longer than the overlap may be whole in neither piece; the others are in one at least.
     hypothesis.assume(all(w.end <= stop or w.start >= start for w in said))
-    # The same word twice within half a second cannot be told from the same word heard once.
+    # The same word twice within half a second cannot be told from the same word scored once.
     hypothesis.assume(
         all(
             a.text != b.text or abs(b.start + b.end - a.start - a.end) > 1.4
@@ -167,7 +167,7 @@ def test_words_of_an_overlap_are_taken_once(drawn, middle, shared, late):
         )
     )
     hypothesis.assume(all(abs((w.start + w.end) / 2 - middle) > 0.15 for w in said))
-    keep, drop = seam(left, right, start, stop)
+    keep, drop = resolve_overlap(left, right, start, stop)
     joined = [w.text for w in [*left[:keep], *right[drop:]]]
     assert joined == [w.text for w in said]
 
@@ -175,7 +175,7 @@ def test_words_of_an_overlap_are_taken_once(drawn, middle, shared, late):
 def test_where_pieces_agree_on_a_word_a_garbled_one_beside_it_is_dropped():
     left = [Word("we", 0, 0.4, 1), Word("went", 0.4, 0.9, 1), Word("ho", 0.9, 1.0, 1)]
     right = [Word("ent", 0.5, 0.9, 1), Word("went", 0.45, 0.9, 1), Word("home", 0.9, 1.4, 1)]
-    keep, drop = seam(left, right, 0.5, 1.0)
+    keep, drop = resolve_overlap(left, right, 0.5, 1.0)
     assert [w.text for w in [*left[:keep], *right[drop:]]] == ["we", "went", "home"]
 
 
@@ -192,7 +192,7 @@ def test_a_loop_is_found_where_there_is_one(tokens):
         for period in range(1, len(tokens) // COPIES + 1)
         if is_run(start, period)
     ]
-    found = find_loop(tokens)
+    found = find_repetition(tokens)
     assert (found is None) == (not every)
     if found:
         assert (found.start, found.period) == min(every)
@@ -207,9 +207,9 @@ def test_a_loop_is_cut_to_the_copies_that_were_said():
         truth = [7, *[1, 2] * copies, 8, *[3] * threes]
         return lambda text: -abs(text.count(1) - truth.count(1)) - abs(text.count(3) - threes)
 
-    kept, cut_ = without_loops(tokens, said(2, 1))
+    kept, cut_ = trim_repetitions(tokens, said(2, 1))
     assert [tokens[i] for i in kept] == [7, 1, 2, 1, 2, 8, 3]
     assert cut_
-    kept, cut_ = without_loops(tokens, lambda text: len(text))  # all of it was said
+    kept, cut_ = trim_repetitions(tokens, lambda text: len(text))  # all of it was said
     assert kept == list(range(len(tokens)))
     assert not cut_

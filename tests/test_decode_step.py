@@ -15,9 +15,17 @@ from flax import struct
 
 from mtp_jax.config import Adaptor, Config, Data, Decoder, Encoder, FrontEnd, Heads
 from mtp_jax.data import Batch
-from mtp_jax.decoding import Decoded, Greedy, Model, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.decoding import (
+    Decoded,
+    DecoderFunctions,
+    Greedy,
+    PrefixBeam,
+    Strategy,
+    Threshold,
+    Verify,
+)
 from mtp_jax.inference import decode_step
-from mtp_jax.inference.decode_step import ctc_greedy, decode, view
+from mtp_jax.inference.decode_step import bind_decoder, ctc_greedy, decode
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.speech_llama import Encoded, SpeechLlama, Vocabulary, call, in_type
 
@@ -76,7 +84,7 @@ def encode(model: SpeechLlama, params: Any, features: jax.Array, length: jax.Arr
 @functools.partial(jax.jit, static_argnums=0)
 def run(model: SpeechLlama, params: Any, encoded: Encoded, strategy: Strategy) -> Decoded:
     active = jnp.ones(encoded.length.shape, bool)
-    return strategy.decode(view(model, params, encoded), active, LIMIT)
+    return strategy.decode(bind_decoder(model, params, encoded), active, LIMIT)
 
 
 def drawn(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +131,10 @@ def test_verify_is_identical_to_greedy_with_what_ctc_reads() -> None:
         encoded = encode(model, params, *drawn(seed))
         greedy = jax.device_get(run(model, params, encoded, Greedy(3)))
         read = jnp.asarray(greedy.tokens), jnp.asarray(greedy.length // 2)
-        for reading in (encoded.reading, read):
-            found = jax.device_get(run(model, params, encoded.replace(reading=reading), Verify(3)))
+        for reading in (encoded.ctc_hypothesis, read):
+            found = jax.device_get(
+                run(model, params, encoded.replace(ctc_hypothesis=reading), Verify(3))
+            )
             np.testing.assert_array_equal(found.tokens, greedy.tokens)
             np.testing.assert_array_equal(found.length, greedy.length)
             assert np.all(found.calls <= greedy.calls)
@@ -175,7 +185,7 @@ def test_prefill_and_extend_equal_the_full_pass(
     @jax.jit
     def prefill(encoded: Encoded) -> tuple[jax.Array, KVCache]:
         if positions:
-            return view(model, params, encoded).prefill(LIMIT + M)
+            return bind_decoder(model, params, encoded).prefill(LIMIT + M)
         return call(model, params, "prefill", encoded, LIMIT + M)  # the whole prompt at once
 
     extend = jax.jit(lambda *args: call(model, params, "extend", *args))
@@ -190,7 +200,7 @@ def test_prefill_and_extend_equal_the_full_pass(
             chunk[row, : count[row]] = tokens[row, fed[row] : fed[row] + count[row]]
         if rng.random() < 0.5:  # the junk is fed as well, and rejected
             hidden, cache = extend(chunk, np.full(ROWS, M, np.int32), cache)
-            cache = cache.shortened(jnp.asarray(M - count))
+            cache = cache.rollback(jnp.asarray(M - count))
         else:
             hidden, cache = extend(chunk, count, cache)
         for row in range(ROWS):
@@ -216,7 +226,7 @@ def test_on_a_cpu_a_decoder_is_float32_behind_an_encoder_in_bfloat16() -> None:
     assert encoded.audio.dtype == jnp.bfloat16
     found, expected = run(low, params, encoded, Verify()), run(model, params, encoded, Verify())
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    hidden, cache = view(low, params, encoded).prefill(LIMIT)
+    hidden, cache = bind_decoder(low, params, encoded).prefill(LIMIT)
     assert (hidden.dtype, cache.keys.dtype) == (jnp.float32, jnp.float32)
 
 
@@ -253,10 +263,10 @@ def test_free_slots_of_the_cache_may_hold_anything_finite(strategy: Strategy) ->
 
     @jax.jit
     def decoded(junk: jax.Array) -> Decoded:
-        seen = view(model, params, encoded)
+        seen = bind_decoder(model, params, encoded)
 
-        def prefill(room: int) -> tuple[jax.Array, KVCache]:
-            hidden, cache = seen.prefill(room)
+        def prefill(capacity: int) -> tuple[jax.Array, KVCache]:
+            hidden, cache = seen.prefill(capacity)
             return hidden, littered(cache, junk)
 
         return strategy.decode(seen._replace(prefill=prefill), jnp.ones(ROWS, bool), LIMIT)
@@ -325,7 +335,7 @@ def test_strategies_whose_fields_are_alike_are_told_apart() -> None:
             width: int = struct.field(pytree_node=False, default=16)
 
             def decode(
-                self, model: Model, active: jax.Array, limit: int, drafts: int = drafts
+                self, model: DecoderFunctions, active: jax.Array, limit: int, drafts: int = drafts
             ) -> Decoded:
                 tokens, row = jnp.zeros((1, limit), jnp.int32), jnp.zeros(1, jnp.int32)
                 tested = jnp.zeros((1, drafts), jnp.int32)
@@ -360,15 +370,15 @@ def test_aligned_text_stands_where_the_audio_began() -> None:
     encoded = encode(model, params, *drawn())
     tokens = np.full((ROWS, 3), 4, np.int32)
     count = np.full(ROWS, 3, np.int32)
-    for one, rewind in ((model, encoded.length), (plain, jnp.zeros(ROWS, jnp.int32))):
+    for one, position_offset in ((model, encoded.length), (plain, jnp.zeros(ROWS, jnp.int32))):
         _, cache = call(one, params, "prefill", encoded, LIMIT)
-        np.testing.assert_array_equal(cache.rewind, rewind)
+        np.testing.assert_array_equal(cache.position_offset, position_offset)
         _, longer = call(one, params, "extend", tokens, count, cache)
-        np.testing.assert_array_equal(longer.rewind, rewind)
+        np.testing.assert_array_equal(longer.position_offset, position_offset)
         keys = np.asarray(longer.keys[0])  # of the first layer: embedding and position, no context
         for row, frames in enumerate(np.asarray(encoded.length)):
             first = frames + 1  # slot behind BOS
-            position = first - rewind[row]
+            position = first - position_offset[row]
             expected = _turned(params, 4, np.arange(position, position + 3))
             np.testing.assert_allclose(keys[row, first : first + 3], expected, rtol=1e-4, atol=1e-4)
 

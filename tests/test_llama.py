@@ -281,10 +281,12 @@ def test_rows_that_share_a_prompt_are_as_rows_with_a_prompt_each(each):
     def run(x: jax.Array, shared: bool) -> jax.Array:
         _, cache = extend(x, real, empty(S + 2 * WIDTH))
         if shared:
-            cache = cache.branched(each, 2 * WIDTH)
+            cache = cache.fork(each, 2 * WIDTH)
         else:
             arrays = {"keys": cache.keys[:, rows], "values": cache.values[:, rows]}
-            cache = cache.replace(**arrays, length=cache.length[rows], rewind=cache.rewind[rows])
+            cache = cache.replace(
+                **arrays, length=cache.length[rows], position_offset=cache.position_offset[rows]
+            )
         out = []
         for text, count in zip(texts, counts, strict=True):
             text_real = np.arange(WIDTH) < count[:, None]
@@ -304,17 +306,17 @@ def test_moved_rows_take_what_they_added_with_them():
     _, prompt = extend(x, real, empty(S))
     texts = drawn(2, 2 * B, WIDTH, CONFIG.width)
     whole = np.ones((2 * B, WIDTH), bool)
-    _, cache = extend(texts[0], whole, prompt.branched(2, 2 * WIDTH))
+    _, cache = extend(texts[0], whole, prompt.fork(2, 2 * WIDTH))
     rows = np.array([1, 0, 2, 2, 5, 4])
-    hidden, _ = extend(texts[1], whole, cache.moved(rows.reshape(B, 2) % 2))
-    _, other = extend(texts[0][rows], whole, prompt.branched(2, 2 * WIDTH))
+    hidden, _ = extend(texts[1], whole, cache.gather_rows(rows.reshape(B, 2) % 2))
+    _, other = extend(texts[0][rows], whole, prompt.fork(2, 2 * WIDTH))
     expected, _ = extend(texts[1], whole, other)
     np.testing.assert_array_equal(hidden, expected)
     # Of two caches side by side, and not as many of a prompt as there were.
     places = np.array([[3, 0, 2], [2, 1, 1], [0, 0, 3]])
-    both = cache.moved(rows.reshape(B, 2) % 2).beside(cache).moved(places)
+    both = cache.gather_rows(rows.reshape(B, 2) % 2).concatenate(cache).gather_rows(places)
     three = np.concatenate([rows.reshape(B, 2), np.arange(2 * B).reshape(B, 2)], axis=1)
     three = np.take_along_axis(three, places, axis=1).reshape(-1)
-    _, other = extend(texts[0][three], whole[:1].repeat(3 * B, 0), prompt.branched(3, 2 * WIDTH))
+    _, other = extend(texts[0][three], whole[:1].repeat(3 * B, 0), prompt.fork(3, 2 * WIDTH))
     for ours, theirs in zip(jax.tree.leaves(both), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

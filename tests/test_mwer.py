@@ -16,7 +16,7 @@ from mtp_jax.config import Mwer
 from mtp_jax.config.run import SEARCHES
 from mtp_jax.data import Batch
 from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy
-from mtp_jax.inference.decode_step import view
+from mtp_jax.inference.decode_step import bind_decoder
 from mtp_jax.models.params import by_path
 from mtp_jax.models.speech_llama import Encoded, SpeechLlama
 from mtp_jax.training.mwer import mwer_loss, sequence_log_probs, with_reference, word_errors
@@ -78,7 +78,9 @@ SEARCH = PrefixBeam(3, width=4)
 
 def search(model: SpeechLlama, params: Any, encoded: Encoded, strategy: Strategy = SEARCH) -> NBest:
     active = jnp.ones(len(encoded.length), bool)
-    decode = quick_jit(lambda: strategy.decode(view(model, params, encoded), active, LIMIT).nbest)
+    decode = quick_jit(
+        lambda: strategy.decode(bind_decoder(model, params, encoded), active, LIMIT).nbest
+    )
     nbest = decode()
     assert nbest is not None
     return nbest
@@ -108,7 +110,7 @@ def test_all_heads_score_what_they_see_ahead_to() -> None:
     model, params, encoded, _ = case(all_heads=True)
     nbest = search(model, params, encoded)
     got = log_probs_of(model, params, encoded, nbest)
-    seen = view(model, params, encoded)
+    seen = bind_decoder(model, params, encoded)
     weights = np.array([1, 0.5, 0.5, 0.5])
     for row, place in ((0, 0), (3, 2), (5, 1)):
         n = int(nbest.length[row, place])

@@ -72,9 +72,9 @@ def test_what_a_model_says_of_common_pieces_it_goes_on_saying(tokenizers):
         "ctc/kernel": (6, new + 1),
         "ctc/bias": (new + 1,),
     }
-    heard = rng.normal(size=6)
-    before = heard @ params["ctc/kernel"] + params["ctc/bias"]
-    after = heard @ found["ctc/kernel"] + found["ctc/bias"]
+    scored = rng.normal(size=6)
+    before = scored @ params["ctc/kernel"] + params["ctc/bias"]
+    after = scored @ found["ctc/kernel"] + found["ctc/bias"]
     np.testing.assert_allclose(after[-1], before[-1], rtol=1e-5)  # the blank
     both = set(theirs.pieces) & set(ours.pieces)
     assert {"<s>", "</s>", "▁", "n"} <= both
@@ -172,9 +172,9 @@ def retrained(theirs: Tokenizer, folder, ctc: int = 0, **pretrained) -> Tokenize
         pretrained=Pretrained(**pretrained),
         tokenizer=TokenizerConfig("", 40, "bpe", ctc_vocab_size=ctc, retrained=True),
     )
-    heard = open_source("embedded/tiny:dev", Data(), 16_000)
-    texts = [dataclasses.replace(heard.utterances[0], text=text) for text in GERMAN]
-    german = dataclasses.replace(heard, utterances=texts)
+    scored = open_source("embedded/tiny:dev", Data(), 16_000)
+    texts = [dataclasses.replace(scored.utterances[0], text=text) for text in GERMAN]
+    german = dataclasses.replace(scored, utterances=texts)
     return open_tokenizer(config, Workdir(folder / "run"), german)
 
 

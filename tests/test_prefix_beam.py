@@ -17,10 +17,10 @@ from mtp_jax.decoding import (
     Greedy,
     PrefixBeam,
     Strategy,
-    prefix_beam,
+    kbest,
 )
-from mtp_jax.decoding.edit_distance import Reading
-from mtp_jax.decoding.verify_loop import verified
+from mtp_jax.decoding.edit_distance import DraftText
+from mtp_jax.decoding.verify_loop import verify_loop
 from tests import toy
 from tests.toy import EOS, PRIME, VOCABULARY, mix
 
@@ -224,7 +224,7 @@ def test_giving_up_changes_no_list_and_saves_calls(power, monkeypatch):
         return quick_jit(lambda: strategy.decode(model.model(), jnp.ones(20, bool), LIMIT))()
 
     given_up = found()
-    monkeypatch.setattr(prefix_beam, "verified", lambda *three, **_: verified(*three))
+    monkeypatch.setattr(kbest, "verify_loop", lambda *three, **_: verify_loop(*three))
     whole = found()
     for row, expected in enumerate(lists(whole)):
         assert_lists(given_up, row, expected)
@@ -274,10 +274,10 @@ class Told(NamedTuple):
     """A toy that is told what CTC reads."""
 
     toy: Fine
-    reading: Reading
+    ctc_hypothesis: DraftText
 
     def model(self):
-        return self.toy.model()._replace(reading=self.reading)
+        return self.toy.model()._replace(ctc_hypothesis=self.ctc_hypothesis)
 
 
 def test_drafts_change_no_list():
@@ -287,7 +287,7 @@ def test_drafts_change_no_list():
     others = [decode(fine(rows=5, heads=4), PrefixBeam(4, width=width)) for width in (2, 5)]
     greedy = decode(alone, Greedy())
     for length in (greedy.length, greedy.length // 2, 0 * greedy.length):
-        told = Told(alone, Reading(greedy.tokens, length))
+        told = Told(alone, DraftText(greedy.tokens, length))
         others.append(decode_told(told, PrefixBeam(4, width=3, ctc_width=3)))
     for got in others:
         for field in ("tokens", "length", "real"):

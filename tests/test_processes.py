@@ -237,7 +237,7 @@ def test_one_process_holds_all_and_waits_for_nobody():
     mesh = make_mesh(Config().mesh, jax.devices()[:1])
     assert multihost.share_of(mesh) == Share()
     multihost.join(multihost.Group())
-    multihost.meet("nothing")
-    multihost.agree("data", object())
-    with multihost.main_first("anything"):
-        assert multihost.is_main()
+    multihost.barrier("nothing")
+    multihost.assert_same("data", object())
+    with multihost.process_zero_first("anything"):
+        assert multihost.is_process_zero()

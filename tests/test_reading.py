@@ -13,7 +13,12 @@ import pytest
 from hypothesis import strategies as st
 
 from mtp_jax.decoding import Decoded, DraftsError, Greedy, Verify
-from mtp_jax.decoding.edit_distance import Reading, follow, nothing_said, read_on
+from mtp_jax.decoding.edit_distance import (
+    DraftText,
+    advance_edit_distance,
+    draft_continuation,
+    initial_distances,
+)
 from tests.test_decoding import LIMIT, few_examples, over, texts, unoptimized
 from tests.toy import EOS, VOCABULARY, ByHand, Toy, by_hand, make
 
@@ -22,10 +27,10 @@ ordinary = st.integers(0, VOCABULARY - 1).filter(lambda token: token != EOS)
 read = st.lists(st.lists(ordinary, max_size=ROOM), min_size=ROWS, max_size=ROWS)
 
 
-def reading_of(rows: list[list[int]]) -> Reading:
+def reading_of(rows: list[list[int]]) -> DraftText:
     """Behind the last token of a row stands one that it could be taken for."""
     padded = [row + [VOCABULARY - 1] * (ROOM - len(row)) for row in rows]
-    return Reading(jnp.array(padded, jnp.int32), jnp.array([len(row) for row in rows], jnp.int32))
+    return DraftText(jnp.array(padded, jnp.int32), jnp.array([len(row) for row in rows], jnp.int32))
 
 
 @functools.cache
@@ -38,7 +43,7 @@ def distance(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 
 def reads_on(row: list[int], text: list[int], width: int) -> list[int]:
-    """`read_on`, by its definition."""
+    """`draft_continuation`, by its definition."""
     found = [distance(tuple(text), tuple(row[:end])) for end in range(len(row) + 1)]
     end = max(i for i, d in enumerate(found) if d == min(found))
     return (row[end:] + [EOS] * width)[:width]
@@ -53,19 +58,19 @@ def test_it_goes_on_where_the_reading_is_nearest_to_the_text(rows, said, first) 
     rest = jnp.take_along_axis(
         text.tokens, jnp.minimum(part[:, None] + jnp.arange(ROOM), ROOM - 1), axis=1
     )
-    start = nothing_said(reading)
-    known = follow(reading, start, text.tokens, part)
-    known = follow(reading, known, rest, text.length - part)
+    start = initial_distances(reading)
+    known = advance_edit_distance(reading, start, text.tokens, part)
+    known = advance_edit_distance(reading, known, rest, text.length - part)
     for i, (row, words) in enumerate(zip(rows, said, strict=True)):
         expected = [distance(tuple(words), tuple(row[:end])) for end in range(len(row) + 1)]
         assert known[i, : len(row) + 1].tolist() == expected
-    drafts = read_on(reading, known, WIDTH, EOS)
+    drafts = draft_continuation(reading, known, WIDTH, EOS)
     assert drafts.tolist() == [reads_on(a, b, WIDTH) for a, b in zip(rows, said, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=unoptimized)
-def decode(width: int, toys: Toy, reading: Reading) -> Decoded:
-    model = toys.model()._replace(reading=reading)
+def decode(width: int, toys: Toy, reading: DraftText) -> Decoded:
+    model = toys.model()._replace(ctc_hypothesis=reading)
     return Verify(width).decode(model, jnp.ones(ROWS, bool), LIMIT)
 
 

@@ -110,11 +110,11 @@ def test_what_there_is_no_room_for_is_left_out(tokenizer, merges):
     labels = tokenizer.ctc.encode("turn on the lamp")
     row, count = np.array([labels]), np.array([len(labels)])
     expected = tokenizer.encode("turn on")
-    for room, most, kept in ((8, 9, slice(None)), (99, 2, slice(2))):
-        made = retokenize(merges, row, count, room, most)
+    for capacity, most, kept in ((8, 9, slice(None)), (99, 2, slice(2))):
+        made = retokenize(merges, row, count, capacity, most)
         assert made.tokens[0, : made.length[0]].tolist() == expected[kept]
-        assert made.tokens.shape == (1, min(room, most))
-        assert made.parts.shape == (1, min(room, most), len(labels))
+        assert made.tokens.shape == (1, min(capacity, most))
+        assert made.parts.shape == (1, min(capacity, most), len(labels))
 
 
 def test_equal_merges_are_equal(tokenizer, merges):
@@ -136,16 +136,16 @@ def test_the_prompt_holds_the_embeddings_of_the_tokens(tokenizer):
     adaptor, params["adaptor"] = params["adaptor"], jax.tree.map(jnp.zeros_like, params["adaptor"])
     features = np.random.default_rng(0).normal(size=(2, 20, 6)).astype(np.float32)
     encoded = call(model, params, "encode", features, np.array([20, 9]))
-    read, count = encoded.reading
+    read, count = encoded.ctc_hypothesis
     assert encoded.length.tolist() == count.tolist() == [len(tokens)] * 2
     assert read[:, : len(tokens)].tolist() == [tokens] * 2
     embedding = params["decoder"]["embedding"][np.array(tokens)]
     for row in encoded.audio:
         np.testing.assert_allclose(row[: len(tokens)], embedding, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(row[len(tokens) :], 0)
-    # Each of them is heard in the frames of its labels: here all have the same.
-    heard = call(model, params | {"adaptor": adaptor}, "encode", features, np.array([20, 9]))
-    added = (heard.audio - encoded.audio)[:, : len(tokens)]
+    # Each of them is scored in the frames of its labels: here all have the same.
+    scored = call(model, params | {"adaptor": adaptor}, "encode", features, np.array([20, 9]))
+    added = (scored.audio - encoded.audio)[:, : len(tokens)]
     np.testing.assert_allclose(added, jnp.broadcast_to(added[:, :1], added.shape), atol=1e-5)
     assert np.abs(added).max() > 0.1
 

@@ -23,7 +23,7 @@ from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.transcription.formats import formatted
 from mtp_jax.transcription.results import Segment, Transcript, Word
-from mtp_jax.transcription.segmentation import Piece
+from mtp_jax.transcription.segmentation import Chunk
 from tests.recordings import RATE, flac
 
 URL = "/v1/audio/transcriptions"
@@ -327,7 +327,7 @@ def segment(start: float, end: float, *words: Word) -> Segment:
 def test_segments_come_in_order_and_only_when_nothing_can_change_them():
     events: list = []
     job = Job(lambda job: iter(()), None, "ctc", False, events.append)
-    pieces = [Piece(0, np.zeros(1), 1), Piece(4, np.zeros(1), 1, True), Piece(9, np.zeros(1), 1)]
+    pieces = [Chunk(0, np.zeros(1), 1), Chunk(4, np.zeros(1), 1, True), Chunk(9, np.zeros(1), 1)]
     for piece in pieces:
         job.add(piece)
     first, second, third = list(job.waiting)
@@ -335,7 +335,7 @@ def test_segments_come_in_order_and_only_when_nothing_can_change_them():
     job.found(third, segment(9, 12, word("e", 10)))
     job.found(first, segment(0, 5, word("a", 1), word("b", 4.4), word("bad", 4.8)))
     assert not events  # the second overlaps the first
-    parts = [Piece(4, np.zeros(1), 1, True), Piece(6, np.zeros(1), 1)]
+    parts = [Chunk(4, np.zeros(1), 1, True), Chunk(6, np.zeros(1), 1)]
     job.split(second, parts)
     early, late = list(job.waiting)[:2]
     job.found(late, segment(6, 8, word("d", 7)))
@@ -351,9 +351,9 @@ def test_segments_come_in_order_and_only_when_nothing_can_change_them():
 def test_a_batch_is_fair_and_wastes_no_padding(model):
     engine = Engine(model, 0.0, 60.0, Metrics())
     lengths = model.lengths
-    short, long = (Piece(0, np.zeros(n, np.int16), 1) for n in (lengths[0], lengths[-1]))
+    short, long = (Chunk(0, np.zeros(n, np.int16), 1) for n in (lengths[0], lengths[-1]))
 
-    def job(strategy, *pieces: Piece) -> Job:
+    def job(strategy, *pieces: Chunk) -> Job:
         made = Job(lambda job: iter(()), strategy, "", False, lambda event: None)
         for piece in pieces:
             made.add(piece)

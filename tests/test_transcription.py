@@ -32,10 +32,10 @@ from mtp_jax.transcription import formats, spelling
 from mtp_jax.transcription.alignment import align
 from mtp_jax.transcription.assembly import Reader
 from mtp_jax.transcription.confidence import Calibration
-from mtp_jax.transcription.prefetch import ahead
+from mtp_jax.transcription.prefetch import prefetch
 from mtp_jax.transcription.results import Segment, Transcript, Word
-from mtp_jax.transcription.segmentation import Piece
-from mtp_jax.transcription.step import Heard
+from mtp_jax.transcription.segmentation import Chunk
+from mtp_jax.transcription.step import ScoredBatch
 from tests.recordings import RATE
 
 
@@ -78,7 +78,7 @@ def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves):
     batch = model._batch(waves)
     seen = model.recognizer
     decoded = decode(seen.model, Verify, seen.params, seen.place(batch), Verify())
-    segments = model.decode([Piece(0.0, wave, 0.0) for wave in waves])
+    segments = model.decode([Chunk(0.0, wave, 0.0) for wave in waves])
     for row, segment in enumerate(segments):
         if segment.looped:
             continue
@@ -109,7 +109,7 @@ def test_probabilities_are_those_of_the_teacher_forced_pass(model, waves):
         assert not made.log_probs[row, count:].any()
 
 
-def heard(tokenizer, rows: list[tuple[list[int], list[int]]], frames: int = 60) -> Heard:
+def scored(tokenizer, rows: list[tuple[list[int], list[int]]], frames: int = 60) -> ScoredBatch:
     """What the device might say: tokens of each row, and the best CTC label of each frame."""
     blank, limit = tokenizer.vocab_size, 40
     ctc = np.full((len(rows), frames, blank + 1), np.log(0.1 / blank), np.float32)
@@ -120,7 +120,7 @@ def heard(tokenizer, rows: list[tuple[list[int], list[int]]], frames: int = 60) 
             if label >= 0:
                 ctc[row, frame, [blank, label]] = ctc[row, frame, [label, blank]]
         tokens[row, : len(text)], length[row] = text, len(text)
-    return Heard(
+    return ScoredBatch(
         tokens=tokens,
         length=length,
         call=np.where(tokens > 0, 1 + np.arange(limit) // 3, 0),
@@ -147,7 +147,7 @@ def test_times_confidences_and_loops_of_what_the_device_says(model):
     one = no[: len(no) // 6]
     twice = [x for label in one * 2 for x in (label, -1)]
     space = tokenizer.pieces.index("▁")
-    batch = heard(
+    batch = scored(
         tokenizer,
         [
             ([*find, tokenizer.eos], spoken),
@@ -157,7 +157,7 @@ def test_times_confidences_and_loops_of_what_the_device_says(model):
         ],
         60,
     )
-    pieces = [Piece(10.0 * i, np.zeros(60 * 1280, np.int16), 0.0) for i in range(4)]
+    pieces = [Chunk(10.0 * i, np.zeros(60 * 1280, np.int16), 0.0) for i in range(4)]
     spoken_, repeated, empty, endless = reader.segments(batch, pieces, RATE, "decoder", None)
     assert spoken_.text == said[0]
     for word, place in zip(spoken_.words, range(3), strict=True):
@@ -411,15 +411,15 @@ def test_an_iterator_run_ahead_ends_with_its_reader():
             yield i
         raise AssertionError("never reached")
 
-    reader = ahead(numbers(), 3)
+    reader = prefetch(numbers(), 3)
     assert [next(reader), next(reader)] == [0, 1]
     reader.close()
     assert len(made) < 10
-    assert list(ahead(iter("abc"), 1)) == ["a", "b", "c"]
+    assert list(prefetch(iter("abc"), 1)) == ["a", "b", "c"]
 
     def failing():
         yield 1
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        list(ahead(failing(), 2))
+        list(prefetch(failing(), 2))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mtp_jax.decoding import Drafts, Model
+from mtp_jax.decoding import DecoderFunctions, Drafts
 from mtp_jax.models.kv_cache import KVCache, write
 
 PRIME = 46_337
@@ -102,9 +102,9 @@ class Toy:
             prompt_length=self.prompt_length[rows],
         )
 
-    def model(self) -> Model:
+    def model(self) -> DecoderFunctions:
         """What a strategy sees."""
-        return Model(
+        return DecoderFunctions(
             prefill=self._prefill,
             extend=self._extend,
             next_token=self._next_token,
@@ -114,9 +114,9 @@ class Toy:
             eos=EOS,
         )
 
-    def _prefill(self, room: int) -> tuple[jax.Array, KVCache]:
+    def _prefill(self, capacity: int) -> tuple[jax.Array, KVCache]:
         rows, width = self.prompt.shape
-        cache = KVCache.empty(1, rows, width + room + self.slack, 1, 1, jnp.int32)
+        cache = KVCache.empty(1, rows, width + capacity + self.slack, 1, 1, jnp.int32)
         cache = cache.replace(keys=cache.keys + self.garbage, values=cache.values - self.garbage)
         hidden, cache = self._extend(self.prompt, self.prompt_length, cache)
         return hidden[:, -1], cache

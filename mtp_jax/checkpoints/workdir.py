@@ -85,7 +85,7 @@ class Workdir:
                 raise
             raise WorkdirError(f"{self.config} cannot be read: {error}") from error
 
-    def claim_parts(self, digests: dict[str, str], left_out: Sequence[str]) -> None:
+    def record_pretrained(self, digests: dict[str, str], left_out: Sequence[str]) -> None:
         """Notes which pretrained parts the run begins with, and which parameters it never saves.
 
         Args:
@@ -107,7 +107,7 @@ class Workdir:
                 )
 
     def read_parts(self) -> dict[str, Any] | None:
-        """What `claim_parts` noted: ``sha256`` and ``left_out``; None without pretrained parts."""
+        """What `record_pretrained` wrote: ``sha256`` and ``left_out``, or None."""
         try:
             parts = json.loads(self.parts.read_text())
             dict(parts["sha256"]), list(parts["left_out"])

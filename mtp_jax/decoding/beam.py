@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.interface import Decoded, Model, NBest, normalized
+from mtp_jax.decoding.interface import Decoded, DecoderFunctions, NBest, normalized
 from mtp_jax.models.kv_cache import KVCache
 
 
@@ -29,7 +29,7 @@ class BeamSearch:
     beams: int = struct.field(pytree_node=False, default=4)
     length_power: float | jax.Array = 0.0
 
-    def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
+    def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does; the best hypothesis, and the list as ``nbest``."""
 
         def unfinished(state: _State) -> jax.Array:
@@ -44,8 +44,8 @@ class BeamSearch:
             state = dataclasses.replace(
                 state, cache=cache, calls=state.calls + jnp.any(live, axis=1), steps=state.steps + 1
             )
-            said = jax.nn.log_softmax(model.next_token(hidden[:, 0]))
-            return self._extended(state, said.reshape(*live.shape, -1), model.eos)
+            predicted = jax.nn.log_softmax(model.next_token(hidden[:, 0]))
+            return self._extended(state, predicted.reshape(*live.shape, -1), model.eos)
 
         hidden, cache = model.prefill(0)
         rows, shape = active.shape[0], (active.shape[0], self.beams)
@@ -59,7 +59,7 @@ class BeamSearch:
                 ended=jnp.zeros(shape, bool),
                 real=active[:, None] & (jnp.arange(self.beams) == 0),
             ),
-            cache=cache.branched(self.beams, max_tokens),
+            cache=cache.fork(self.beams, max_tokens),
             calls=active.astype(jnp.int32),
             steps=jnp.int32(1),
         )
@@ -68,7 +68,7 @@ class BeamSearch:
         start = self._extended(start, first, model.eos)
         end = jax.lax.while_loop(unfinished, step, start)
         order = jnp.argsort(-end.beam.rank(self.length_power), axis=1, stable=True)
-        best = end.beam.taken(order)
+        best = end.beam.gather(order)
         none = jnp.zeros((rows, model.heads - 1), jnp.int32)
         return Decoded(
             tokens=best.tokens[:, 0],
@@ -81,13 +81,13 @@ class BeamSearch:
             nbest=NBest(best.tokens, best.length, best.log_probs, best.real),
         )
 
-    def _extended(self, state: _State, said: jax.Array, eos: int) -> _State:
+    def _extended(self, state: _State, predicted: jax.Array, eos: int) -> _State:
         """With the best K of all continuations, by head 1's log-probabilities [B, K, V]."""
-        beam, vocabulary = state.beam, said.shape[2]
+        beam, vocabulary = state.beam, predicted.shape[2]
         # K of each are all that could fill the beam. One that ended stands for itself.
-        said, token = jax.lax.top_k(said, min(self.beams, vocabulary))
-        itself = jnp.where(jnp.arange(said.shape[2]) == 0, 0.0, -jnp.inf)
-        total = beam.score[..., None] + jnp.where(beam.ended[..., None], itself, said)
+        predicted, token = jax.lax.top_k(predicted, min(self.beams, vocabulary))
+        itself = jnp.where(jnp.arange(predicted.shape[2]) == 0, 0.0, -jnp.inf)
+        total = beam.score[..., None] + jnp.where(beam.ended[..., None], itself, predicted)
         length = (beam.length + ~beam.ended)[..., None]
         rank = normalized(total, length, self.length_power).reshape(len(total), -1)
         best, chosen = jax.lax.top_k(rank, self.beams)
@@ -95,13 +95,13 @@ class BeamSearch:
         def pick(x: jax.Array) -> jax.Array:
             return jnp.take_along_axis(x.reshape(len(x), -1), chosen, axis=1)
 
-        parent = chosen // said.shape[2]
-        choice = _Choice(pick(token), pick(said), state.calls)
-        longer = beam.taken(parent).appended(choice, eos)
+        parent = chosen // predicted.shape[2]
+        choice = _Choice(pick(token), pick(predicted), state.calls)
+        longer = beam.gather(parent).appended(choice, eos)
         return dataclasses.replace(
             state,
             beam=dataclasses.replace(longer, real=longer.real & (best > -jnp.inf)),
-            cache=state.cache.moved(parent),
+            cache=state.cache.gather_rows(parent),
         )
 
 
@@ -126,7 +126,7 @@ class _Beam:
         tokens: int32[B, K, L]; `log_probs`: float32[B, K, L] of each; `call`: int32[B, K, L] that
             emitted it; `length`: int32[B, K].
         ended: bool[B, K], by EOS or by the limit.
-        real: bool[B, K]; the others are places not taken.
+        real: bool[B, K]; the alternatives are places not gathered.
     """
 
     tokens: jax.Array
@@ -150,11 +150,11 @@ class _Beam:
         """float32[B, K], by which hypotheses are compared."""
         return normalized(self.score, self.length, length_power)
 
-    def taken(self, parent: jax.Array) -> _Beam:
+    def gather(self, parent: jax.Array) -> _Beam:
         """Place k as int32[B, K] ``parent[:, k]`` was."""
         row = jnp.arange(parent.shape[0])[:, None]
-        taken: _Beam = jax.tree.map(lambda x: x[row, parent], self)
-        return taken
+        gathered: _Beam = jax.tree.map(lambda x: x[row, parent], self)
+        return gathered
 
     def appended(self, choice: _Choice, eos: int) -> _Beam:
         """With a token more in the places that go on."""

@@ -8,8 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.decoding.edit_distance import Reading, follow, nothing_said, read_on
-from mtp_jax.decoding.interface import Model
+from mtp_jax.decoding.edit_distance import (
+    DraftText,
+    advance_edit_distance,
+    draft_continuation,
+    initial_distances,
+)
+from mtp_jax.decoding.interface import DecoderFunctions
 
 
 class DraftsError(ValueError):
@@ -22,15 +27,15 @@ class DraftsError(ValueError):
         )
 
 
-class Source(NamedTuple):
+class DraftSource(NamedTuple):
     """Where drafts come from.
 
     Attributes:
         width: S, tokens fed a call.
-        start: what it knows of a text before its first token.
-        draft: (known, hidden [B, D] at the last accepted position, int32[B, S] tokens that head 1
-            says, of which the first int32[B] join the text) -> (int32[B, S], the last of these and
-            the drafts behind it; known).
+        start: state before the first token.
+        draft: (state, hidden [B, D] at the last accepted position, int32[B, S] tokens that head 1
+            predicts, of which the first int32[B] are accepted) -> (int32[B, S], the last accepted
+            token and the drafts behind it; state).
     """
 
     width: int
@@ -38,48 +43,57 @@ class Source(NamedTuple):
     draft: Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
-def drafts_of_heads(model: Model) -> Source:
+def head_drafts(model: DecoderFunctions) -> DraftSource:
     """What heads 2..M say."""
 
     def draft(
-        known: Any, hidden: jax.Array, said: jax.Array, count: jax.Array
+        drafter_state: Any, hidden: jax.Array, predicted: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, Any]:
-        first = _last(said, count)
+        first = _last(predicted, count)
         drafts = model.draft(hidden, first[:, 0])
-        return jnp.concatenate([first, drafts.tokens], axis=1), known
+        return jnp.concatenate([first, drafts.tokens], axis=1), drafter_state
 
-    return Source(model.heads, (), draft)
+    return DraftSource(model.heads, (), draft)
 
 
-def drafts_of_reading(
-    reading: Reading, width: int, eos: int, known: jax.Array | None = None
-) -> Source:
-    """What comes next in a `reading`; int32[B, R + 1] `known` of a text that is not empty."""
+def text_drafts(
+    text: DraftText, width: int, eos: int, drafter_state: jax.Array | None = None
+) -> DraftSource:
+    """Drafts are what comes next in `text`.
+
+    Args:
+        text: CTC hypotheses, or other texts.
+        width: S.
+        eos: drafted behind the end of a text.
+        drafter_state: int32[B, R + 1] edit distances of an output that is not empty.
+    """
 
     def draft(
-        known: jax.Array, hidden: jax.Array, said: jax.Array, count: jax.Array
+        drafter_state: jax.Array, hidden: jax.Array, predicted: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         del hidden
-        known = follow(reading, known, said, count)
-        drafts = read_on(reading, known, width - 1, eos)
-        return jnp.concatenate([_last(said, count), drafts], axis=1), known
+        drafter_state = advance_edit_distance(text, drafter_state, predicted, count)
+        drafts = draft_continuation(text, drafter_state, width - 1, eos)
+        return jnp.concatenate([_last(predicted, count), drafts], axis=1), drafter_state
 
-    return Source(width, nothing_said(reading) if known is None else known, draft)
+    return DraftSource(
+        width, initial_distances(text) if drafter_state is None else drafter_state, draft
+    )
 
 
-def _last(said: jax.Array, count: jax.Array) -> jax.Array:
+def _last(predicted: jax.Array, count: jax.Array) -> jax.Array:
     """int32[B, 1]."""
-    return jnp.take_along_axis(said, count[:, None] - 1, axis=1)
+    return jnp.take_along_axis(predicted, count[:, None] - 1, axis=1)
 
 
-def source_of(model: Model, ctc_width: int) -> Source:
+def draft_source(model: DecoderFunctions, ctc_width: int) -> DraftSource:
     """Drafts of the heads, or, where `ctc_width` is above 0, as wide ones of what CTC reads.
 
     Raises:
         DraftsError: CTC reads nothing in the decoder's tokens.
     """
     if not ctc_width:
-        return drafts_of_heads(model)
-    if model.reading is None:
+        return head_drafts(model)
+    if model.ctc_hypothesis is None:
         raise DraftsError
-    return drafts_of_reading(model.reading, ctc_width, model.eos)
+    return text_drafts(model.ctc_hypothesis, ctc_width, model.eos)

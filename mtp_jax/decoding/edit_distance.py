@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Reading(NamedTuple):
+class DraftText(NamedTuple):
     """Texts that drafts are read off: what CTC reads, or hypotheses.
 
     Attributes:
@@ -25,17 +25,19 @@ class Reading(NamedTuple):
     length: jax.Array
 
 
-def nothing_said(reading: Reading) -> jax.Array:
+def initial_distances(reading: DraftText) -> jax.Array:
     """int32[B, R + 1] distances of no text: see `follow`."""
-    rows, room = reading.tokens.shape
-    return jnp.broadcast_to(jnp.arange(room + 1), (rows, room + 1))
+    rows, capacity = reading.tokens.shape
+    return jnp.broadcast_to(jnp.arange(capacity + 1), (rows, capacity + 1))
 
 
-def follow(reading: Reading, distances: jax.Array, text: jax.Array, count: jax.Array) -> jax.Array:
+def advance_edit_distance(
+    reading: DraftText, distances: jax.Array, text: jax.Array, count: jax.Array
+) -> jax.Array:
     """Edit distances of a longer text.
 
     Args:
-        reading: what CTC reads, in the decoder's tokens.
+        ctc_hypothesis: what CTC reads, in the decoder's tokens.
         distances: int32[B, R + 1], of the text so far from the first 0, 1, ..., R tokens read.
         text: int32[B, S], of which the first int32[B] `count` follow it.
 
@@ -45,8 +47,8 @@ def follow(reading: Reading, distances: jax.Array, text: jax.Array, count: jax.A
     place = jnp.arange(distances.shape[1])
 
     def add(row: jax.Array, token: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        said, real = token
-        replaced = row[:, :-1] + (reading.tokens != said[:, None])
+        predicted, real = token
+        replaced = row[:, :-1] + (reading.tokens != predicted[:, None])
         longer = (row + 1).at[:, 1:].min(replaced)
         # Leaving out tokens read: the least of longer[i] + j - i over i <= j.
         longer = jax.lax.cummin(longer - place, axis=1) + place
@@ -56,7 +58,7 @@ def follow(reading: Reading, distances: jax.Array, text: jax.Array, count: jax.A
     return jax.lax.scan(add, distances, (text.T, real))[0]
 
 
-def read_on(reading: Reading, distances: jax.Array, width: int, eos: int) -> jax.Array:
+def draft_continuation(reading: DraftText, distances: jax.Array, width: int, eos: int) -> jax.Array:
     """int32[B, width]: what CTC reads behind the text so far, then EOS.
 
     The text ends where the reading is nearest to it; of several such places, at the last.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.interface import Decoded, Emitted, Model, most_likely
+from mtp_jax.decoding.interface import Decoded, DecoderFunctions, Emitted, most_likely
 from mtp_jax.models.kv_cache import KVCache
 
 
@@ -22,7 +22,7 @@ class Greedy:
 
     width: int = struct.field(pytree_node=False, default=1)
 
-    def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
+    def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         first_only = jnp.arange(self.width) == 0
 
         def unfinished(state: _State) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.edit_distance import Reading
+from mtp_jax.decoding.edit_distance import DraftText
 from mtp_jax.models.kv_cache import KVCache
 
 
@@ -42,11 +42,11 @@ class Drafter(Protocol):
         """
 
 
-class Model(NamedTuple):
+class DecoderFunctions(NamedTuple):
     """A recogniser with its audio already encoded.
 
     Attributes:
-        prefill: room -> (hidden [B, D] that predicts the first token, cache with as many slots
+        prefill: capacity -> (hidden [B, D] that predicts the first token, cache with as many slots
             free behind the prompt).
         extend: (tokens int32[B, S], count int32[B], cache) -> (hidden [B, S, D], cache); feeds the
             first `count` tokens of each row.
@@ -55,7 +55,7 @@ class Model(NamedTuple):
         draft: a `Drafter`: what heads 2..M say.
         heads: M.
         eos: the token that ends a text.
-        reading: what CTC reads, if it does so in the decoder's tokens.
+        ctc_hypothesis: what CTC reads, if it does so in the decoder's tokens.
     """
 
     prefill: Callable[[int], tuple[jax.Array, KVCache]]
@@ -65,7 +65,7 @@ class Model(NamedTuple):
     draft: Drafter
     heads: int
     eos: int
-    reading: Reading | None = None
+    ctc_hypothesis: DraftText | None = None
 
 
 @struct.dataclass
@@ -104,8 +104,8 @@ class Emitted:
 
     def ends(self, block: jax.Array, eos: int) -> jax.Array:
         """bool[B, S]: the text is over with this token of `block`, by EOS or by the limit."""
-        room = self.limit - self.length[:, None]
-        return (block == eos) | (jnp.arange(1, block.shape[1] + 1) >= room)
+        capacity = self.limit - self.length[:, None]
+        return (block == eos) | (jnp.arange(1, block.shape[1] + 1) >= capacity)
 
     def emit(self, block: jax.Array, count: jax.Array, eos: int) -> tuple[Emitted, jax.Array]:
         """Adds the first `count` tokens of `block`, up to EOS or the limit.
@@ -182,12 +182,12 @@ class Decoded:
 class Strategy(Protocol):
     """A frozen pytree dataclass: what shapes the program is static, what a sweep varies a leaf.
 
-    Strategies that are compared to the last bit keep room for `max_tokens` behind the prompt, all
-    alike: attention over more slots may differ in the last bits. Drafts that run past the limit
-    find no slot, and are never needed.
+    Strategies whose outputs are compared to the last bit reserve the same `max_tokens` slots behind
+    the prompt: attention over more slots may differ in the last bits. Drafts beyond the limit have
+    no slot and are never needed.
     """
 
-    def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
+    def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """Decodes every row where bool[B] `active` is True, to at most `max_tokens` tokens."""
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.interface import Decoded, Emitted, Model, at, most_likely, tested
+from mtp_jax.decoding.interface import Decoded, DecoderFunctions, Emitted, at, most_likely, tested
 from mtp_jax.models.kv_cache import KVCache
 
 
@@ -26,7 +26,7 @@ class Threshold:
 
     tau: jax.Array | float = 0.9
 
-    def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
+    def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         def unfinished(state: _State) -> jax.Array:
             return jnp.any(~state.text.finished)
 

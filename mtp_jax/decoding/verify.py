@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.drafts import source_of
-from mtp_jax.decoding.interface import Decoded, Emitted, Model, most_likely
-from mtp_jax.decoding.verify_loop import Verification, verified
+from mtp_jax.decoding.drafts import draft_source
+from mtp_jax.decoding.interface import Decoded, DecoderFunctions, Emitted, most_likely
+from mtp_jax.decoding.verify_loop import Verification, verify_loop
 
 
 @struct.dataclass
 class Verify:
     """Each call is fed the drafts of the last and keeps those that head 1 agrees with.
 
-    At best 1 + ceil((N - 1) / S) calls, S tokens wide, for N tokens: decoding/verified.py.
+    At best 1 + ceil((N - 1) / S) calls, S tokens wide, for N tokens: decoding/verify_loop.py.
 
     Attributes:
         ctc_width: 0 takes the drafts of heads 2..M, and S is M. Otherwise it is S, and what CTC
@@ -24,15 +24,15 @@ class Verify:
 
     ctc_width: int = struct.field(pytree_node=False, default=0)
 
-    def decode(self, model: Model, active: jax.Array, max_tokens: int) -> Decoded:
+    def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does."""
-        source = source_of(model, self.ctc_width)
+        source = draft_source(model, self.ctc_width)
         hidden, cache = model.prefill(max_tokens)
         first = most_likely(model.next_token(hidden))[:, None]
         text, _ = Emitted.nothing(active, max_tokens).emit(
             first, jnp.ones_like(first[:, 0]), model.eos
         )
-        end = verified(model, source, Verification.of(source, text, hidden, first, cache))
+        end = verify_loop(model, source, Verification.of(source, text, hidden, first, cache))
         return Decoded(
             tokens=end.text.tokens,
             length=end.text.length,

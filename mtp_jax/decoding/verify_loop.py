@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.drafts import Source
-from mtp_jax.decoding.interface import Emitted, Model, at, most_likely, tested
+from mtp_jax.decoding.drafts import DraftSource
+from mtp_jax.decoding.interface import DecoderFunctions, Emitted, at, most_likely, tested
 from mtp_jax.models.kv_cache import KVCache
 
 
@@ -27,29 +27,31 @@ class Likelihood:
 
     Attributes:
         log_probs: float32[B, L] of the text's tokens; 0 beyond its length.
-        others: int32[B, L, A], the likeliest other tokens in each place.
-        other_log_probs: float32[B, L, A], -inf where there is none.
+        alternatives: int32[B, L, A], the likeliest other tokens in each place.
+        alternative_log_probs: float32[B, L, A], -inf where there is none.
     """
 
     log_probs: jax.Array
-    others: jax.Array
-    other_log_probs: jax.Array
+    alternatives: jax.Array
+    alternative_log_probs: jax.Array
 
     @classmethod
-    def nothing(cls, rows: int, max_tokens: int, others: int) -> Likelihood:
+    def nothing(cls, rows: int, max_tokens: int, alternatives: int) -> Likelihood:
         """Of no text."""
-        shape = rows, max_tokens, others
+        shape = rows, max_tokens, alternatives
         return cls(jnp.zeros(shape[:2]), jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf))
 
     def put(self, slots: jax.Array, logits: jax.Array) -> Likelihood:
         """With the best of float32[B, S, V] `logits`, and the next A, in int32[B, S] `slots`."""
-        best, token = jax.lax.top_k(logits, self.others.shape[2] + 1)
+        best, token = jax.lax.top_k(logits, self.alternatives.shape[2] + 1)
         best -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         place = jnp.arange(slots.shape[0])[:, None], slots
         return Likelihood(
             log_probs=self.log_probs.at[place].set(best[..., 0], mode="drop"),
-            others=self.others.at[place].set(token[..., 1:], mode="drop"),
-            other_log_probs=self.other_log_probs.at[place].set(best[..., 1:], mode="drop"),
+            alternatives=self.alternatives.at[place].set(token[..., 1:], mode="drop"),
+            alternative_log_probs=self.alternative_log_probs.at[place].set(
+                best[..., 1:], mode="drop"
+            ),
         )
 
 
@@ -60,7 +62,7 @@ class Verification:
     Attributes:
         text: emitted so far, the first draft included.
         drafts: int32[B, S], not yet fed; the first is certain.
-        known: of the text, by the source of the drafts.
+        drafter_state: of the text, by the source of the drafts.
         cache: of everything fed and accepted.
         calls: int32[B].
         proposed, accepted: int32[B, S - 1].
@@ -70,7 +72,7 @@ class Verification:
 
     text: Emitted
     drafts: jax.Array
-    known: Any
+    drafter_state: Any
     cache: KVCache
     calls: jax.Array
     proposed: jax.Array
@@ -81,7 +83,7 @@ class Verification:
     @classmethod
     def of(
         cls,
-        source: Source,
+        source: DraftSource,
         text: Emitted,
         hidden: jax.Array,
         last: jax.Array,
@@ -99,19 +101,19 @@ class Verification:
             likelihood: of the text.
         """
         rows = last.shape[0]
-        drafts, known = source.draft(source.start, hidden, last, jnp.ones(rows, jnp.int32))
+        drafts, drafter_state = source.draft(source.start, hidden, last, jnp.ones(rows, jnp.int32))
         none = jnp.zeros((rows, source.width - 1), jnp.int32)
         zero = jnp.zeros(rows, jnp.int32)
-        return cls(text, drafts, known, cache, zero, none, none, jnp.int32(0), likelihood)
+        return cls(text, drafts, drafter_state, cache, zero, none, none, jnp.int32(0), likelihood)
 
 
-def verified(
-    model: Model,
-    source: Source,
+def verify_loop(
+    model: DecoderFunctions,
+    source: DraftSource,
     start: Verification,
-    hopeless: Callable[[Verification], jax.Array] | None = None,
+    should_prune: Callable[[Verification], jax.Array] | None = None,
 ) -> Verification:
-    """Goes on until every text is finished, or `hopeless`: bool[B] of these, asked after a call."""
+    """Extends every text until it is finished, or until bool[B] `should_prune` says so."""
 
     def unfinished(state: Verification) -> jax.Array:
         return jnp.any(~state.text.finished)
@@ -121,33 +123,35 @@ def verified(
         fed = jnp.where(going, source.width, 0)
         hidden, cache = model.extend(drafts, fed, state.cache)
         logits = model.next_token(hidden)
-        said = most_likely(logits)
-        agrees = said[:, :-1] == drafts[:, 1:]
+        predicted = most_likely(logits)
+        agrees = predicted[:, :-1] == drafts[:, 1:]
         kept = 1 + jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
-        over = jnp.cumsum(text.ends(said, model.eos), axis=1) > 0
+        over = jnp.cumsum(text.ends(predicted, model.eos), axis=1) > 0
         over = jnp.pad(over[:, :-2], ((0, 0), (1, 0)))[:, : agrees.shape[1]]
         tried = tested(agrees, over) & going[:, None]
-        longer, gained = text.emit(said, kept, model.eos)
+        longer, gained = text.emit(predicted, kept, model.eos)
         likelihood = state.likelihood
         if likelihood is not None:
             offset = jnp.arange(source.width)
             slots = jnp.where(offset < gained[:, None], text.length[:, None] + offset, text.limit)
             likelihood = likelihood.put(slots, logits)
-        later, known = source.draft(state.known, at(hidden, kept - 1), said, kept)
+        later, drafter_state = source.draft(
+            state.drafter_state, at(hidden, kept - 1), predicted, kept
+        )
         after = Verification(
             text=longer,
             drafts=later,
-            known=known,
-            cache=cache.shortened(jnp.where(going, source.width - kept, 0)),
+            drafter_state=drafter_state,
+            cache=cache.rollback(jnp.where(going, source.width - kept, 0)),
             calls=state.calls + going,
             proposed=state.proposed + tried,
             accepted=state.accepted + (tried & agrees),
             steps=state.steps + 1,
             likelihood=likelihood,
         )
-        if hopeless is None:
+        if should_prune is None:
             return after
-        finished = after.text.finished | hopeless(after)
+        finished = after.text.finished | should_prune(after)
         return dataclasses.replace(after, text=dataclasses.replace(after.text, finished=finished))
 
     return jax.lax.while_loop(unfinished, step, start)

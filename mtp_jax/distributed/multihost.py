@@ -107,12 +107,12 @@ def join(group: Group) -> None:
         ) from error
 
 
-def is_main() -> bool:
+def is_process_zero() -> bool:
     """Whether this is the process that writes and prints."""
     return jax.process_index() == 0
 
 
-def meet(name: str, seconds: int = WAIT_SECONDS) -> None:
+def barrier(name: str, seconds: int = WAIT_SECONDS) -> None:
     """Returns once every process is here.
 
     Raises:
@@ -136,16 +136,16 @@ def meet(name: str, seconds: int = WAIT_SECONDS) -> None:
 
 
 @contextlib.contextmanager
-def main_first(what: str) -> Iterator[None]:
+def process_zero_first(what: str) -> Iterator[None]:
     """Runs its body in process 0, and then in the others, which find what that has made."""
-    if not is_main():
-        meet(what)
+    if not is_process_zero():
+        barrier(what)
     yield
-    if is_main():
-        meet(what)
+    if is_process_zero():
+        barrier(what)
 
 
-def agree(what: str, value: Any) -> None:
+def assert_same(what: str, value: Any) -> None:
     """Checks that every process holds the same.
 
     Args:
@@ -210,7 +210,7 @@ def place_whole(tree: Tree, layout: NamedSharding) -> Tree:
     )
 
 
-def fetch(tree: Tree) -> Tree:
+def to_host(tree: Tree) -> Tree:
     """NumPy arrays of what lies on the devices of all processes, whole in each."""
     if jax.process_count() == 1:
         return jax.device_get(tree)

@@ -78,19 +78,19 @@ def spec(*axes: str | None) -> PartitionSpec:
     return PartitionSpec(*(dict(RULES)[axis] if axis else None for axis in axes))
 
 
-def over(mesh: jax.sharding.Mesh) -> AbstractContextManager[Any]:
+def use_mesh(mesh: jax.sharding.Mesh) -> AbstractContextManager[Any]:
     """While a function is traced in this context, `constrain` splits its arrays over `mesh`."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def platform() -> str:
-    """Where what is being traced will run: "cpu", "tpu", ...; that of `over`, or else JAX's own."""
+    """Platform of the mesh of `use_mesh`, or JAX's default: "cpu", "tpu", ..."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x`, split as `RULES` has the logical names of its axes; unchanged outside of `over`.
+    """`x`, split as `RULES` has the logical names of its axes; unchanged outside of `use_mesh`.
 
     With parameters and batch both split over ``fsdp``, XLA may as well gather the batch and sum
     the products over the mesh; said once for each layer, it gathers the parameters. An axis that

@@ -137,7 +137,7 @@ def compare(
         The rows of the table, and the outcomes, named for files.
     """
     normalize, heads = options.normalizer, recognizer.model.config.heads.count
-    reads = recognizer.model.vocabulary.reads
+    reads = recognizer.model.vocabulary.has_ctc_drafts
     rows, outcomes = [], {}
     for size in options.batch_sizes:
         greedy: dict[int, Outcome] = {}

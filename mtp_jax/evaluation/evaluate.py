@@ -54,7 +54,7 @@ def tune(
         "greedy_wer": choice.greedy_wer,
         "rows": list(choice.sweep),
     }
-    if multihost.is_main():
+    if multihost.is_process_zero():
         write_json(workdir.tau, kept)
     log.info(
         "tau %g: the fewest calls on dev at a WER of at most %.2f %% + %.2f %%",
@@ -117,7 +117,7 @@ def evaluate(
         "rows": rows,
         "tau_sweep": workdir.read_tau(),
     }
-    if not multihost.is_main():
+    if not multihost.is_process_zero():
         return results
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)

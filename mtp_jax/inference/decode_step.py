@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.data import Batch
-from mtp_jax.decoding import Decoded, Model, Strategy
-from mtp_jax.decoding.edit_distance import Reading
+from mtp_jax.decoding import Decoded, DecoderFunctions, Strategy
+from mtp_jax.decoding.edit_distance import DraftText
 from mtp_jax.decoding.interface import at
 from mtp_jax.distributed import sharding
 from mtp_jax.inference import drafters
@@ -29,7 +29,7 @@ def encode(model: SpeechLlama, params: Any, batch: Batch) -> Encoded:
     return encoded
 
 
-def view(model: SpeechLlama, params: Any, encoded: Encoded) -> Model:
+def bind_decoder(model: SpeechLlama, params: Any, encoded: Encoded) -> DecoderFunctions:
     """`model` as the strategies see it, for audio already encoded.
 
     A decoder call multiplies few rows, one a position. A CPU does that ten times as fast in float32
@@ -42,7 +42,7 @@ def view(model: SpeechLlama, params: Any, encoded: Encoded) -> Model:
     if sharding.platform() == "cpu":
         model = in_type(model, "float32")
     params = products_type(params, model.config.train.dtype)  # once, not in every call
-    return Model(
+    return DecoderFunctions(
         prefill=functools.partial(_prefill, model, params, encoded),
         extend=lambda *args: call(model, params, "extend", *args),
         next_token=lambda hidden: call(model, params, "next_token", hidden),
@@ -50,29 +50,36 @@ def view(model: SpeechLlama, params: Any, encoded: Encoded) -> Model:
         draft=drafters.from_heads(model, params),
         heads=model.config.heads.count,
         eos=model.vocabulary.eos,
-        reading=None if encoded.reading is None else Reading(*encoded.reading),
+        ctc_hypothesis=None
+        if encoded.ctc_hypothesis is None
+        else DraftText(*encoded.ctc_hypothesis),
     )
 
 
 def _prefill(
-    model: SpeechLlama, params: Any, encoded: Encoded, room: int
+    model: SpeechLlama, params: Any, encoded: Encoded, capacity: int
 ) -> tuple[jax.Array, KVCache]:
     """`SpeechLlama.prefill`, which ends with the longest prompt of the batch.
 
-    A prompt of what CTC reads has room for a token a frame, and most of it stays empty.
+    A prompt of what CTC reads has capacity for a token a frame, and most of it stays empty.
     """
-    x, real, rewind = call(model, params, "prompt", encoded)
-    cache = call(model, params, "cache", rewind, x.shape[1] + room)
+    x, real, position_offset = call(model, params, "prompt", encoded)
+    cache = call(model, params, "cache", position_offset, x.shape[1] + capacity)
     blocks = -(-x.shape[1] // PROMPT_BLOCK)
     front = jnp.argsort(~real, axis=1, stable=True)  # padding goes to the end
     empty = ((0, 0), (0, blocks * PROMPT_BLOCK - x.shape[1]))
     x = jnp.pad(jnp.take_along_axis(x, front[..., None], axis=1), (*empty, (0, 0)))
-    real, rewind = (jnp.pad(jnp.take_along_axis(y, front, axis=1), empty) for y in (real, rewind))
+    real, position_offset = (
+        jnp.pad(jnp.take_along_axis(y, front, axis=1), empty) for y in (real, position_offset)
+    )
     length = jnp.sum(real, axis=1)
 
     def block(state: tuple[jax.Array, jax.Array, KVCache]) -> tuple[jax.Array, jax.Array, KVCache]:
         start, last, cache = state
-        now = [jax.lax.dynamic_slice_in_dim(y, start, PROMPT_BLOCK, 1) for y in (x, real, rewind)]
+        now = [
+            jax.lax.dynamic_slice_in_dim(y, start, PROMPT_BLOCK, 1)
+            for y in (x, real, position_offset)
+        ]
         hidden, cache = call(model, params, "read", *now, cache)
         ends = length - 1 - start
         here = (ends >= 0) & (ends < PROMPT_BLOCK)
@@ -96,12 +103,14 @@ def decode(
         kind: the class of `strategy`. JAX takes ``Greedy(16)`` and ``Verify(16)`` for one structure
             (it compares the fields of dataclasses, up to 0.12 at least), and up to 0.10 it now and
             then gives the one's program for the other.
-        batch: what is heard.
+        batch: what is scored.
         strategy: of the decoder.
     """
     limit = model.config.data.max_tokens
     encoded = encode(model, params, batch)
-    return strategy.decode(view(model, params, encoded), jnp.asarray(batch.index) >= 0, limit)
+    return strategy.decode(
+        bind_decoder(model, params, encoded), jnp.asarray(batch.index) >= 0, limit
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -219,7 +219,7 @@ def _weights(recognizer: Recognizer) -> str:
         return encoder
     tuned = hashlib.sha256(encoder.encode())
     for path in sorted(own):
-        tuned.update(path.encode() + np.asarray(multihost.fetch(own[path])).tobytes())
+        tuned.update(path.encode() + np.asarray(multihost.to_host(own[path])).tobytes())
     return tuned.hexdigest()
 
 

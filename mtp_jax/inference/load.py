@@ -53,7 +53,7 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str =
     shapes, shardings = parameter_shapes(model, mesh)
     imported: dict[str, Any] = {}
     if parts := workdir.read_parts():
-        workdir.claim_parts(digests(config.pretrained), parts["left_out"])
+        workdir.record_pretrained(digests(config.pretrained), parts["left_out"])
         whole = by_path(import_parts(config.pretrained, tokenizer, shapes, shardings))
         imported = {path: whole[path] for path in parts["left_out"]}
     own, own_shardings = (

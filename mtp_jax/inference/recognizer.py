@@ -15,7 +15,7 @@ import numpy as np
 from mtp_jax.data import Batch, Source
 from mtp_jax.decoding import Decoded, NBest, Strategy
 from mtp_jax.distributed import multihost, sharding
-from mtp_jax.inference.decode_step import ctc_greedy, decode, encode, view
+from mtp_jax.inference.decode_step import bind_decoder, ctc_greedy, decode, encode
 from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.tokenizer import Tokenizer
 
@@ -201,7 +201,7 @@ class Recognizer:
             return 0.0
         start = time.perf_counter()
         placed = self.place(batch._replace(tokens=batch.tokens[:, :0]))
-        with sharding.over(self.mesh):
+        with sharding.use_mesh(self.mesh):
             if strategy is None:
                 lowered = ctc_greedy.lower(self.model, self.params, placed)
             else:
@@ -215,9 +215,9 @@ class Recognizer:
         compiled = self._compiled[self._key(batch, strategy)]
         batch = batch._replace(tokens=batch.tokens[:, :0])  # references are not looked at
         if strategy is not None:
-            decoded: Decoded = multihost.fetch(compiled(self.params, batch, strategy))
+            decoded: Decoded = multihost.to_host(compiled(self.params, batch, strategy))
             return decoded
-        tokens, length = multihost.fetch(compiled(self.params, batch))
+        tokens, length = multihost.to_host(compiled(self.params, batch))
         none: Any = np.zeros((len(length), self.model.config.heads.count - 1), int)
         no_calls, no_steps = np.zeros_like(length), cast(jax.Array, np.zeros((), int))
         return Decoded(
@@ -235,7 +235,7 @@ class Recognizer:
         text = np.zeros((1, size), np.int32)
         text[0, : len(tokens)] = tokens
         count = np.array([len(tokens)], np.int32)
-        best = multihost.fetch(_two_best(self.model, self.params, one, text, count))
+        best = multihost.to_host(_two_best(self.model, self.params, one, text, count))
         return float(best[0] - best[1])
 
 
@@ -244,7 +244,7 @@ def _two_best(
     model: SpeechLlama, params: Any, batch: Batch, text: jax.Array, count: jax.Array
 ) -> jax.Array:
     """float32[2], head 1's greatest logits behind the first int32[1] `count` of int32[1, L]."""
-    seen = view(model, params, encode(model, params, batch))
+    seen = bind_decoder(model, params, encode(model, params, batch))
     first, cache = seen.prefill(text.shape[1])
     hidden, _ = seen.extend(text, count, cache)
     last = jnp.where(count[0], hidden[:, count[0] - 1], first)

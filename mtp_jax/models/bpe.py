@@ -31,7 +31,7 @@ class Retokenized(NamedTuple):
 
 
 def retokenize(
-    merges: Merges, labels: jax.Array, count: jax.Array, room: int, most: int
+    merges: Merges, labels: jax.Array, count: jax.Array, capacity: int, most: int
 ) -> Retokenized:
     """The LLM's tokens of the text that CTC labels spell.
 
@@ -41,8 +41,8 @@ def retokenize(
     Args:
         merges: of the LLM's tokenizer.
         labels: int32[B, R]; `count`: int32[B] of them are real.
-        room: C, bytes that there may be, spaces of all kinds included; those beyond are left out.
-        most: N, tokens that there may be; as well.
+        capacity: C, the greatest number of bytes, spaces included; bytes beyond it are dropped.
+        most: N, the greatest number of tokens; tokens beyond it are dropped.
     """
     spelled = jnp.asarray(merges.spelled)[labels]
     real = (jnp.arange(labels.shape[1]) < count[:, None])[..., None] & (spelled >= 0)
@@ -51,13 +51,13 @@ def retokenize(
         spelled.reshape(len(labels), -1),
         real.reshape(len(labels), -1),
         owner.reshape(-1),
-        room,
+        capacity,
     )
-    space, place = tokens == merges.space, jnp.arange(room)
+    space, place = tokens == merges.space, jnp.arange(capacity)
     last = jnp.max(jnp.where(space | (place >= size[:, None]), -1, place), axis=1)
     first_of_run = space & ~jnp.pad(space[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     kept = (~space | first_of_run) & (place <= last[:, None])
-    tokens, size, owner = jax.vmap(_compact, (0, 0, 0, None))(tokens, kept, owner, room)
+    tokens, size, owner = jax.vmap(_compact, (0, 0, 0, None))(tokens, kept, owner, capacity)
     inside = place < size[:, None]
     word = jnp.cumsum((tokens == merges.space) & inside, axis=1)
     token_of = jnp.broadcast_to(place, tokens.shape)  # of each byte, its place among the tokens
@@ -69,14 +69,14 @@ def retokenize(
 
 
 def _compact(
-    x: jax.Array, kept: jax.Array, owner: jax.Array, room: int
+    x: jax.Array, kept: jax.Array, owner: jax.Array, capacity: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Those of a row `x` that are `kept`, moved to its beginning; their number; their owners."""
-    slot = jnp.where(kept, jnp.cumsum(kept) - 1, room)
-    nothing = jnp.zeros(room, jnp.int32)
+    slot = jnp.where(kept, jnp.cumsum(kept) - 1, capacity)
+    nothing = jnp.zeros(capacity, jnp.int32)
     return (
         nothing.at[slot].set(x, mode="drop"),
-        jnp.minimum(jnp.sum(kept, dtype=jnp.int32), room),
+        jnp.minimum(jnp.sum(kept, dtype=jnp.int32), capacity),
         nothing.at[slot].set(owner, mode="drop"),
     )
 

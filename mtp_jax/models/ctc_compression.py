@@ -9,8 +9,8 @@ from mtp_jax.models.encoders.conformer import frames_mask
 from mtp_jax.models.layers import zero_padding
 
 
-def label_shares(
-    logits: jax.Array, length: jax.Array, room: int | None = None
+def label_weights(
+    logits: jax.Array, length: jax.Array, capacity: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """How much each frame counts in the average that stands for each label.
 
@@ -23,11 +23,11 @@ def label_shares(
     Args:
         logits: [B, T, V + 1] of CTC, the last class is the blank.
         length: int32[B] real frames.
-        room: R, averages that there may be: all further labels are part of the last. T by default,
-            which is enough for any.
+        capacity: R, the greatest number of averages: all further labels are part of the last. The
+            default is T, which is enough for any utterance.
 
     Returns:
-        float32[B, R, T], of which row r of an utterance holds the shares of all frames in its
+        float32[B, R, T], of which row r of an utterance holds the weights of all frames in its
         r-th average, and the int32[B] number of averages, which come first; a row of audio without
         any label has one.
     """
@@ -37,24 +37,26 @@ def label_shares(
     changed = jnp.pad(best[:, 1:] != best[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     labels = jnp.cumsum(changed & (best != blank) & real, axis=1)
     # A product with this matrix averages: accelerators are slow at scattering.
-    room = room or frames
-    mine = jnp.clip(labels - 1, 0, room - 1)[:, None, :] == jnp.arange(room)[:, None]
+    capacity = capacity or frames
+    mine = jnp.clip(labels - 1, 0, capacity - 1)[:, None, :] == jnp.arange(capacity)[:, None]
     mine &= real[:, None, :]
-    share = mine / jnp.maximum(jnp.sum(mine, axis=-1, keepdims=True), 1)
-    count = jnp.clip(labels[:, -1], length > 0, room)
-    return jax.lax.stop_gradient(share), count.astype(jnp.int32)
+    weights = mine / jnp.maximum(jnp.sum(mine, axis=-1, keepdims=True), 1)
+    count = jnp.clip(labels[:, -1], length > 0, capacity)
+    return jax.lax.stop_gradient(weights), count.astype(jnp.int32)
 
 
-def label_odds(logits: jax.Array, length: jax.Array, share: jax.Array) -> jax.Array:
+def label_posteriors(logits: jax.Array, length: jax.Array, weights: jax.Array) -> jax.Array:
     """What CTC reads in each average: float32[B, R, V], adding up to 1, or 0 where there is none.
 
     Blanks are left out of it: a label is the same one however long it lasts. No gradient flows
     through the reading.
 
     Args:
-        logits: [B, T, V + 1]; `length`: int32[B], as in `label_shares`.
-        share: float32[B, R, T] that it has made of them.
+        logits: [B, T, V + 1]; `length`: int32[B], as in `label_weights`.
+        weights: float32[B, R, T] that it has made of them.
     """
     real = frames_mask(length, logits.shape[1])
-    odds = share @ zero_padding(jax.nn.softmax(logits)[..., :-1], real)
-    return jax.lax.stop_gradient(odds / jnp.maximum(jnp.sum(odds, axis=-1, keepdims=True), 1e-6))
+    posteriors = weights @ zero_padding(jax.nn.softmax(logits)[..., :-1], real)
+    return jax.lax.stop_gradient(
+        posteriors / jnp.maximum(jnp.sum(posteriors, axis=-1, keepdims=True), 1e-6)
+    )

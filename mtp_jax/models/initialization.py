@@ -22,7 +22,7 @@ def init_params(model: SpeechLlama, key: jax.Array) -> Any:
     params = model.init(key, features, one * frames, tokens, one)["params"]
     if c.whisper.present:
         mel = jnp.zeros((1, 2, c.front_end.mel_bins))
-        params |= model.init(key, mel, one * 2, method="listen")["params"]
+        params |= model.init(key, mel, one * 2, method="encode_speech")["params"]
     return params
 
 

@@ -30,8 +30,8 @@ class KVCache:
         keys, values: [layers, B, C, G H], the heads side by side: a TPU pads the last two axes of
             an array to 8 or 16 by 128, so that an axis of their own would take up much of it.
         length: int32[B], slots of each row that are in use.
-        rewind: int32[B], by how much the rotary position of what comes next lags behind its
-            place in the row.
+        position_offset: int32[B], subtracted from a slot's number to give the rotary position of
+            the next token.
         kv_heads: G.
         prompt: what comes before, for B / K of `B` rows: row r goes on from its row r // K.
     """
@@ -39,7 +39,7 @@ class KVCache:
     keys: jax.Array
     values: jax.Array
     length: jax.Array
-    rewind: jax.Array
+    position_offset: jax.Array
     kv_heads: int = struct.field(pytree_node=False)
     prompt: KVCache | None = None
 
@@ -54,7 +54,7 @@ class KVCache:
             keys=zero.reshape(layers, rows, slots, -1),
             values=zero.reshape(layers, rows, slots, -1),
             length=jnp.zeros(rows, jnp.int32),
-            rewind=jnp.zeros(rows, jnp.int32),
+            position_offset=jnp.zeros(rows, jnp.int32),
             kv_heads=kv_heads,
         )
 
@@ -94,18 +94,18 @@ class KVCache:
         given = jnp.broadcast_to(given, (*positions.shape, self.prompt.slots))
         return jnp.concatenate([given, own], axis=-1)
 
-    def branched(self, each: int, slots: int) -> KVCache:
+    def fork(self, each: int, slots: int) -> KVCache:
         """`each` rows of `slots` free slots in place of every row, going on from it."""
         if self.prompt is not None:
             raise ValueError("a cache that has a prompt cannot branch again")
         (layers, rows, _, size), heads = self.keys.shape, self.kv_heads
         return dataclasses.replace(
             self.empty(layers, rows * each, slots, heads, size // heads, self.keys.dtype),
-            rewind=jnp.repeat(self.rewind, each),
+            position_offset=jnp.repeat(self.position_offset, each),
             prompt=self,
         )
 
-    def moved(self, places: jax.Array) -> KVCache:
+    def gather_rows(self, places: jax.Array) -> KVCache:
         """Of the rows of prompt p those at int32[N] ``places[p]``; no prompt is copied.
 
         Rows are picked prompt by prompt: where these are split over devices, none needs another's.
@@ -117,7 +117,7 @@ class KVCache:
 
         return self._by_prompt(pick)
 
-    def beside(self, other: KVCache) -> KVCache:
+    def concatenate(self, other: KVCache) -> KVCache:
         """The rows of each prompt, and behind them those of `other`, which has the same prompts."""
         return self._by_prompt(lambda x, y, axis: jnp.concatenate([x, y], axis + 1), other)
 
@@ -128,14 +128,14 @@ class KVCache:
         """
         prompts = 1 if self.prompt is None else len(self.prompt.length)
         made: dict[str, Any] = {}
-        for name, axis in (("keys", 1), ("values", 1), ("length", 0), ("rewind", 0)):
+        for name, axis in (("keys", 1), ("values", 1), ("length", 0), ("position_offset", 0)):
             arrays = (getattr(cache, name) for cache in (self, *others))
             split = (x.reshape(*x.shape[:axis], prompts, -1, *x.shape[axis + 1 :]) for x in arrays)
             x = change(*split, axis)
             made[name] = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
         return dataclasses.replace(self, **made)
 
-    def shortened(self, rejected: jax.Array) -> KVCache:
+    def rollback(self, rejected: jax.Array) -> KVCache:
         """The cache without the last int32[B] `rejected` positions of each row."""
         return dataclasses.replace(self, length=self.length - rejected)
 

@@ -31,11 +31,13 @@ def speech_features(model: SpeechLlama, params: Any, batch: Batch) -> tuple[jax.
     if batch.has_features:
         return audio, length
     if not c.whisper.padded:
-        features: jax.Array = call(model, params, "listen", *log_mel(audio, samples, c.front_end))
+        features: jax.Array = call(
+            model, params, "encode_speech", *log_mel(audio, samples, c.front_end)
+        )
         return features, length
     frames = encoded_length(feature_length(audio.shape[1], c.front_end))
     window = 2 * c.whisper.positions * c.front_end.sample_rate // 100
     audio = jnp.pad(audio, ((0, 0), (0, window - audio.shape[1])))
     mel, mel_length = log_mel(audio, jnp.full_like(samples, window), c.front_end)
-    features = call(model, params, "listen", mel, mel_length)
+    features = call(model, params, "encode_speech", mel, mel_length)
     return features[:, :frames], length

@@ -18,7 +18,7 @@ from flax import struct
 from mtp_jax.config import Config
 from mtp_jax.models.bpe import Merges, retokenize
 from mtp_jax.models.ctc import best_labels
-from mtp_jax.models.ctc_compression import label_odds, label_shares
+from mtp_jax.models.ctc_compression import label_posteriors, label_weights
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.encoders.conformer import Conformer, frames_mask
 from mtp_jax.models.encoders.whisper import WhisperEncoder
@@ -49,7 +49,7 @@ class Vocabulary:
     merges: Merges | None = None
 
     @property
-    def reads(self) -> bool:
+    def has_ctc_drafts(self) -> bool:
         """Whether what CTC reads can be had in the decoder's tokens."""
         return not self.labels or self.merges is not None
 
@@ -63,15 +63,15 @@ class Encoded:
         length: int32[B], how many of them are real.
         ctc_logits: float32[B, T, labels + 1]; the last class is the blank.
         ctc_length: int32[B] real frames of these.
-        reading: what CTC reads, in the decoder's tokens, int32[B, R], and int32[B], how many; None
-            if it has labels of its own.
+        ctc_hypothesis: CTC's best labels as the decoder's tokens, int32[B, R], and their int32[B]
+            count; None if CTC has labels of its own.
     """
 
     audio: jax.Array
     length: jax.Array
     ctc_logits: jax.Array
     ctc_length: jax.Array
-    reading: tuple[jax.Array, jax.Array] | None = None
+    ctc_hypothesis: tuple[jax.Array, jax.Array] | None = None
 
 
 class SpeechLlama(nn.Module):
@@ -101,27 +101,27 @@ class SpeechLlama(nn.Module):
         self.decoder = Llama(c.decoder, size, dtype, c.heads.layers)
         self.heads = Heads(c.heads, c.decoder, size, dtype)
 
-    def listen(self, features: jax.Array, length: jax.Array) -> jax.Array:
+    def encode_speech(self, features: jax.Array, length: jax.Array) -> jax.Array:
         """Whisper's hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
         x, _ = self.whisper(features, length)
         return x
 
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
-        """Encodes `features` [B, T, Z] (log-mel, or what `listen` gives) of int32[B] `length`."""
+        """Encodes `features` [B, T, Z], log-mel or from `encode_speech`, of int32[B] `length`."""
         x, frames = self.encoder(features, length, deterministic)
         logits = self.ctc(x)
         reading = None if self.vocabulary.labels else best_labels(logits, frames)
         if not self.config.adaptor.ctc_compression:
             return Encoded(self.adaptor(x), frames, logits, frames, reading)
-        room = x.shape[1]
+        capacity = x.shape[1]
         if not deterministic:
-            room = math.ceil(room * self.config.adaptor.training_room)
+            capacity = math.ceil(capacity * self.config.adaptor.training_room)
         if self.vocabulary.merges is None:
-            share, length = label_shares(logits, frames, room)
+            share, length = label_weights(logits, frames, capacity)
             # In the decoder's own words: it has only to learn to copy.
-            read = self._in_words(label_odds(logits, frames, share).astype(x.dtype))
+            read = self._in_words(label_posteriors(logits, frames, share).astype(x.dtype))
         else:
-            reading, read, share, length = self._in_tokens(logits, frames, room)
+            reading, read, share, length = self._in_tokens(logits, frames, capacity)
         x = zero_padding(x, frames_mask(frames, x.shape[1]))
         audio = self.adaptor(share.astype(x.dtype) @ x) + read.astype(x.dtype)
         return Encoded(audio, length, logits, frames, reading)
@@ -133,29 +133,29 @@ class SpeechLlama(nn.Module):
         return self.decoder.expected(odds)
 
     def _in_tokens(
-        self, logits: jax.Array, frames: jax.Array, room: int
+        self, logits: jax.Array, frames: jax.Array, capacity: int
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array, jax.Array, jax.Array]:
-        """What CTC reads, in the decoder's tokens, of which there may be `room`.
+        """What CTC reads, in the decoder's tokens, of which there may be `capacity`.
 
         Returns:
-            It, the embeddings [B, room, D], the share [B, room, T] of the frames in each (of those
-            of the labels that a token is made of, by their bytes in it), and their number. Where
-            CTC reads nothing, there is one embedding that holds all frames.
+            It, the embeddings [B, capacity, D], the weights [B, capacity, T] of the frames in each
+            (those of the labels that a token is made of, by their bytes in it), and their number.
+            Where CTC has no label, one embedding holds all frames.
         """
         assert self.vocabulary.merges is not None
-        by_label, at_least_one = label_shares(logits, frames)
+        by_label, at_least_one = label_weights(logits, frames)
         labels, count = best_labels(logits, frames)
         bytes_a_token = 4
         tokens, count, parts = retokenize(
-            self.vocabulary.merges, labels, count, bytes_a_token * room, room
+            self.vocabulary.merges, labels, count, bytes_a_token * capacity, capacity
         )
         share = parts @ (by_label > 0).astype(jnp.float32)
         share /= jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), 1)
         some = count > 0
         return (
             (tokens, count),
-            zero_padding(self.decoder.embed(tokens), frames_mask(count, room)),
-            jnp.where(some[:, None, None], share, by_label[:, :room]),
+            zero_padding(self.decoder.embed(tokens), frames_mask(count, capacity)),
+            jnp.where(some[:, None, None], share, by_label[:, :capacity]),
             jnp.where(some, count, at_least_one),
         )
 
@@ -178,13 +178,16 @@ class SpeechLlama(nn.Module):
             head m, and what the encoder made of the audio.
         """
         encoded = self.encode(features, length, deterministic)
-        prefix, prefix_real, rewind = self.prompt(encoded)
+        prefix, prefix_real, position_offset = self.prompt(encoded)
         text = self.decoder.embed(tokens[:, :-1])
         text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
         hidden, _ = self._decode(
             jnp.concatenate([prefix, text], axis=1),
             jnp.concatenate([prefix_real, text_real], axis=1),
-            jnp.concatenate([rewind, jnp.broadcast_to(rewind[:, -1:], text_real.shape)], axis=1),
+            jnp.concatenate(
+                [position_offset, jnp.broadcast_to(position_offset[:, -1:], text_real.shape)],
+                axis=1,
+            ),
             deterministic=deterministic,
         )
         if self.is_initializing():
@@ -221,30 +224,32 @@ class SpeechLlama(nn.Module):
             jnp.where(behind, back[:, None], 0),
         )
 
-    def prefill(self, encoded: Encoded, room: int) -> tuple[jax.Array, KVCache]:
+    def prefill(self, encoded: Encoded, capacity: int) -> tuple[jax.Array, KVCache]:
         """Runs the decoder over the audio prompt, up to BOS.
 
         Args:
             encoded: the audio.
-            room: slots kept free behind the prompt for text.
+            capacity: slots kept free behind the prompt for text.
 
         Returns:
             Hidden state [B, E] that predicts the first token, and the cache.
         """
-        x, real, rewind = self.prompt(encoded)
-        hidden, filled = self.read(x, real, rewind, self.cache(rewind, x.shape[1] + room))
+        x, real, position_offset = self.prompt(encoded)
+        hidden, filled = self.read(
+            x, real, position_offset, self.cache(position_offset, x.shape[1] + capacity)
+        )
         return hidden[:, -1], filled
 
-    def cache(self, rewind: jax.Array, slots: int) -> KVCache:
-        """An empty cache for prompts whose int32[B, P] `rewind` is that of `prompt`."""
-        cache = self.decoder.empty_cache(rewind.shape[0], slots)
-        return dataclasses.replace(cache, rewind=rewind[:, -1])
+    def cache(self, position_offset: jax.Array, slots: int) -> KVCache:
+        """An empty cache for prompts whose int32[B, P] `position_offset` is that of `prompt`."""
+        cache = self.decoder.empty_cache(position_offset.shape[0], slots)
+        return dataclasses.replace(cache, position_offset=position_offset[:, -1])
 
     def read(
-        self, x: jax.Array, real: jax.Array, rewind: jax.Array, cache: KVCache
+        self, x: jax.Array, real: jax.Array, position_offset: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
         """Runs the decoder over a part [B, S, D] of the prompt; hidden states [B, S, E]."""
-        hidden, filled = self._decode(x, real, rewind, cache)
+        hidden, filled = self._decode(x, real, position_offset, cache)
         return hidden, cast(KVCache, filled)
 
     def extend(
@@ -253,7 +258,7 @@ class SpeechLlama(nn.Module):
         """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, E]."""
         real = jnp.arange(tokens.shape[1]) < count[:, None]
         hidden, longer = self._decode(
-            self.decoder.embed(tokens), real, cache.rewind[:, None], cache
+            self.decoder.embed(tokens), real, cache.position_offset[:, None], cache
         )
         return hidden, cast(KVCache, longer)
 
@@ -266,13 +271,13 @@ class SpeechLlama(nn.Module):
         self,
         x: jax.Array,
         real: jax.Array,
-        rewind: jax.Array,
+        position_offset: jax.Array,
         cache: KVCache | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, KVCache | None]:
         """Hidden states [B, S, E] of `x` [B, S, D], and the longer cache."""
         run_above = self.heads.run if self.config.heads.layers else None
-        return self.decoder(x, real, cache, deterministic, rewind, run_above)
+        return self.decoder(x, real, cache, deterministic, position_offset, run_above)
 
     def of_head_1(self, hidden: jax.Array) -> jax.Array:
         """[..., D], what head 1 reads of hidden states [..., E]."""

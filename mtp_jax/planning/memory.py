@@ -24,7 +24,7 @@ def _peak(module: Module, computation: Computation, outside: frozenset[int] | No
     """Greatest sum of bytes that `computation` makes and has not let go of.
 
     Args:
-        outside: places in its result that the caller has room for; None stands for all.
+        outside: places in its result that the caller has capacity for; None stands for all.
     """
     made: dict[str, float] = {}
     value: dict[str, list[set[str]]] = {}

@@ -14,7 +14,7 @@ from mtp_jax.data import Batch
 from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.decoding.interface import at, most_likely
 from mtp_jax.distributed import sharding
-from mtp_jax.inference.decode_step import decode, encode, view
+from mtp_jax.inference.decode_step import bind_decoder, decode, encode
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.params import products_type
@@ -103,7 +103,7 @@ def lower_decode(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), strategy
     )
     given = parameters(model, mesh), batch(model, mesh, load, training=False), scalars
-    with sharding.over(mesh):
+    with sharding.use_mesh(mesh):
         return decode.lower(model, type(strategy), *given), given
 
 
@@ -130,7 +130,7 @@ def lower_calls(
     State = tuple[jax.Array, jax.Array, KVCache]
 
     def calls(params: Any, cache: KVCache, tokens: jax.Array, limit: jax.Array) -> State:
-        seen = view(model, params, encoded)
+        seen = bind_decoder(model, params, encoded)
 
         def step(state: State) -> State:
             done, tokens, cache = state
@@ -143,7 +143,7 @@ def lower_calls(
             last = jnp.take_along_axis(said, kept[:, None], axis=1)
             drafts = seen.draft(at(hidden, kept), last[:, 0])
             tokens = jnp.concatenate([last, drafts.tokens], axis=1)
-            return done + 1, tokens, cache.shortened(width - 1 - kept)
+            return done + 1, tokens, cache.rollback(width - 1 - kept)
 
         return jax.lax.while_loop(lambda s: s[0] < limit, step, (jnp.int32(0), tokens, cache))
 
@@ -160,7 +160,7 @@ def lower_calls(
     split = sharding.spec(None, "batch", None, "kv_heads")
     store, row = jax.sharding.NamedSharding(mesh, split), sharding.batch_sharding(mesh)
     cache = jax.eval_shape(empty)
-    shardings = cache.replace(keys=store, values=store, length=row, rewind=row)
+    shardings = cache.replace(keys=store, values=store, length=row, position_offset=row)
     ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     given = (
         parameters(model, mesh),
@@ -168,7 +168,7 @@ def lower_calls(
         ints((rows, width), sharding=row),
         ints((), sharding=sharding.replicated(mesh)),
     )
-    with sharding.over(mesh):
+    with sharding.use_mesh(mesh):
         return jax.jit(calls, donate_argnums=1).lower(*given), given
 
 

@@ -69,7 +69,7 @@ WHISPERS = {
 }
 
 
-def with_known_sizes(config: Config) -> tuple[Config, int]:
+def with_published_sizes(config: Config) -> tuple[Config, int]:
     """`config` with the sizes of the models on the Hub that it begins with.
 
     Returns:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtp_jax.distributed.multihost import fetch
+from mtp_jax.distributed.multihost import to_host
 from mtp_jax.tokenizer import Tokenizer
 
 # The axis of the tokens in what has one; CTC's blank stands behind the last.
@@ -76,6 +76,6 @@ def _mixed(
     found = {}
     for path, axis in axes.items():
         if path in params:
-            x: Any = np.moveaxis(np.asarray(fetch(params[path])), axis, 0)
+            x: Any = np.moveaxis(np.asarray(to_host(params[path])), axis, 0)
             found[path] = np.moveaxis(np.tensordot(own, x, 1).astype(x.dtype), 0, axis)
     return found

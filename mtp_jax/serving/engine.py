@@ -20,7 +20,7 @@ from mtp_jax.audio.reading import AudioError, audio_blocks
 from mtp_jax.decoding import Strategy
 from mtp_jax.serving.job import Cancelled, Event, Job, Waiting
 from mtp_jax.serving.metrics import Metrics
-from mtp_jax.transcription.segmentation import Piece, cut, halves
+from mtp_jax.transcription.segmentation import Chunk, cut, halves
 from mtp_jax.transcription.transcriber import Transcriber
 
 _READERS = 4
@@ -92,7 +92,7 @@ class Engine:
         """
         calibrated = self.model.calibration is not None
 
-        def pieces(job: Job) -> Iterator[Piece]:
+        def pieces(job: Job) -> Iterator[Chunk]:
             rate = self.model.sample_rate
 
             def counted() -> Iterator[np.ndarray]:
@@ -170,7 +170,7 @@ class Engine:
                 for size in self.model.sizes:
                     if self._closing:
                         return
-                    piece = Piece(0.0, np.zeros(samples, np.int16), 0.0)
+                    piece = Chunk(0.0, np.zeros(samples, np.int16), 0.0)
                     self.model.prepare([piece] * size, name)
 
     def _next_batch(self) -> list[tuple[Job, Waiting]]:

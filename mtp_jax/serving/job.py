@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 from mtp_jax.decoding import Strategy
 from mtp_jax.transcription.results import Segment, Transcript
-from mtp_jax.transcription.segmentation import Piece
-from mtp_jax.transcription.stitching import seam
+from mtp_jax.transcription.segmentation import Chunk
+from mtp_jax.transcription.stitching import resolve_overlap
 
 Place = tuple[int, ...]  # of a piece; parts of it have its own and theirs behind
 Event = Segment | Transcript | Exception  # segments in order, then one of the others
@@ -31,7 +31,7 @@ class Waiting:
     """
 
     place: Place
-    piece: Piece
+    piece: Chunk
     since: float = dataclasses.field(default_factory=time.monotonic)
 
 
@@ -53,7 +53,7 @@ class Job:
 
     def __init__(
         self,
-        pieces: Callable[[Job], Iterator[Piece]],
+        pieces: Callable[[Job], Iterator[Chunk]],
         strategy: Strategy | None,
         name: str,
         calibrated: bool,
@@ -68,8 +68,8 @@ class Job:
         self._emit = emit
         self._read = False
         self._count = 0
-        self._open: dict[Place, Piece] = {}
-        self._found: list[tuple[Place, Segment, Piece]] = []  # a heap
+        self._open: dict[Place, Chunk] = {}
+        self._found: list[tuple[Place, Segment, Chunk]] = []  # a heap
         self._last: Segment | None = None  # which the next may overlap
         self._settled: list[Segment] = []
 
@@ -78,7 +78,7 @@ class Job:
         """Pieces that were cut and are not decoded."""
         return len(self._open)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Chunk) -> None:
         """Takes the next piece of the recording."""
         self._count += 1
         place = (self._count,)
@@ -91,7 +91,7 @@ class Job:
         self._read = True
         self._advance()
 
-    def split(self, item: Waiting, parts: list[Piece]) -> None:
+    def split(self, item: Waiting, parts: list[Chunk]) -> None:
         """`item` is to be decoded in parts instead."""
         del self._open[item.place]
         for i, part in reversed(list(enumerate(parts))):
@@ -123,7 +123,7 @@ class Job:
             if self._last is not None:
                 left = self._last
                 if piece.overlaps and segment.start < left.end:
-                    keep, drop = seam(left.words, segment.words, segment.start, left.end)
+                    keep, drop = resolve_overlap(left.words, segment.words, segment.start, left.end)
                     left, segment = left.kept(0, keep), segment.kept(drop, len(segment.words))
                 self._settle(left)
             self._last = segment

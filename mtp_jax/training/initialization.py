@@ -81,8 +81,8 @@ def starting_point(
     is_frozen = matches(config.optim.freeze)
     left_out = sorted(path for path in parts if is_frozen(path) and path not in initial)
     if parts:
-        with multihost.main_first("noting the pretrained parts"):
-            workdir.claim_parts(digests(config.pretrained), left_out)
+        with multihost.process_zero_first("noting the pretrained parts"):
+            workdir.record_pretrained(digests(config.pretrained), left_out)
     begun = {path: x for path, x in parts.items() if path not in left_out} | initial
     return nested(begun), nested({path: parts[path] for path in left_out})
 
@@ -93,7 +93,7 @@ def labels_as_text(tokenizer: Tokenizer, embedding: jax.Array) -> np.ndarray:
     A pretrained decoder so begins with a notion of what CTC reads.
     """
     rows = np.zeros((tokenizer.ctc.vocab_size, embedding.shape[1]), np.float32)
-    table = np.asarray(multihost.fetch(embedding), np.float32)
+    table = np.asarray(multihost.to_host(embedding), np.float32)
     for label, piece in enumerate(tokenizer.ctc.pieces):
         if tokens := tokenizer.encode(piece.replace("▁", " ")):
             rows[label] = table[tokens].mean(axis=0)

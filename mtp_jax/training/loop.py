@@ -52,7 +52,7 @@ class TrainingStopped(RuntimeError):
 
 
 @dataclasses.dataclass
-class Watch:
+class LossMonitor:
     """Scalars of the steps since the last look: kept on the device, checked and logged together.
 
     Attributes:
@@ -66,7 +66,7 @@ class Watch:
     audio_seconds: float = 0.0
     since: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def look(self) -> dict[str, float]:
+    def check(self) -> dict[str, float]:
         """Means over the pending steps.
 
         Raises:
@@ -150,8 +150,10 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
     source = open_source(config.data.train, config.data, rate)
     dev = open_source(config.data.dev, config.data, rate)
     for what, opened in (("training data", source), ("dev data", dev)):
-        multihost.agree(what, [len(opened.utterances), sum(u.seconds for u in opened.utterances)])
-    with multihost.main_first("making the tokenizer"):
+        multihost.assert_same(
+            what, [len(opened.utterances), sum(u.seconds for u in opened.utterances)]
+        )
+    with multihost.process_zero_first("making the tokenizer"):
         tokenizer = open_tokenizer(config, workdir, source)
     model = make_model(config, tokenizer)
     optimizer = make_optimizer(config.optim)
@@ -207,13 +209,13 @@ def _warn_of_patterns(config: Config, paths: Collection[str]) -> None:
 
 
 def _write_report(workdir: Workdir, report: Report) -> None:
-    if multihost.is_main():
+    if multihost.is_process_zero():
         write_json(workdir.report, report.to_json())
 
 
 def _board(workdir: Workdir, start: int) -> SummaryWriter:
     """A writer of scalars, which of several processes only the first keeps."""
-    if multihost.is_main():
+    if multihost.is_process_zero():
         return SummaryWriter(str(workdir.tensorboard), purge_step=start)
     return SummaryWriter(write_to_disk=False)
 
@@ -234,7 +236,7 @@ def _loop(
     start = int(state.step)
     spelling = Spelling.of(recognizer.tokenizer) if config.mwer.weight else None
     step_fn = make_train_step(recognizer.model, optimizer, shardings, spelling)
-    watch, rate = Watch(c.explosion), learning_rate(config.optim)
+    monitor, rate = LossMonitor(c.explosion), learning_rate(config.optim)
     n_best_timed = False
     dev_task = Task.of(dev, recognizer)
     with (
@@ -244,22 +246,22 @@ def _loop(
             initial=start,
             unit="step",
             dynamic_ncols=True,
-            disable=not multihost.is_main(),
+            disable=not multihost.is_process_zero(),
         ) as bar,
         Terminated() as terminated,
     ):
-        say = bar.write if multihost.is_main() else log.debug
+        say = bar.write if multihost.is_process_zero() else log.debug
         for step in range(start, last):
             batch = multihost.place_share(next(batches), recognizer.mesh)
             state, metrics = step_fn(state, batch)
             done = step + 1
-            watch.pending.append((done, metrics))
+            monitor.pending.append((done, metrics))
             bar.update()
             stop = terminated.at(done)
             at_dev = done % c.dev_every == 0 or done == last
             saving = done % c.checkpoint_every == 0 or done == last or stop
             if done % c.log_every == 0 or at_dev or saving:
-                means = watch.look()
+                means = monitor.check()
                 for name, value in means.items():
                     board.add_scalar(f"train/{name}", value, done)
                 updates = done // config.optim.accumulate
@@ -279,7 +281,7 @@ def _loop(
                     share = seconds * means["steps_per_second"]
                     board.add_scalar("train/nbest_share", share, done)
                     say(f"making n-best lists takes about {100 * share:.0f} % of a step")
-                watch.since = time.perf_counter()
+                monitor.since = time.perf_counter()
             if saving:
                 checkpoints.save(state)
             if stop:

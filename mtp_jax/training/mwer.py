@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mtp_jax.data import Batch
 from mtp_jax.decoding import BeamSearch, Decoded, NBest, PrefixBeam, Strategy
-from mtp_jax.inference.decode_step import encode, view
+from mtp_jax.inference.decode_step import bind_decoder, encode
 from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.training import losses
 from mtp_jax.training.word_hashes import Spelling, edit_distance, words
@@ -83,7 +83,7 @@ def _search(
         "prefix_beam": PrefixBeam(c.beams, 0.0, width, c.rounds),
         "prefix_beam_ctc": PrefixBeam(c.beams, 0.0, width, c.rounds, ctc_width=width),
     }
-    return strategies[c.search].decode(view(model, params, encoded), active, limit)
+    return strategies[c.search].decode(bind_decoder(model, params, encoded), active, limit)
 
 
 def search_seconds(model: SpeechLlama, params: Any, batch: Batch) -> float:
@@ -142,7 +142,7 @@ def sequence_log_probs(
     text, length = nbest.tokens.reshape(-1, limit), nbest.length.reshape(-1)
     first, cache = call(model, params, "prefill", encoded, 0)
     count = jnp.maximum(length - 1, 0)
-    branches = cache.branched(beams, limit)
+    branches = cache.fork(beams, limit)
     hidden, _ = call(model, params, "extend", text[:, :-1], count, branches)
     hidden = jnp.concatenate([jnp.repeat(first, beams, axis=0)[:, None], hidden], axis=1)
 

@@ -312,7 +312,7 @@ def make_train_step(
             whole = dataclasses.replace(state, params=params).model_params
             return loss_fn(model, whole, batch, key, spelling)
 
-        with sharding.over(mesh):
+        with sharding.use_mesh(mesh):
             grads, metrics = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

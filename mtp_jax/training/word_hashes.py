@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mtp_jax.decoding.edit_distance import Reading, follow, nothing_said
+from mtp_jax.decoding.edit_distance import DraftText, advance_edit_distance, initial_distances
 from mtp_jax.tokenizer import Tokenizer
 
 # How a piece spells the space before it (SentencePiece, byte-level BPE).
@@ -94,6 +94,6 @@ def edit_distance(
     a: jax.Array, a_length: jax.Array, b: jax.Array, b_length: jax.Array
 ) -> jax.Array:
     """int32[B] Levenshtein distance of rows of [B, I] and [B, J], of int32[B] lengths each."""
-    whole = Reading(b, b_length)
-    end = follow(whole, nothing_said(whole), a, a_length)
+    whole = DraftText(b, b_length)
+    end = advance_edit_distance(whole, initial_distances(whole), a, a_length)
     return jnp.take_along_axis(end, b_length[:, None], axis=1)[:, 0]

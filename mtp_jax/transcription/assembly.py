@@ -13,11 +13,11 @@ from mtp_jax.audio.log_mel import feature_length
 from mtp_jax.inference.recognizer import Recognizer
 from mtp_jax.transcription.alignment import Alignment, align
 from mtp_jax.transcription.confidence import Calibration, uncalibrated
-from mtp_jax.transcription.repetition import find_loop, without_loops
+from mtp_jax.transcription.repetition import find_repetition, trim_repetitions
 from mtp_jax.transcription.results import Segment, Token, Word
-from mtp_jax.transcription.segmentation import Piece
+from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.spelling import Spelled, labels_of, spell
-from mtp_jax.transcription.step import Heard, columns
+from mtp_jax.transcription.step import ScoredBatch, columns
 
 _PER_TOKEN = ("tokens", "call", "log_probs")  # what comes to the host
 _PER_ROW = ("length", "calls", "frames", "proposed", "accepted")
@@ -64,8 +64,8 @@ class Reader:
 
     def segments(
         self,
-        heard: Heard,
-        pieces: Sequence[Piece],
+        scored: ScoredBatch,
+        pieces: Sequence[Chunk],
         sample_rate: int,
         kind: str,
         calibration: Calibration | None,
@@ -73,7 +73,7 @@ class Reader:
         """A segment for each piece of a batch.
 
         Args:
-            heard: the batch; rows beyond the pieces are filler.
+            scored: the batch; rows beyond the pieces are filler.
             pieces: its rows.
             sample_rate: Hz of these.
             kind: "decoder" or "ctc": who chose the tokens.
@@ -82,17 +82,17 @@ class Reader:
         host: dict[str, Any] = {
             name: np.asarray(x)
             for name, x in jax.device_get(
-                {name: getattr(heard, name) for name in (*_PER_TOKEN, *_PER_ROW)}
+                {name: getattr(scored, name) for name in (*_PER_TOKEN, *_PER_ROW)}
             ).items()
         }
-        rows = [self._row(heard, host, row, kind) for row in range(len(pieces))]
+        rows = [self._row(scored, host, row, kind) for row in range(len(pieces))]
         # Of a large vocabulary only what these texts need comes to the host.
         unique = [np.unique(np.array(row.labels, int)) for row in rows]
         width = -(-max(1, *map(len, unique)) // _LABELS) * _LABELS
-        wanted = np.zeros((heard.ctc.shape[0], width), np.int32)
+        wanted = np.zeros((scored.ctc.shape[0], width), np.int32)
         for i, labels in enumerate(unique):
             wanted[i, : len(labels)] = labels
-        tables = np.asarray(jax.device_get(columns(heard.ctc, wanted)))
+        tables = np.asarray(jax.device_get(columns(scored.ctc, wanted)))
         made = []
         for i, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
             used = np.append(np.arange(len(unique[i])), width)
@@ -110,7 +110,7 @@ class Reader:
             )
         return made
 
-    def _row(self, heard: Heard, host: dict[str, Any], i: int, kind: str) -> _Row:
+    def _row(self, scored: ScoredBatch, host: dict[str, Any], i: int, kind: str) -> _Row:
         length = host["length"][i]
         tokens, call = (host[name][i, :length].tolist() for name in ("tokens", "call"))
         log_probs = host["log_probs"][i, :length].tolist()
@@ -121,9 +121,9 @@ class Reader:
         if tokens and tokens[-1] == self._tokenizer.eos:
             end = Token(tokens.pop(), "", call.pop(), float(np.exp(log_probs.pop())), -1)
         looped = False
-        if find_loop(tokens):
-            ctc = np.asarray(jax.device_get(heard.ctc[i]))[: host["frames"][i]]
-            kept, looped = without_loops(tokens, lambda text: self._likelihood(text, ctc))
+        if find_repetition(tokens):
+            ctc = np.asarray(jax.device_get(scored.ctc[i]))[: host["frames"][i]]
+            kept, looped = trim_repetitions(tokens, lambda text: self._likelihood(text, ctc))
             tokens, call, log_probs = ([x[j] for j in kept] for x in (tokens, call, log_probs))
         spelled = spell(self._tokenizer, tokens)
         labels, word = labels_of(self._tokenizer.ctc, spelled.words)
@@ -201,8 +201,8 @@ def word_spans(
         mine = place == w
         if mine.any():
             first, last = found.first[mine].min(), found.last[mine].max()
-            heard = (found.last - found.first + 1)[mine].sum()
-            spans[w], scores[w] = (first, last + 1), found.log_probs[mine].sum() / heard
+            scored = (found.last - found.first + 1)[mine].sum()
+            spans[w], scores[w] = (first, last + 1), found.log_probs[mine].sum() / scored
         else:
             spans[w] = end
         end = spans[w, 1]

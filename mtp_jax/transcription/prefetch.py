@@ -12,7 +12,7 @@ T = TypeVar("T")
 _END = object()
 
 
-def ahead(items: Iterable[T], size: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], size: int) -> Iterator[T]:
     """`items`, of which up to `size` are made before they are asked for.
 
     What making them raises is raised here. Closing the iterator ends the thread.

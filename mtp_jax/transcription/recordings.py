@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 
 from mtp_jax.audio.reading import AudioError
 from mtp_jax.transcription.results import Segment
-from mtp_jax.transcription.segmentation import Piece
-from mtp_jax.transcription.stitching import seam
+from mtp_jax.transcription.segmentation import Chunk
+from mtp_jax.transcription.stitching import resolve_overlap
 
 Key = TypeVar("Key")
 
@@ -41,7 +41,7 @@ class Recording(Generic[Key]):
         self._places += 1
         return self._places
 
-    def add(self, place: tuple[int, ...], segment: Segment, piece: Piece) -> None:
+    def add(self, place: tuple[int, ...], segment: Segment, piece: Chunk) -> None:
         """Takes in what a piece became; parts of a piece have its place and their own behind it."""
         self._found[place] = segment, piece.overlaps
 
@@ -52,7 +52,7 @@ class Recording(Generic[Key]):
             segment, overlaps = self._found[place]
             if joined and overlaps and segment.start < joined[-1].end:
                 left = joined[-1]
-                keep, drop = seam(left.words, segment.words, segment.start, left.end)
+                keep, drop = resolve_overlap(left.words, segment.words, segment.start, left.end)
                 joined[-1] = left.kept(0, keep)
                 segment = segment.kept(drop, len(segment.words))
             joined.append(segment)

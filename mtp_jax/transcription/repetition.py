@@ -10,7 +10,7 @@ LONGEST = 24  # tokens of one copy
 _MOST_COPIES = 12  # that are tried, beside all of them
 
 
-class Loop(NamedTuple):
+class Repetition(NamedTuple):
     """A run of tokens that repeat themselves.
 
     Attributes:
@@ -23,7 +23,7 @@ class Loop(NamedTuple):
     period: int
 
 
-def find_loop(tokens: Sequence[int]) -> Loop | None:
+def find_repetition(tokens: Sequence[int]) -> Repetition | None:
     """The first run of at least `COPIES` equal copies of at most `LONGEST` tokens, if any.
 
     Of several with the same start, the one with the shortest copies.
@@ -35,14 +35,14 @@ def find_loop(tokens: Sequence[int]) -> Loop | None:
             if i < count and tokens[i] == tokens[i - period]:
                 continue
             if i - start >= COPIES * period:
-                found = Loop(start, i, period)
+                found = Repetition(start, i, period)
                 best = min(best or found, found, key=lambda loop: (loop.start, loop.period))
                 break
             start = i - period + 1
     return best
 
 
-def without_loops(
+def trim_repetitions(
     tokens: Sequence[int], likelihood: Callable[[list[int]], float]
 ) -> tuple[list[int], bool]:
     """`tokens` with each loop cut to as many copies as were said.
@@ -59,7 +59,7 @@ def without_loops(
         Places of the tokens that stay, and whether any were cut.
     """
     kept, done = list(range(len(tokens))), 0
-    while loop := find_loop([tokens[i] for i in kept[done:]]):
+    while loop := find_repetition([tokens[i] for i in kept[done:]]):
         start, stop = done + loop.start, done + loop.stop
         copies = list(range(start + loop.period, stop, loop.period))
         copies = [*copies[:_MOST_COPIES], stop]

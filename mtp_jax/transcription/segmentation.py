@@ -27,7 +27,7 @@ _UNVOICED = 0.35
 _HEARD = 0.25  # of a recording's most voiced window: below, nobody speaks in it
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """A part of a recording.
 
     Attributes:
@@ -53,7 +53,7 @@ def cut(
     sample_rate: int,
     longest: float,
     detector: Callable[[int], VoiceActivity] = VoiceActivity,
-) -> Iterator[Piece]:
+) -> Iterator[Chunk]:
     """Pieces of a recording, in order; holds little more than one of them.
 
     Args:
@@ -73,7 +73,7 @@ def cut(
         yield from cutter.pieces(final=True)
 
 
-def halves(piece: Piece, sample_rate: int, longest: float) -> list[Piece]:
+def halves(piece: Chunk, sample_rate: int, longest: float) -> list[Chunk]:
     """A piece in two that overlap, parted at the quietest place of its middle third.
 
     Empty where it is too short to be parted.
@@ -87,7 +87,7 @@ def halves(piece: Piece, sample_rate: int, longest: float) -> list[Piece]:
     begin = round((middle - shared) * sample_rate)
     return [
         piece._replace(audio=first, covered=piece.covered / 2),
-        Piece(
+        Chunk(
             piece.start + begin / sample_rate,
             piece.audio[begin:],
             piece.covered / 2,
@@ -123,7 +123,7 @@ class _Cutter:
     def _sample(self, window: int) -> int:
         return round(window * WINDOW_SECONDS * self.rate)
 
-    def pieces(self, final: bool = False) -> Iterator[Piece]:
+    def pieces(self, final: bool = False) -> Iterator[Chunk]:
         if final and not self.dropped and self.end <= self.longest:
             if len(self.audio) and self.voiced.max(initial=0.0) >= self._threshold():
                 yield self._piece(0.0, self.end, self.end)
@@ -141,9 +141,9 @@ class _Cutter:
         # The detector needs some windows to make up its mind: a word alone is given the benefit.
         return _HEARD if self.end >= 1.0 else 0.1
 
-    def _piece(self, start: float, stop: float, resume: float) -> Piece:
+    def _piece(self, start: float, stop: float, resume: float) -> Chunk:
         a, b = (round(t * self.rate) - self._sample(self.dropped) for t in (start, stop))
-        return Piece(start, self.audio[a:b].copy(), resume - self.resume, self.overlaps)
+        return Chunk(start, self.audio[a:b].copy(), resume - self.resume, self.overlaps)
 
     def _forget(self, until: float) -> None:
         """Drops what lies before `until`, in whole windows."""

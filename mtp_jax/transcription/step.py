@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.data import Batch
-from mtp_jax.decoding import Model, Strategy
-from mtp_jax.inference.decode_step import ctc_labels, encode, view
+from mtp_jax.decoding import DecoderFunctions, Strategy
+from mtp_jax.inference.decode_step import bind_decoder, ctc_labels, encode
 from mtp_jax.models.speech_llama import SpeechLlama
 
 _POSITIONS = 8  # whose logits over the whole vocabulary are in memory at a time
 
 
 @struct.dataclass
-class Heard:
+class ScoredBatch:
     """A batch, decoded.
 
     Attributes:
@@ -45,9 +45,9 @@ class Heard:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def hear(
+def decode_and_score(
     model: SpeechLlama, kind: type[Strategy], params: Any, batch: Batch, strategy: Strategy
-) -> Heard:
+) -> ScoredBatch:
     """Decodes a batch, and asks head 1 for the probability of every token.
 
     That is one more pass of the decoder, over the finished text, whatever the strategy. It is not
@@ -55,9 +55,9 @@ def hear(
     """
     encoded = encode(model, params, batch)
     active, limit = jnp.asarray(batch.index) >= 0, model.config.data.max_tokens
-    seen = view(model, params, encoded)
+    seen = bind_decoder(model, params, encoded)
     decoded = strategy.decode(seen, active, limit)
-    return Heard(
+    return ScoredBatch(
         tokens=decoded.tokens,
         length=decoded.length,
         call=decoded.call,
@@ -71,11 +71,11 @@ def hear(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def hear_ctc(model: SpeechLlama, params: Any, batch: Batch) -> Heard:
+def ctc_and_score(model: SpeechLlama, params: Any, batch: Batch) -> ScoredBatch:
     """The encoder's own transcript, at no decoder call."""
     encoded = encode(model, params, batch)
     tokens, length = ctc_labels(encoded)
-    return Heard(
+    return ScoredBatch(
         tokens=tokens,
         length=length,
         call=jnp.zeros_like(tokens),
@@ -88,7 +88,7 @@ def hear_ctc(model: SpeechLlama, params: Any, batch: Batch) -> Heard:
     )
 
 
-def token_log_probs(model: Model, tokens: jax.Array, length: jax.Array) -> jax.Array:
+def token_log_probs(model: DecoderFunctions, tokens: jax.Array, length: jax.Array) -> jax.Array:
     """float32[B, L] log-probabilities by head 1 of int32[B, L] `tokens`; 0 beyond `length`.
 
     The text is fed in one call, behind the audio.

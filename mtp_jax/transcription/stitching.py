@@ -9,7 +9,9 @@ from mtp_jax.transcription.results import Word
 _APART = 0.5  # s by which two pieces may differ over when a word was said
 
 
-def seam(left: Sequence[Word], right: Sequence[Word], start: float, stop: float) -> tuple[int, int]:
+def resolve_overlap(
+    left: Sequence[Word], right: Sequence[Word], start: float, stop: float
+) -> tuple[int, int]:
     """How many words of `left` to keep, and how many of `right` to drop.
 
     Where both heard the same word at the same time, the words of `left` up to it and those of

@@ -29,11 +29,11 @@ from mtp_jax.decoding import (
 from mtp_jax.inference.recognizer import Recognizer
 from mtp_jax.transcription.assembly import Reader
 from mtp_jax.transcription.confidence import Calibration
-from mtp_jax.transcription.prefetch import ahead
+from mtp_jax.transcription.prefetch import prefetch
 from mtp_jax.transcription.recordings import Recording
 from mtp_jax.transcription.results import Segment, Transcript
-from mtp_jax.transcription.segmentation import Piece, cut, halves
-from mtp_jax.transcription.step import Heard, hear, hear_ctc
+from mtp_jax.transcription.segmentation import Chunk, cut, halves
+from mtp_jax.transcription.step import ScoredBatch, ctc_and_score, decode_and_score
 
 Key = TypeVar("Key")
 Audio = str | os.PathLike[str] | np.ndarray
@@ -82,7 +82,7 @@ class Transcriber:
     @property
     def strategies(self) -> tuple[str, ...]:
         """Those of `mtp_jax.config.STRATEGIES` that the model can be decoded with."""
-        reads = self.recognizer.model.vocabulary.reads
+        reads = self.recognizer.model.vocabulary.has_ctc_drafts
         return tuple(name for name in STRATEGIES if reads or name not in DRAFTED_BY_CTC)
 
     def strategy(self, name: str, tau: float | None = None) -> Strategy | None:
@@ -188,13 +188,13 @@ class Transcriber:
         """
         chosen = self.strategy(strategy) if isinstance(strategy, str) else strategy
         pool = _AHEAD * self.batch_size
-        waiting: list[tuple[Recording[Key], tuple[int, ...], Piece]] = []
+        waiting: list[tuple[Recording[Key], tuple[int, ...], Chunk]] = []
         running: dict[int, Recording[Key]] = {}
-        read = ahead(self._read(recordings, rate), pool)
+        read = prefetch(self._read(recordings, rate), pool)
         try:
             for recording, piece in read:
                 running[id(recording)] = recording
-                if isinstance(piece, Piece):
+                if isinstance(piece, Chunk):
                     recording.outstanding += 1
                     waiting.append((recording, (recording.next_place(),), piece))
                 else:
@@ -209,7 +209,7 @@ class Transcriber:
         finally:
             read.close()  # type: ignore[attr-defined]  # a generator
 
-    def pieces(self, audio: Audio, rate: int | None = None) -> Iterator[Piece]:
+    def pieces(self, audio: Audio, rate: int | None = None) -> Iterator[Chunk]:
         """What a recording is cut into to be decoded, in order.
 
         Raises:
@@ -217,7 +217,7 @@ class Transcriber:
         """
         return cut(self._blocks(audio, rate), self.sample_rate, self.longest)
 
-    def decode(self, pieces: Sequence[Piece], strategy: Named = "verify") -> list[Segment]:
+    def decode(self, pieces: Sequence[Chunk], strategy: Named = "verify") -> list[Segment]:
         """Decodes pieces in one batch, for those who make batches themselves.
 
         Args:
@@ -229,11 +229,11 @@ class Transcriber:
         """
         return self._decode(pieces, strategy)[0]
 
-    def prepare(self, pieces: Sequence[Piece], strategy: Named = "verify") -> None:
+    def prepare(self, pieces: Sequence[Chunk], strategy: Named = "verify") -> None:
         """Compiles what `decode` needs for such a batch, unless it is there."""
         self._program(self._batch([piece.audio for piece in pieces]), self._traced(strategy))
 
-    def join(self, segments: Sequence[Segment], pieces: Sequence[Piece]) -> tuple[Segment, ...]:
+    def join(self, segments: Sequence[Segment], pieces: Sequence[Chunk]) -> tuple[Segment, ...]:
         """Segments of one recording, in order, without words that two of them share."""
         recording: Recording[None] = Recording(None)
         for place, (segment, piece) in enumerate(zip(segments, pieces, strict=True)):
@@ -242,7 +242,7 @@ class Transcriber:
 
     def _read(
         self, recordings: Iterable[tuple[Key, Audio]], rate: int | None
-    ) -> Iterator[tuple[Recording[Key], Piece | AudioError | None]]:
+    ) -> Iterator[tuple[Recording[Key], Chunk | AudioError | None]]:
         """Pieces of all recordings; None ends each, or what is wrong with it."""
         for key, audio in recordings:
             recording = Recording(key)
@@ -269,7 +269,7 @@ class Transcriber:
 
     def _work(
         self,
-        waiting: list[tuple[Recording[Key], tuple[int, ...], Piece]],
+        waiting: list[tuple[Recording[Key], tuple[int, ...], Chunk]],
         strategy: Strategy | None,
         progress: Callable[[float], None],
     ) -> None:
@@ -323,7 +323,7 @@ class Transcriber:
                 ),
             )
 
-    def _decode(self, pieces: Sequence[Piece], strategy: Named) -> tuple[list[Segment], float]:
+    def _decode(self, pieces: Sequence[Chunk], strategy: Named) -> tuple[list[Segment], float]:
         """Segments, and the seconds that they took, compilation apart."""
         chosen = self._traced(strategy)
         if not pieces:
@@ -333,9 +333,9 @@ class Transcriber:
         start = time.perf_counter()
         placed = self.recognizer.place(batch)
         params = self.recognizer.params
-        heard: Heard = compiled(params, placed, *([] if chosen is None else [chosen]))
+        scored: ScoredBatch = compiled(params, placed, *([] if chosen is None else [chosen]))
         kind = "ctc" if chosen is None else "decoder"
-        segments = self._reader.segments(heard, pieces, self.sample_rate, kind, self.calibration)
+        segments = self._reader.segments(scored, pieces, self.sample_rate, kind, self.calibration)
         return segments, time.perf_counter() - start
 
     def _traced(self, strategy: Named) -> Strategy | None:
@@ -373,9 +373,9 @@ class Transcriber:
                 placed = self.recognizer.place(batch)
                 model, params = self.recognizer.model, self.recognizer.params
                 lowered = (
-                    hear.lower(model, type(strategy), params, placed, strategy)
+                    decode_and_score.lower(model, type(strategy), params, placed, strategy)
                     if strategy is not None
-                    else hear_ctc.lower(model, params, placed)
+                    else ctc_and_score.lower(model, params, placed)
                 )
                 self._compiled[key] = lowered.compile()
             return self._compiled[key]

@@ -101,11 +101,11 @@ def check_whisper(path: Path) -> None:
     features = features.astype(np.float32)
     encode = jax.jit(WhisperEncoder(source.config).apply)
     got = np.asarray(encode({"params": params}, features, np.array([frames]))[0])
-    heard = np.ascontiguousarray(features.transpose(0, 2, 1))
+    scored = np.ascontiguousarray(features.transpose(0, 2, 1))
 
     def run(encoder: torch.nn.Module) -> np.ndarray:
         with torch.no_grad():
-            return encoder(torch.from_numpy(heard)).last_hidden_state.numpy()
+            return encoder(torch.from_numpy(scored)).last_hidden_state.numpy()
 
     if (path / "model.bin").exists():
         encoder = transformers_whisper(source, params)
@@ -113,7 +113,7 @@ def check_whisper(path: Path) -> None:
             f"{path.name}, hidden states, against transformers on our export", got, run(encoder)
         )
         model = ctranslate2.models.Whisper(str(path), compute_type="float32")
-        expected = np.array(model.encode(ctranslate2.StorageView.from_array(heard)))
+        expected = np.array(model.encode(ctranslate2.StorageView.from_array(scored)))
         table = pretrained.open_weights(path).read("encoder/position_encodings/encodings")
         encoder.embed_positions.weight.data = torch.from_numpy(table.astype(np.float32))
         compare(

@@ -107,8 +107,8 @@ def main() -> None:
     randomize(whisper, rng)
     save(whisper, "whisper")
     with torch.no_grad():
-        heard = torch.from_numpy(features.transpose(0, 2, 1))
-        expected["whisper"] = whisper.model.encoder(heard).last_hidden_state.numpy()
+        scored = torch.from_numpy(features.transpose(0, 2, 1))
+        expected["whisper"] = whisper.model.encoder(scored).last_hidden_state.numpy()
     np.savez_compressed(FOLDER / "expected.npz", **expected)
 
 

@@ -189,7 +189,7 @@ class Llama(nn.Module):
         config: sizes.
         vocab_size: V.
         dtype: of activations and of the cache.
-        layers_above: of whoever runs behind this one, for which its cache has room.
+        layers_above: of whoever runs behind this one, for which its cache has capacity.
     """
 
     config: Decoder
@@ -237,7 +237,7 @@ class Llama(nn.Module):
         real: jax.Array,
         cache: KVCache | None = None,
         deterministic: bool = True,
-        rewind: jax.Array | int = 0,
+        position_offset: jax.Array | int = 0,
         run_above: Callable[..., Carry] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the decoder over new positions.
@@ -247,8 +247,8 @@ class Llama(nn.Module):
             real: bool[B, S]; padding may stand anywhere and takes no position.
             cache: what was seen before; without it the S positions are all there is.
             deterministic: False drops residual branches at ``config.dropout``.
-            rewind: int32[B, S], subtracted from the rotary positions, which count real positions
-                from 0.
+            position_offset: int32[B, S], subtracted from the rotary positions, which count real
+                positions from 0.
             run_above: runs the `layers_above`, given what `run_layers` is, but for its first two
                 and the places.
 
@@ -271,7 +271,7 @@ class Llama(nn.Module):
             carry = (x, cache.keys, cache.values)
             if cache.prompt is not None:
                 prompt = (cache.prompt.keys, cache.prompt.values)
-        given = positions - rewind, slots, mask, prompt
+        given = positions - position_offset, slots, mask, prompt
         carry = run_layers(c, self.dtype, deterministic, range(c.layers), carry, *given)
         hidden = self.final_norm(carry[0])
         if run_above is not None:
