@@ -21,12 +21,13 @@ from absl import flags
 from bench.in_turn import in_turn, rtfx, seconds
 from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import Workdir
-from mtp_jax.config import STRATEGIES, ConfigError
+from mtp_jax.config import ConfigError
+from mtp_jax.decoding import registry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _ENCODER = cli.encoder_flag()
 _STRATEGY = flags.DEFINE_list(
-    "strategy", ["ctc", "threshold", "verify", "verify_ctc"], f"of {', '.join(STRATEGIES)}"
+    "strategy", ["ctc", "threshold", "verify", "verify_ctc"], f"of {', '.join(registry.names())}"
 )
 _BATCH_SIZE = flags.DEFINE_list("batch_size", ["1", "8", "32"], "batch sizes")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "times that each strategy decodes each batch size")
@@ -40,24 +41,27 @@ def main(argv: list[str]) -> None:
     cli.start_jax(config)
     from mtp_jax.data import open_source
     from mtp_jax.decoding import Greedy
-    from mtp_jax.evaluation.compare import Task, strategies
+    from mtp_jax.evaluation.compare import Task, table_rows
+    from mtp_jax.evaluation.outcome import decode_source
     from mtp_jax.inference.load import load
 
-    recognizer = load(workdir, encoder=_ENCODER.value)
+    runner = load(workdir, encoder=_ENCODER.value)
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)
-    task = Task.of(source, recognizer)
+    task = Task.of(source, runner)
     options = dataclasses.replace(config.evaluation, strategies=tuple(_STRATEGY.value))
-    kept, reads = workdir.read_tau(), recognizer.model.vocabulary.has_ctc_drafts
+    kept, reads = workdir.read_tau(), runner.model.vocabulary.has_ctc_hypothesis
     if "threshold" in _STRATEGY.value and config.heads.count > 1 and kept is None:
         raise ConfigError(f"{workdir.tau} is missing: run mtp_jax.evaluate first")
-    rows = strategies(options, config.heads.count, kept["tau"] if kept else 1.0, reads)
-    chosen = {"greedy": Greedy()} | {name: one for name, _, one in rows if name != "greedy"}
+    rows = table_rows(options, config.heads.count, kept["tau"] if kept else 1.0, reads)
+    chosen = {"greedy": Greedy()} | {
+        entry.name: variant.strategy for entry, variant in rows if entry.name != "greedy"
+    }
     print("batch  strategy         calls   seconds   (of greedy's)   RTFx")
     for size in map(int, _BATCH_SIZE.value):
         batches = list(itertools.islice(task.batches(size), max(1, _UTTERANCES.value // size)))
         runs = in_turn(
             {
-                name: functools.partial(recognizer.run, source, batches, strategy)
+                name: functools.partial(decode_source, runner, source, batches, strategy)
                 for name, strategy in chosen.items()
             },
             _ROUNDS.value,

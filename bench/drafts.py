@@ -26,8 +26,9 @@ from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.data import Batch, open_source
 from mtp_jax.decoding import Greedy
 from mtp_jax.evaluation.compare import Task
+from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference.load import load
-from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.inference.runner import Runner
 from mtp_jax.models.speech_features import speech_features
 from mtp_jax.models.speech_llama import SpeechLlama, call
 from mtp_jax.tokenizer import Tokenizer
@@ -47,8 +48,8 @@ def drafts(
 ) -> jax.Array:
     """int32[B, L, M], what head m says at each position of int32[B, L] `tokens`."""
     features, frames = speech_features(model, params, batch)
-    hidden, _ = call(model, params, "__call__", features, frames, tokens, length)
-    return jnp.argmax(call(model, params, "all_logits", hidden), axis=-1)
+    hidden, _ = call(SpeechLlama.__call__, model, params, features, frames, tokens, length)
+    return jnp.argmax(call(SpeechLlama.all_logits, model, params, hidden), axis=-1)
 
 
 def places(tokenizer: Tokenizer, tokens: tuple[int, ...]) -> tuple[list[int], list[str]]:
@@ -73,10 +74,10 @@ def places(tokenizer: Tokenizer, tokens: tuple[int, ...]) -> tuple[list[int], li
 
 
 def judged(
-    recognizer: Recognizer, batches: Iterator[Batch], texts: dict[int, tuple[int, ...]]
+    runner: Runner, batches: Iterator[Batch], texts: dict[int, tuple[int, ...]]
 ) -> Iterator[tuple[int, int, str, bool]]:
     """(head, place, word, right) of every draft for a token of `texts`."""
-    model, tokenizer = recognizer.model, recognizer.tokenizer
+    model, tokenizer = runner.model, runner.tokenizer
     for batch in batches:
         rows = [texts.get(int(index), ()) for index in batch.index]
         width = -(-max(len(row) for row in rows) // 32) * 32  # fewer shapes to compile
@@ -84,8 +85,8 @@ def judged(
         for row, text in enumerate(rows):
             tokens[row, : len(text)] = text
         lengths = np.array([len(row) for row in rows], np.int32)
-        bare = recognizer.place(batch._replace(tokens=batch.tokens[:, :0]))
-        said = np.asarray(drafts(model, recognizer.params, bare, tokens, lengths))
+        bare = runner.place(batch._replace(tokens=batch.tokens[:, :0]))
+        said = np.asarray(drafts(model, runner.params, bare, tokens, lengths))
         for row, text in enumerate(rows):
             place, word = places(tokenizer, text)
             for i, token in enumerate(text):
@@ -115,17 +116,17 @@ def picture(share: np.ndarray, file: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    recognizer = load(Workdir(_WORKDIR.value))
-    config = recognizer.model.config
+    runner = load(Workdir(_WORKDIR.value))
+    config = runner.model.config
     source = open_source(_DATA.value or config.data.test, config.data, config.front_end.sample_rate)
-    task = Task.of(source, recognizer)
-    outcome = recognizer.run(source, task.batches(_BATCH_SIZE.value), Greedy())
+    task = Task.of(source, runner)
+    outcome = decode_source(runner, source, task.batches(_BATCH_SIZE.value), Greedy())
     by_id = {h.id: h.tokens for h in outcome.hypotheses}
     texts = {i: by_id[u.id] for i, u in enumerate(source.utterances) if u.id in by_id}
     count = config.heads.count
     right, total = np.zeros((2, len(PLACES), count + 1))
     failed: collections.Counter[str] = collections.Counter()
-    for head, place, word, ok in judged(recognizer, task.batches(_BATCH_SIZE.value), texts):
+    for head, place, word, ok in judged(runner, task.batches(_BATCH_SIZE.value), texts):
         right[place, head] += ok
         total[place, head] += 1
         if head > 1 and not ok and word:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from mtp_jax.inference.recognizer import Outcome
+from mtp_jax.evaluation.outcome import Outcome
 
 Name = TypeVar("Name")
 Result = TypeVar("Result")

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     model = mtp_jax.load(_MODEL.value)
-    config = model.recognizer.model.config
+    config = model.runner.model.config
     rate = model.sample_rate
     source = open_source(_DATA.value or config.data.test, config.data, rate)
     count, draw, said = len(source.utterances), np.random.default_rng(0), []

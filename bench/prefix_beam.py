@@ -51,19 +51,20 @@ def main(argv: list[str]) -> None:
     from mtp_jax.data import open_source
     from mtp_jax.decoding import BeamSearch, PrefixBeam, Strategy
     from mtp_jax.evaluation.compare import Task
-    from mtp_jax.inference.decode_step import bind_decoder, encode
+    from mtp_jax.evaluation.outcome import decode_source
+    from mtp_jax.inference.decoder_functions import bind_decoder, encode
     from mtp_jax.inference.load import load
 
-    recognizer = load(Workdir(_WORKDIR.value))
+    runner = load(Workdir(_WORKDIR.value))
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)
-    batches = Task.of(source, recognizer).batches(_BATCH_SIZE.value)
+    batches = Task.of(source, runner).batches(_BATCH_SIZE.value)
     batches = list(itertools.islice(batches, max(1, _UTTERANCES.value // _BATCH_SIZE.value)))
-    model, params = recognizer.model, recognizer.params
-    one = recognizer.place(batches[-1]._replace(tokens=batches[-1].tokens[:, :0]))
+    model, params = runner.model, runner.params
+    one = runner.place(batches[-1]._replace(tokens=batches[-1].tokens[:, :0]))
     _, prompt = bind_decoder(
         model, params, jax.jit(encode, static_argnums=0)(model, params, one)
     ).prefill(0)
-    move = jax.jit(lambda cache, rows: cache.moved(rows), donate_argnums=0)
+    move = jax.jit(lambda cache, rows: cache.gather_rows(rows), donate_argnums=0)
 
     print(
         " K   calls: beam, ours   seconds: beam, ours   ms a step: beam, ours   moving rows, beam"
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> None:
         }
         runs = in_turn(
             {
-                name: functools.partial(recognizer.run, source, batches, search)
+                name: functools.partial(decode_source, runner, source, batches, search)
                 for name, search in searches.items()
             },
             _ROUNDS.value,
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> None:
         wall = {name: seconds(outcomes) for name, outcomes in runs.items()}
         calls = {n: runs[n][0].calls / len(runs[n][0].hypotheses) for n in runs}
         step = {n: wall[n] / runs[n][0].loop_steps for n in runs}
-        cache = [prompt.branched(beams, config.data.max_tokens)]
+        cache = [prompt.fork(beams, config.data.max_tokens)]
         places = jnp.arange(len(cache[0].length))[None]
 
         def moving(cache: list[Any] = cache, places: jax.Array = places) -> Any:

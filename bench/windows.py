@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax.data import open_source
     from mtp_jax.evaluation.compare import Task
     from mtp_jax.inference.load import load
-    from mtp_jax.inference.recognizer import Recognizer
+    from mtp_jax.inference.runner import Runner
     from mtp_jax.models.build import make_model
 
     trained = load(workdir, encoder=_ENCODER.value)
@@ -47,15 +47,15 @@ def main(argv: list[str]) -> None:
     for padded in (False, True):
         whisper = dataclasses.replace(config.whisper, padded=padded)
         model = make_model(dataclasses.replace(config, whisper=whisper), trained.tokenizer)
-        ways[padded] = Recognizer(model, trained.params, trained.tokenizer, trained.mesh)
+        ways[padded] = Runner(model, trained.params, trained.tokenizer, trained.mesh)
     print("batch  padded over true   RTFx: true length   padded")
     for size in map(int, _BATCH_SIZE.value):
         count = max(1, _UTTERANCES.value // size)
         batches = list(itertools.islice(Task.of(source, trained).batches(size), count))
         runs = in_turn(
             {
-                padded: functools.partial(recognizer.run, source, batches, None)
-                for padded, recognizer in ways.items()
+                padded: functools.partial(runner.run, source, batches, None)
+                for padded, runner in ways.items()
             },
             _ROUNDS.value,
         )

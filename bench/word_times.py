@@ -17,13 +17,13 @@ import jax
 import numpy as np
 import soundfile
 from absl import app, flags, logging
+from mtp_jax.transcription.step import ctc_and_score
 
 import mtp_jax
 from mtp_jax.data import corpus, grammar
 from mtp_jax.transcription.alignment import align
 from mtp_jax.transcription.assembly import word_spans
 from mtp_jax.transcription.spelling import labels_of
-from mtp_jax.transcription.step import ctc_and_score
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
 _COUNT = flags.DEFINE_integer("count", 200, "sentences of the corpus's test")
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     model = mtp_jax.load(_MODEL.value)
-    network, params = model.recognizer.model, model.recognizer.params
+    network, params = model.runner.model, model.runner.params
     texts = list(itertools.islice(grammar.sentences("test", 0), _COUNT.value))
     starts, ends = [], []
     for at in range(0, len(texts), model.batch_size):
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> None:
         ]
         waves = [soundfile.read(io.BytesIO(item.flac), dtype="int16")[0] for item in said]
         batch = model._batch(waves)
-        scored = jax.device_get(ctc_and_score(network, params, model.recognizer.place(batch)))
+        scored = jax.device_get(ctc_and_score(network, params, model.runner.place(batch)))
         for row, item in enumerate(said):
-            labels, word = labels_of(model.recognizer.tokenizer.ctc, item.text.split())
+            labels, word = labels_of(model.runner.tokenizer.ctc, item.text.split())
             found = align(scored.ctc[row, : scored.frames[row]], labels)
             if found is None:
                 continue

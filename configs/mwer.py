@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mtp_jax.config import STRATEGIES, load_config
+from mtp_jax.config import load_config
+from mtp_jax.decoding import registry
 
 
 def get_config(base: str = "noisy") -> ConfigDict:
@@ -26,5 +27,5 @@ def get_config(base: str = "noisy") -> ConfigDict:
     config.optim.learning_rate = 3e-4
     config.train.dev_every = 100
     config.train.checkpoint_every = 100
-    config.evaluation.strategies = STRATEGIES
+    config.evaluation.strategies = registry.names()
     return config

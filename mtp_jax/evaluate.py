@@ -22,14 +22,14 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import Workdir
-from mtp_jax.config import DRAFTED_BY_CTC, STRATEGIES
+from mtp_jax.decoding import registry
 from mtp_jax.paths import to_path
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _ENCODER = cli.encoder_flag()
 _DATA = flags.DEFINE_string("data", None, "source to decode; default: the config's test")
 _STRATEGY = flags.DEFINE_list(
-    "strategy", None, f"of {', '.join(STRATEGIES)}; default: the config's"
+    "strategy", None, f"of {', '.join(registry.names())}; default: the config's"
 )
 _TAU = flags.DEFINE_float("tau", None, "of threshold decoding; default: the one chosen on dev")
 _INCREASE = flags.DEFINE_float(
@@ -60,8 +60,8 @@ def main(argv: list[str]) -> None:
     if _LENGTH_POWER.value is not None and _LENGTH_POWER.value < 0:
         raise flags.Error(f"--length_power={_LENGTH_POWER.value} must not be negative")
     for name in _STRATEGY.value or ():
-        if name not in STRATEGIES:
-            raise flags.Error(f"--strategy={name} is not one of {', '.join(STRATEGIES)}")
+        if name not in registry.names():
+            raise flags.Error(f"--strategy={name} is not one of {', '.join(registry.names())}")
     if _TAU.value is not None and _INCREASE.value is not None:
         raise flags.Error("--tau and --max_wer_increase exclude each other: give one")
     workdir = Workdir(_WORKDIR.value)
@@ -81,9 +81,9 @@ def main(argv: list[str]) -> None:
     from mtp_jax.evaluation import evaluate  # imported late: errors in flags come at once
     from mtp_jax.inference.load import load
 
-    recognizer = load(workdir, encoder=_ENCODER.value)
-    drafted = {*DRAFTED_BY_CTC} & {*(_STRATEGY.value or ())}
-    if drafted and not recognizer.model.vocabulary.has_ctc_drafts:
+    runner = load(workdir, encoder=_ENCODER.value)
+    usable = registry.usable(runner.model.vocabulary.has_ctc_hypothesis)
+    if not {*(_STRATEGY.value or ())} <= {*usable}:
         raise DraftsError
     increase = _INCREASE.value
     if _TAU.value is not None:
@@ -92,9 +92,9 @@ def main(argv: list[str]) -> None:
         tau = kept["tau"]
     else:
         allowed = config.evaluation.max_wer_increase if increase is None else increase
-        tau = evaluate.tune(recognizer, workdir, allowed, options)
+        tau = evaluate.tune(runner, workdir, allowed, options)
     evaluate.evaluate(
-        recognizer,
+        runner,
         workdir,
         _DATA.value or config.data.test,
         tau,

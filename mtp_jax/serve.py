@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.config import STRATEGIES
+from mtp_jax.decoding import registry
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
 _ENCODER = cli.encoder_flag()
@@ -30,7 +30,7 @@ _PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one", lower_bound=0, 
 _NAMES = flags.DEFINE_list(
     "names", None, "that requests may call the model; default: its folder's, and whisper-1"
 )
-_STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(STRATEGIES)}")
+_STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(registry.names())}")
 _TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
 _SECONDS = flags.DEFINE_float("max_seconds", 7200.0, "of a recording", lower_bound=0.0)
 _BYTES = flags.DEFINE_integer("max_bytes", 100_000_000, "of a recording", lower_bound=1)
@@ -47,8 +47,8 @@ def main(argv: list[str]) -> int:
     cli.refuse_arguments(argv)
     warm = tuple(_WARM.value if _WARM.value is not None else [_STRATEGY.value])
     for flag, name in (("strategy", _STRATEGY.value), *(("warm", name) for name in warm)):
-        if name not in STRATEGIES:
-            raise flags.Error(f"--{flag}={name} is not one of {', '.join(STRATEGIES)}")
+        if name not in registry.names():
+            raise flags.Error(f"--{flag}={name} is not one of {', '.join(registry.names())}")
     if _TAU.value is not None and not 0 < _TAU.value <= 1:
         raise flags.Error(f"--tau={_TAU.value:g} is no probability: choose one up to 1")
     try:

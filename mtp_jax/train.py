@@ -56,11 +56,11 @@ def main(argv: list[str]) -> None:
         workdir.claim(config)
     if loop.finished(config, workdir):
         log.info("%s is finished: evaluating only", workdir.path)
-        recognizer = load(workdir)
+        runner = load(workdir)
     else:
-        recognizer = loop.train(config, workdir)
-    tau = evaluate.tune(recognizer, workdir, config.evaluation.max_wer_increase)
-    evaluate.evaluate(recognizer, workdir, config.data.test, tau, workdir.path)
+        runner = loop.train(config, workdir)
+    tau = evaluate.tune(runner, workdir, config.evaluation.max_wer_increase)
+    evaluate.evaluate(runner, workdir, config.data.test, tau, workdir.path)
     log.info("%.1f minutes", (time.perf_counter() - start) / 60)
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.config import STRATEGIES
+from mtp_jax.decoding import registry
 from mtp_jax.transcription.formats import FORMATS, formatted
 from mtp_jax.transcription.outputs import Task, find, finished, outputs, shown, write
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
 _OUTPUT = flags.DEFINE_string("output_dir", None, "folder of the transcripts; default: print them")
 _FORMAT = flags.DEFINE_list("format", None, f"of {', '.join(FORMATS)}; default: txt")
-_STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(STRATEGIES)}")
+_STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(registry.names())}")
 _TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "pieces decoded at once", lower_bound=1)
 _ENCODER = cli.encoder_flag()
@@ -48,8 +48,10 @@ def main(argv: list[str]) -> int:
     for kind in formats:
         if kind not in FORMATS:
             raise flags.Error(f"--format={kind} is not one of {', '.join(FORMATS)}")
-    if _STRATEGY.value not in STRATEGIES:
-        raise flags.Error(f"--strategy={_STRATEGY.value} is not one of {', '.join(STRATEGIES)}")
+    if _STRATEGY.value not in registry.names():
+        raise flags.Error(
+            f"--strategy={_STRATEGY.value} is not one of {', '.join(registry.names())}"
+        )
     if len(argv) < 2:
         raise flags.Error("name recordings, folders or globs")
     if not _OUTPUT.value and len(formats) > 1:

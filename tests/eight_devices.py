@@ -31,8 +31,9 @@ from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads, Mwer, Opti
 from mtp_jax.data import Batch, Source, Utterance
 from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Threshold, Verify
 from mtp_jax.distributed.sharding import MeshError, batch_divisor, batch_sharding, make_mesh, over
-from mtp_jax.inference.decode_step import encode
-from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.evaluation.outcome import decode_source
+from mtp_jax.inference.decoder_functions import encode
+from mtp_jax.inference.runner import Runner
 from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary, call
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import TrainState, init_state, make_train_step
@@ -176,17 +177,17 @@ def run(out: Path) -> None:
 
 def decode_all(out: Path, name: str, mesh: jax.sharding.Mesh, state: TrainState) -> None:
     """Tokens and calls of every strategy, and what one device holds of a cache."""
-    recognizer = Recognizer(MODEL, state.model_params, Pieces(), mesh)
+    runner = Runner(MODEL, state.model_params, Pieces(), mesh)
     found = {}
     for label, strategy in STRATEGIES.items():
         found[label] = [
             [[*h.tokens], h.calls, [[*a.tokens] for a in h.nbest]]
-            for h in recognizer.run(SOURCE, [batch(0)], strategy).hypotheses
+            for h in decode_source(runner, SOURCE, [batch(0)], strategy).hypotheses
         ]
     with over(mesh):
-        prefill = jax.jit(lambda p, e: call(MODEL, p, "prefill", e, 4)[1].keys)
+        prefill = jax.jit(lambda p, e: call(SpeechLlama.prefill, MODEL, p, e, 4)[1].keys)
         encoded = jax.jit(lambda p, b: encode(MODEL, p, b))
-        placed = recognizer.place(batch(0))
+        placed = runner.place(batch(0))
         keys = prefill(state.model_params, encoded(state.model_params, placed))
     found["cache"] = [keys.sharding.shard_shape(keys.shape), keys.shape]
     (out / f"decoded_{name}.json").write_text(json.dumps(found))

@@ -29,8 +29,8 @@ from mtp_jax.evaluation.compare import (
     strategies,
     word_error_rate,
 )
+from mtp_jax.evaluation.outcome import Alternative, Hypothesis, Outcome, Runner
 from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
-from mtp_jax.inference.recognizer import Alternative, Hypothesis, Outcome, Recognizer
 
 REFERENCES = ("turn it on", "call ann twice", "stop")
 M = 3
@@ -84,8 +84,8 @@ class Fake:
         return 0.001 * int(batch.index[at]) + len(tokens)
 
 
-def recognizer(answer: Callable[[Strategy | None], Outcome], heads: int = M) -> Recognizer:
-    return cast(Recognizer, Fake(answer, heads))
+def runner(answer: Callable[[Strategy | None], Outcome], heads: int = M) -> Runner:
+    return cast(Runner, Fake(answer, heads))
 
 
 def task() -> Task:
@@ -173,27 +173,27 @@ def test_tau_has_the_fewest_calls_among_those_good_enough() -> None:
     def answer(strategy: Strategy | None) -> Outcome:
         return answers[float(strategy.tau)] if isinstance(strategy, Threshold) else GREEDY
 
-    choice = choose_tau(recognizer(answer), task(), (0.9, 0.3, 0.7, 0.5), 0.0, 4)
+    choice = choose_tau(runner(answer), task(), (0.9, 0.3, 0.7, 0.5), 0.0, 4)
     assert choice.tau == 0.5
     assert choice.greedy_wer == 0.0
     assert [r["options"]["tau"] for r in choice.sweep] == [0.3, 0.5, 0.7, 0.9]
     assert [r["decoder_calls"] for r in choice.sweep] == [3, 4, 5, 10]
     assert {r["strategy"] for r in choice.sweep} == {"threshold"}
 
-    allowed = choose_tau(recognizer(answer), task(), (0.3, 0.5), 15.0, 4)
+    allowed = choose_tau(runner(answer), task(), (0.3, 0.5), 15.0, 4)
     assert allowed.tau == 0.3
-    assert choose_tau(recognizer(answer), task(), (0.3, 0.5), 14.0, 4).tau == 0.5
+    assert choose_tau(runner(answer), task(), (0.3, 0.5), 14.0, 4).tau == 0.5
 
 
 def test_of_equal_calls_the_lower_tau_is_taken() -> None:
-    found = choose_tau(recognizer(lambda _: GREEDY), task(), (0.9, 0.5), 0.0, 4)
+    found = choose_tau(runner(lambda _: GREEDY), task(), (0.9, 0.5), 0.0, 4)
     assert found.tau == 0.5
 
 
 def test_without_a_good_tau_there_is_one_that_makes_it_greedy() -> None:
     bad = outcome(texts=("", "", ""))
     choice = choose_tau(
-        recognizer(lambda s: bad if isinstance(s, Threshold) else GREEDY), task(), (0.5,), 1.0, 4
+        runner(lambda s: bad if isinstance(s, Threshold) else GREEDY), task(), (0.5,), 1.0, 4
     )
     assert choice.tau == NO_TAU > 1
     assert len(choice.sweep) == 1
@@ -244,7 +244,7 @@ def test_compare_runs_each_strategy_once_a_batch_size() -> None:
             return outcome(calls=(2, 2, 1), tokens=tuple(h.tokens for h in wide.hypotheses))
         return outcome(calls=(1, 2, 2))
 
-    model = recognizer(answer)
+    model = runner(answer)
     rows, outcomes = compare(model, task(), 0.9, Evaluation(batch_sizes=(1, 4)))
     assert len(cast(Fake, model).ran) == 2 * 7  # greedy of width 16 too
     names = ["ctc", "greedy", "greedy", "threshold", "verify", "verify_ctc"]
@@ -277,7 +277,7 @@ def test_compare_runs_each_strategy_once_a_batch_size() -> None:
 
 def test_differences_at_the_end_of_the_shorter_text() -> None:
     shorter = outcome(tokens=((5, 6), (5, 8, 9, 2), (4, 2)))
-    found = differences(recognizer(lambda _: GREEDY), task(), shorter, GREEDY)
+    found = differences(runner(lambda _: GREEDY), task(), shorter, GREEDY)
     assert found == [{"id": "u0", "position": 2, "top2_gap": pytest.approx(2.0)}]
 
 
@@ -288,7 +288,7 @@ def test_a_recording_that_cannot_be_read_differs_from_nothing() -> None:
     batches = list(whole.batches(1))
     unread = batches[1]._replace(index=np.array([-1], np.int32))
     some = dataclasses.replace(whole, batches=lambda _: iter([batches[0], unread, batches[2]]))
-    found = differences(recognizer(lambda _: GREEDY), some, shorter, GREEDY)
+    found = differences(runner(lambda _: GREEDY), some, shorter, GREEDY)
     assert [one["id"] for one in found] == ["u2"]
 
 

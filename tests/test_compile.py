@@ -253,8 +253,8 @@ def test_matrices_in_the_type_of_their_products_change_nothing():
 
     @jax.jit
     def outputs(params):
-        hidden, encoded = call(model, params, "__call__", *given)
-        return call(model, params, "all_logits", hidden), encoded.ctc_logits
+        hidden, encoded = call(SpeechLlama.__call__, model, params, *given)
+        return call(SpeechLlama.all_logits, model, params, hidden), encoded.ctc_logits
 
     rounded = products_type(params, "bfloat16")
     for a, b in zip(outputs(params), outputs(rounded), strict=True):

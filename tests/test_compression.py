@@ -118,7 +118,7 @@ def test_the_prompt_holds_the_embeddings_of_what_ctc_reads():
     params["ctc"] = {"kernel": jnp.zeros_like(params["ctc"]["kernel"]), "bias": bias}
     params["adaptor"] = jax.tree.map(jnp.zeros_like, params["adaptor"])
     features = np.random.default_rng(0).normal(size=(2, 12, 6)).astype(np.float32)
-    encoded = call(model, params, "encode", features, np.array([12, 5]))
+    encoded = call(SpeechLlama.encode, model, params, features, np.array([12, 5]))
     assert encoded.length.tolist() == [1, 1]
     assert encoded.ctc_length.tolist() == [3, 2]
     for row in encoded.audio:

@@ -26,6 +26,7 @@ from mtp_jax.data import open_source, train_batches
 from mtp_jax.decoding import DraftsError, Greedy, Verify
 from mtp_jax.distributed.sharding import make_mesh
 from mtp_jax.evaluation.compare import Task
+from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference import encoder_cache
 from mtp_jax.inference.load import load
 from mtp_jax.models.build import make_model
@@ -51,12 +52,12 @@ def trained(config: Config, tmp_path_factory) -> Workdir:
     return train(own, tmp_path_factory.mktemp("own"))
 
 
-def run(recognizer, strategy):
+def run(runner, strategy):
     """Hypotheses for the test split."""
-    c = recognizer.model.config
+    c = runner.model.config
     source = open_source("embedded/tiny:test", c.data, c.front_end.sample_rate)
-    batches = Task.of(source, recognizer).batches(8)
-    return recognizer.run(source, batches, strategy).hypotheses
+    batches = Task.of(source, runner).batches(8)
+    return decode_source(runner, source, batches, strategy).hypotheses
 
 
 def test_the_labels_of_a_batch_spell_its_texts(trained):
@@ -94,12 +95,12 @@ def test_one_that_is_the_same_is_not_of_its_own(trained, tmp_path):
 
 
 def test_ctc_is_read_by_its_own_tokenizer(trained):
-    recognizer = load(trained)
-    assert recognizer.params["ctc"]["kernel"].shape[1] == LABELS + 1
-    for hypothesis in run(recognizer, None):
+    runner = load(trained)
+    assert runner.params["ctc"]["kernel"].shape[1] == LABELS + 1
+    for hypothesis in run(runner, None):
         assert all(token < LABELS for token in hypothesis.tokens)
-        assert hypothesis.text == recognizer.tokenizer.ctc.decode(hypothesis.tokens)
-    greedy, verify = run(recognizer, Greedy(2)), run(recognizer, Verify())
+        assert hypothesis.text == runner.tokenizer.ctc.decode(hypothesis.tokens)
+    greedy, verify = run(runner, Greedy(2)), run(runner, Verify())
     assert [h.tokens for h in verify] == [h.tokens for h in greedy]
 
 
@@ -155,12 +156,12 @@ def test_a_pretrained_decoder_first_reads_what_ctc_finds_and_hears_no_more(train
 
 
 def test_the_export_has_both(trained, tmp_path):
-    recognizer = load(trained)
-    export(recognizer, trained, tmp_path)
+    runner = load(trained)
+    export(runner, trained, tmp_path)
     again = load(Workdir(tmp_path))
-    assert again.tokenizer.ctc.pieces == recognizer.tokenizer.ctc.pieces
+    assert again.tokenizer.ctc.pieces == runner.tokenizer.ctc.pieces
     for strategy in (None, Greedy()):
-        assert run(again, strategy) == run(recognizer, strategy)
+        assert run(again, strategy) == run(runner, strategy)
 
 
 def test_conformer_and_ctc_are_taken_over_from_a_model_with_another_decoder(
@@ -217,9 +218,9 @@ def test_a_speech_encoder_that_was_tuned_is_taken_over_and_cached_as_it_is_now(
     data = ours.model.config.data
     plain = open_source("embedded/tiny:test", data, 16_000)
     stored = encoder_cache.with_encoder_cache(plain, ours)
-    for recognizer in (ours, theirs):
-        batch = next(iter(Task.of(plain, recognizer).batches(4)))
-        features, length = speech_features(recognizer.model, recognizer.params, batch)
+    for runner in (ours, theirs):
+        batch = next(iter(Task.of(plain, runner).batches(4)))
+        features, length = speech_features(runner.model, runner.params, batch)
         for row, n in enumerate(length):
             kept, _ = stored.features.read(int(batch.index[row]), 1.0)
             np.testing.assert_allclose(kept, features[row, :n], rtol=2e-3, atol=2e-3)

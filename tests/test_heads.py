@@ -48,7 +48,7 @@ def test_every_head_starts_as_the_lm_head(kind, tied):
     model = make_model(kind, tied=tied)
     params = fresh(model)
     assert ("lm_head" in params["decoder"]) is not tied
-    logits = call(model, params, "all_logits", HIDDEN)
+    logits = call(SpeechLlama.all_logits, model, params, HIDDEN)
     assert logits.shape == (2, 3, M, V)
     assert np.std(logits[..., 0, :]) > 0.1
     first = np.broadcast_to(logits[..., :1, :], logits.shape)
@@ -59,17 +59,22 @@ def test_every_head_starts_as_the_lm_head(kind, tied):
 def test_one_head_equals_the_one_among_all(kind):
     model = make_model(kind)
     params = perturbed(fresh(model))
-    drafts = call(model, params, "draft_logits", HIDDEN)
+    drafts = call(SpeechLlama.draft_logits, model, params, HIDDEN)
     assert np.min(np.ptp(drafts, axis=-2)) > 0
-    traced = jax.jit(lambda m: call(model, params, "head_logits", HIDDEN, m))
+    traced = jax.jit(lambda m: call(SpeechLlama.head_logits, model, params, HIDDEN, m))
     for m in range(2, M + 1):
         np.testing.assert_allclose(traced(m), drafts[..., m - 2, :], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        call(model, params, "head_logits", HIDDEN, M), drafts[..., -1, :], rtol=1e-5, atol=1e-6
+        call(SpeechLlama.head_logits, model, params, HIDDEN, M),
+        drafts[..., -1, :],
+        rtol=1e-5,
+        atol=1e-6,
     )
-    logits = call(model, params, "all_logits", HIDDEN)
+    logits = call(SpeechLlama.all_logits, model, params, HIDDEN)
     np.testing.assert_array_equal(logits[..., 1:, :], drafts)
-    np.testing.assert_array_equal(logits[..., 0, :], call(model, params, "next_token", HIDDEN))
+    np.testing.assert_array_equal(
+        logits[..., 0, :], call(SpeechLlama.next_token, model, params, HIDDEN)
+    )
 
 
 @KINDS
@@ -81,7 +86,7 @@ def test_logits_are_the_products_of_their_definition(kind):
         HIDDEN @ kernel[m - 2] if kind == "independent" else HIDDEN @ kernel[m - 2] @ lm_head.T
         for m in range(2, M + 1)
     ]
-    drafts = call(model, params, "draft_logits", HIDDEN)
+    drafts = call(SpeechLlama.draft_logits, model, params, HIDDEN)
     np.testing.assert_allclose(drafts, np.stack(expected, -2), rtol=1e-4, atol=1e-5)
 
 
@@ -90,9 +95,11 @@ def test_one_head_is_the_plain_model(kind):
     model = make_model(kind, count=1)
     params = fresh(model)
     assert "heads" not in params
-    assert call(model, params, "draft_logits", HIDDEN).shape == (2, 3, 0, V)
-    logits = call(model, params, "all_logits", HIDDEN)
-    np.testing.assert_array_equal(logits[..., 0, :], call(model, params, "next_token", HIDDEN))
+    assert call(SpeechLlama.draft_logits, model, params, HIDDEN).shape == (2, 3, 0, V)
+    logits = call(SpeechLlama.all_logits, model, params, HIDDEN)
+    np.testing.assert_array_equal(
+        logits[..., 0, :], call(SpeechLlama.next_token, model, params, HIDDEN)
+    )
 
 
 @KINDS
@@ -101,7 +108,7 @@ def test_heads_start_apart_from_the_lm_head_they_copy(kind):
     model = make_model(kind, tied=False)
 
     def loss(params):
-        return jnp.sum(call(model, params, "head_logits", HIDDEN, 3) ** 2)
+        return jnp.sum(call(SpeechLlama.head_logits, model, params, HIDDEN, 3) ** 2)
 
     gradient = jax.grad(loss)(fresh(model))
     moved = np.any(np.asarray(gradient["heads"]["kernel"]) != 0, axis=(1, 2))
@@ -113,8 +120,10 @@ def test_heads_start_apart_from_the_lm_head_they_copy(kind):
 def test_logits_are_float32_under_bfloat16(kind):
     model = make_model(kind, dtype="bfloat16")
     params = perturbed(fresh(model))
-    logits = call(model, params, "all_logits", HIDDEN)
-    assert logits.dtype == call(model, params, "head_logits", HIDDEN, 2).dtype == jnp.float32
+    logits = call(SpeechLlama.all_logits, model, params, HIDDEN)
+    assert (
+        logits.dtype == call(SpeechLlama.head_logits, model, params, HIDDEN, 2).dtype == jnp.float32
+    )
     wide_config = dataclasses.replace(model.config, train=configs.Train())
-    wide = call(SpeechLlama(wide_config, model.vocabulary), params, "all_logits", HIDDEN)
+    wide = call(SpeechLlama.all_logits, SpeechLlama(wide_config, model.vocabulary), params, HIDDEN)
     assert np.sqrt(np.mean((logits - wide) ** 2)) < 0.02 * np.sqrt(np.mean(wide**2))

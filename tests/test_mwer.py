@@ -16,13 +16,13 @@ from mtp_jax.config import Mwer
 from mtp_jax.config.run import SEARCHES
 from mtp_jax.data import Batch
 from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy
-from mtp_jax.inference.decode_step import bind_decoder
+from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.models.params import by_path
 from mtp_jax.models.speech_llama import Encoded, SpeechLlama
 from mtp_jax.training.mwer import mwer_loss, sequence_log_probs, with_reference, word_errors
 from mtp_jax.training.step import loss_fn
 from mtp_jax.training.word_hashes import Spelling
-from tests.test_decode_step import LIMIT, PLAIN, build, drawn, encode
+from tests.test_decoder_functions import LIMIT, PLAIN, build, drawn, encode
 
 # Pieces: specials, word starts, continuations.
 SPELLING = Spelling(

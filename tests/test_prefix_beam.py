@@ -34,42 +34,25 @@ class Fine:
     Attributes:
         toy: the model of prefixes.
         spread: float32, of the logits: the greater, the surer every head.
-        agree: float32 in [0, 1], how far later heads know what head 1 will say.
     """
 
     toy: toy.Toy
     spread: jax.Array
-    agree: jax.Array
 
     def model(self):
         def next_token(hidden):
             return self.logits(hidden[..., 0, None], jnp.arange(VOCABULARY))
 
-        def later_tokens(hidden):
-            state, position = hidden[..., :1], hidden[..., 1:]
-            out = []
-            for head in range(2, self.toy.heads + 1):  # goes on by head 1's best token
-                token = jnp.argmax(self.logits(state, jnp.arange(VOCABULARY)), -1, keepdims=True)
-                state = (state + (token + 1) * toy.weight(position)) % PRIME
-                position = position + 1
-                own = self.logits(state + 17 * head, jnp.arange(VOCABULARY))
-                right = self.logits(state, jnp.arange(VOCABULARY))
-                out.append(self.agree * right + (1 - self.agree) * own)
-            if not out:
-                return jnp.zeros((*hidden.shape[:-1], 0, VOCABULARY))
-            return jnp.stack(out, axis=-2)
-
-        model = self.toy.model()
-        return model._replace(next_token=next_token, later_tokens=later_tokens)
+        return self.toy.model()._replace(next_token=next_token)
 
     def logits(self, state, token):
         drawn = mix(state + mix(token * 97 + self.toy.seed)) / PRIME
         return (self.spread * drawn).astype(jnp.float32)
 
 
-def fine(rows=4, heads=3, seed=0, spread=6.0, agree=0.8, **more) -> Fine:
+def fine(rows=4, heads=3, seed=0, spread=6.0, **more) -> Fine:
     made = toy.make(rows, heads, seed=seed, **more)
-    return Fine(made, jnp.float32(spread), jnp.float32(agree))
+    return Fine(made, jnp.float32(spread))
 
 
 # Tiny programs take longer to optimize than to run.
@@ -85,10 +68,8 @@ def decode(model, strategy, limit=LIMIT, active=None) -> Decoded:
 
 @quick_jit
 def log_probs(model: Fine, state: jax.Array, position: jax.Array) -> jax.Array:
-    """Of all heads behind a prefix: float32[M, V]."""
-    seen, hidden = model.model(), jnp.stack([state, position])
-    logits = [seen.next_token(hidden)[None], seen.later_tokens(hidden)]
-    return jax.nn.log_softmax(jnp.concatenate(logits))
+    """Of head 1 behind a prefix: float32[V]."""
+    return jax.nn.log_softmax(model.model().next_token(jnp.stack([state, position])))
 
 
 class Plain:
@@ -98,8 +79,8 @@ class Plain:
         self.model, self.row = model, toy.by_hand(model.toy)[row]
         self._known: dict[tuple[int, ...], np.ndarray] = {}
 
-    def heads(self, text: tuple[int, ...]) -> np.ndarray:
-        """Log-probabilities [M, V] behind `text`."""
+    def next_token(self, text: tuple[int, ...]) -> np.ndarray:
+        """Log-probabilities [V] behind `text`."""
         if text not in self._known:
             position = len(self.row.prompt) + len(text)
             state = self.row._state(list(text))
@@ -108,7 +89,7 @@ class Plain:
 
     def score(self, text: tuple[int, ...]) -> float:
         """Head 1's log-probability of `text`."""
-        return sum(float(self.heads(text[:i])[0, t]) for i, t in enumerate(text))
+        return sum(float(self.next_token(text[:i])[t]) for i, t in enumerate(text))
 
     def over(self, text: tuple[int, ...], limit: int) -> bool:
         return bool(text) and (text[-1] == EOS or len(text) >= limit)
@@ -121,7 +102,7 @@ class Plain:
             found = [(text, score) for text, score in beam if self.over(text, limit)]
             for text, score in beam:
                 if not self.over(text, limit):
-                    for token, log_prob in enumerate(self.heads(text)[0]):
+                    for token, log_prob in enumerate(self.next_token(text)):
                         found.append(((*text, token), score + float(log_prob)))
             beam = self.ranked(found, power)[:beams]
         return beam, calls
@@ -131,7 +112,7 @@ class Plain:
 
         def finished(text):
             while not self.over(text, limit):
-                text = (*text, int(np.argmax(self.heads(text)[0])))
+                text = (*text, int(np.argmax(self.next_token(text))))
             return text, self.score(text)
 
         found, own, tried = [finished(())], {}, set()  # own: where each may first be left
@@ -141,7 +122,7 @@ class Plain:
             promised = []
             for text, score in found:
                 for place in range(own.get(text, 0), len(text)):
-                    said = self.heads(text[:place])[0]
+                    said = self.next_token(text[:place])
                     for token in np.argsort(-said, kind="stable")[1:beams].tolist():
                         prefix = (*text[:place], token)
                         rest = 0.0 if token == EOS else score - self.score(text[: place + 1])
@@ -244,8 +225,8 @@ EVERYTHING = {"beams": len(TEXTS), "rounds": 50}
     "strategy", [BeamSearch(len(TEXTS)), PrefixBeam(width=2, **EVERYTHING)], ids=["beam", "prefix"]
 )
 def test_with_room_for_every_text_it_is_brute_force(strategy, heads):
-    """By head 1, whatever the later heads say."""
-    model = fine(rows=2, heads=heads, agree=0.2)
+    """By head 1."""
+    model = fine(rows=2, heads=heads)
     got = decode(model, strategy, 3)
     for row, hypotheses in enumerate(lists(got)):
         plain = Plain(model, row)

@@ -38,6 +38,7 @@ from mtp_jax.data import open_source
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.distributed.sharding import make_mesh
 from mtp_jax.evaluation.compare import Task
+from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference import encoder_cache
 from mtp_jax.inference.load import load
 from mtp_jax.models.build import make_model
@@ -150,18 +151,20 @@ def same(ours, theirs) -> bool:
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in ours)
 
 
-def decoded(recognizer, strategy=None):
+def decoded(runner, strategy=None):
     """Tokens of the test split."""
-    c = recognizer.model.config
+    c = runner.model.config
     source = open_source("embedded/tiny:test", c.data, c.front_end.sample_rate)
-    batches = Task.of(source, recognizer).batches(8)
-    return [h.tokens for h in recognizer.run(source, batches, strategy or Greedy()).hypotheses]
+    batches = Task.of(source, runner).batches(8)
+    return [
+        h.tokens for h in decode_source(runner, source, batches, strategy or Greedy()).hypotheses
+    ]
 
 
 def test_the_frozen_parts_are_those_that_were_given_and_are_not_saved(trained, parts):
-    recognizer = load(trained)
-    params = jax.device_get(recognizer.params)
-    assert recognizer.model.vocabulary.size == V
+    runner = load(trained)
+    params = jax.device_get(runner.params)
+    assert runner.model.vocabulary.size == V
     given = load_file(parts / "llama" / "model.safetensors")
     np.testing.assert_array_equal(
         params["decoder"]["embedding"], given["model.embed_tokens.weight"][:V]
@@ -224,26 +227,26 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(config, cache, tmp_pa
 
 
 def test_the_export_is_the_same_model(trained, parts, tmp_path):
-    recognizer, used = load(trained), Workdir(tmp_path / "float32")
+    runner, used = load(trained), Workdir(tmp_path / "float32")
     used.path.mkdir()
     others = [used.tau, used.confidence, *(used.path / n for n in ("tokenizer.json", CTC_NAME))]
     for file in others:
         file.write_text("of the model that was here")
-    export(recognizer, trained, tmp_path / "float32")
+    export(runner, trained, tmp_path / "float32")
     assert not any(file.exists() for file in others)
     with pytest.raises(CheckpointError, match="is the model itself, or a workdir"):
-        export(recognizer, trained, trained.path)
+        export(runner, trained, trained.path)
     loaded = load(Workdir(tmp_path / "float32"))
     assert loaded.model.config.decoder.lora.rank == 0
     assert loaded.model.config.pretrained == Pretrained(encoder=str(parts / "whisper"))
     export(loaded, Workdir(tmp_path / "float32"), tmp_path / "again")
     assert same(load(Workdir(tmp_path / "again")).params, loaded.params)
-    ours, theirs = by_path(recognizer.params), by_path(loaded.params)
+    ours, theirs = by_path(runner.params), by_path(loaded.params)
     for path, x in theirs.items():
         if "lora" not in "".join(p for p in ours if p.startswith(path.removesuffix("kernel"))):
             np.testing.assert_array_equal(x, ours[path])
-    assert decoded(loaded) == decoded(recognizer)
-    export(recognizer, trained, tmp_path / "half", "float16")
+    assert decoded(loaded) == decoded(runner)
+    export(runner, trained, tmp_path / "half", "float16")
     half = by_path(load(Workdir(tmp_path / "half")).params)
     for path, x in theirs.items():
         np.testing.assert_allclose(half[path], x, rtol=1e-3, atol=1e-4)
@@ -254,12 +257,12 @@ def test_an_export_holds_the_encoder_s_matrices_that_lora_has_changed(config, tm
     tuned = Whisper(lora=Lora(rank=2))
     given = TokenizerConfig(model=f"{config.pretrained.decoder}/tokenizer.model")
     trained = train(config, tmp_path / "run", whisper=tuned, optim=optim, tokenizer=given)
-    recognizer = load(trained)
-    listening = by_path(recognizer.params["whisper"])
+    runner = load(trained)
+    listening = by_path(runner.params["whisper"])
     assert any(np.any(x) for path, x in listening.items() if path.endswith("lora_b"))
-    export(recognizer, trained, tmp_path / "export")
+    export(runner, trained, tmp_path / "export")
     loaded = load(Workdir(tmp_path / "export"))
-    _, whole = exported.merged(recognizer.model.config, jax.device_get(recognizer.params))
+    _, whole = exported.merged(runner.model.config, jax.device_get(runner.params))
     assert same(loaded.params, whole)
     assert loaded.model.config.tokenizer == TokenizerConfig()  # it has its own
     left_out = Workdir(tmp_path / "export").read_parts()["left_out"]
@@ -268,14 +271,14 @@ def test_an_export_holds_the_encoder_s_matrices_that_lora_has_changed(config, tm
 
 def test_the_encoder_may_lie_elsewhere(trained, parts, config, tmp_path):
     """In another format too: it is the values that count."""
-    recognizer = load(trained)
-    export(recognizer, trained, tmp_path / "export", encoder=str(tmp_path / "theirs"))
+    runner = load(trained)
+    export(runner, trained, tmp_path / "export", encoder=str(tmp_path / "theirs"))
     with pytest.raises(PretrainedError, match="theirs does not exist"):
         load(Workdir(tmp_path / "export"))
     elsewhere = str(tmp_path / "mine")
     shutil.copytree(parts / "whisper", elsewhere)
     loaded = load(Workdir(tmp_path / "export"), encoder=elsewhere)
-    assert decoded(loaded) == decoded(recognizer)
+    assert decoded(loaded) == decoded(runner)
     begun = dataclasses.replace(
         config,
         init_from=str(tmp_path / "export"),
@@ -371,13 +374,13 @@ def test_sizes_and_tokenizer_come_from_where_a_run_begins(trained, config, tmp_p
     assert (tmp_path / "tokenizer.model").read_bytes() == trained.tokenizer.read_bytes()
 
 
-def first_batch(source, recognizer):
-    return next(iter(Task.of(source, recognizer).batches(4)))
+def first_batch(source, runner):
+    return next(iter(Task.of(source, runner).batches(4)))
 
 
-def cached_source(config, recognizer, split="test"):
+def cached_source(config, runner, split="test"):
     source = open_source(f"embedded/tiny:{split}", config.data, 16_000)
-    return encoder_cache.with_encoder_cache(source, recognizer, config.augment.speeds)
+    return encoder_cache.with_encoder_cache(source, runner, config.augment.speeds)
 
 
 def files(config) -> list[Path]:
@@ -386,43 +389,43 @@ def files(config) -> list[Path]:
 
 
 def test_cached_features_are_those_of_the_encoder(trained):
-    recognizer = load(trained)
-    c = recognizer.model.config
-    source = cached_source(c, recognizer)
+    runner = load(trained)
+    c = runner.model.config
+    source = cached_source(c, runner)
     plain = open_source("embedded/tiny:test", c.data, 16_000)
-    ours, theirs = (first_batch(s, recognizer) for s in (source, plain))
+    ours, theirs = (first_batch(s, runner) for s in (source, plain))
     assert ours.has_features and not theirs.has_features
     np.testing.assert_array_equal(ours.audio_length, theirs.audio_length)
-    features, length = encoder_cache.speech_features(recognizer.model, recognizer.params, theirs)
+    features, length = encoder_cache.speech_features(runner.model, runner.params, theirs)
     assert ours.audio.shape == features.shape
     for row, n in enumerate(length):
         np.testing.assert_allclose(ours.audio[row, :n], features[row, :n], rtol=2e-3, atol=2e-3)
         assert not np.any(ours.audio[row, n:])
-    _, again = encoder_cache.speech_features(recognizer.model, recognizer.params, ours)
+    _, again = encoder_cache.speech_features(runner.model, runner.params, ours)
     np.testing.assert_array_equal(again, length)
 
 
 def test_what_is_cached_is_not_made_again(trained, monkeypatch):
-    recognizer = load(trained)
-    c = recognizer.model.config
-    cached_source(c, recognizer)
+    runner = load(trained)
+    c = runner.model.config
+    cached_source(c, runner)
     before = [file.read_bytes() for file in files(c)]
     monkeypatch.setattr(encoder_cache, "_encoded", None)  # nobody may call it
-    source = cached_source(c, recognizer)
+    source = cached_source(c, runner)
     assert source.features.read(0, 0.95)[1] > source.features.read(0, 1.0)[1]
     assert [file.read_bytes() for file in files(c)] == before
 
 
 def test_a_cache_cut_anywhere_is_made_whole(trained, tmp_path):
-    recognizer = load(trained)
-    c = recognizer.model.config
-    source = cached_source(c, recognizer)
+    runner = load(trained)
+    c = runner.model.config
+    source = cached_source(c, runner)
     folder = files(c)[0].parent
     expected = [np.array(source.features.read(i, 1.0)[0]) for i in range(3)]
     for name, share in (("features.f16", 0.4), ("index.jsonl", 0.55), ("features.f16", 0.0)):
         file = folder / name
         file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
-        source = cached_source(c, recognizer)
+        source = cached_source(c, runner)
         for i, features in enumerate(expected):
             np.testing.assert_array_equal(source.features.read(i, 1.0)[0], features)
 
@@ -451,14 +454,14 @@ def test_opening_a_cache_that_another_process_writes_to_changes_nothing(tmp_path
 
 
 def test_other_audio_is_another_entry_and_another_encoder_another_cache(trained, parts, tmp_path):
-    recognizer = load(trained)
-    c = recognizer.model.config
+    runner = load(trained)
+    c = runner.model.config
     before = len(files(c)[1].read_text().splitlines())
     source = open_source("embedded/tiny:test", c.data, 16_000)
     louder = dataclasses.replace(
         source, waveform=lambda i: source.waveform(i) * np.int16(2), digest=None
     )
-    encoder_cache.with_encoder_cache(louder, recognizer)
+    encoder_cache.with_encoder_cache(louder, runner)
     assert len(files(c)[1].read_text().splitlines()) == before + len(source.utterances)
     ours = encoder_cache._folder(c, "one")
     assert ours != encoder_cache._folder(c, "other")
@@ -474,15 +477,15 @@ def test_a_cache_needs_a_frozen_encoder(config, tmp_path):
 
 
 def test_on_a_padded_window_neither_bucket_nor_neighbours_matter(trained):
-    recognizer = load(trained)
-    c = recognizer.model.config
+    runner = load(trained)
+    c = runner.model.config
     padded = dataclasses.replace(c, whisper=dataclasses.replace(c.whisper, padded=True))
-    model = recognizer.model.clone(config=padded)
+    model = runner.model.clone(config=padded)
     source = open_source("embedded/tiny:test", c.data, 16_000)
-    batch = first_batch(source, recognizer)
+    batch = first_batch(source, runner)
     longer = batch._replace(audio=np.pad(batch.audio, ((0, 0), (0, 3200))))
-    ours, length = encoder_cache.speech_features(model, recognizer.params, batch)
-    theirs, same_length = encoder_cache.speech_features(model, recognizer.params, longer)
+    ours, length = encoder_cache.speech_features(model, runner.params, batch)
+    theirs, same_length = encoder_cache.speech_features(model, runner.params, longer)
     np.testing.assert_array_equal(length, same_length)
     for row, n in enumerate(length):
         np.testing.assert_allclose(ours[row, :n], theirs[row, :n], rtol=1e-4, atol=1e-5)

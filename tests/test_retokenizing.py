@@ -16,7 +16,7 @@ from mtp_jax.config import Adaptor, Config, ConfigError, Decoder, Encoder, Front
 from mtp_jax.models.bpe import Merges, retokenize
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import init_params
-from mtp_jax.models.speech_llama import call
+from mtp_jax.models.speech_llama import SpeechLlama, call
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 from mtp_jax.tokenizer.merges import merges_of
 from tests.test_tokenizer_json import byte_level, write_json
@@ -135,7 +135,7 @@ def test_the_prompt_holds_the_embeddings_of_the_tokens(tokenizer):
     params["ctc"] = {"kernel": jnp.zeros_like(params["ctc"]["kernel"]), "bias": bias}
     adaptor, params["adaptor"] = params["adaptor"], jax.tree.map(jnp.zeros_like, params["adaptor"])
     features = np.random.default_rng(0).normal(size=(2, 20, 6)).astype(np.float32)
-    encoded = call(model, params, "encode", features, np.array([20, 9]))
+    encoded = call(SpeechLlama.encode, model, params, features, np.array([20, 9]))
     read, count = encoded.ctc_hypothesis
     assert encoded.length.tolist() == count.tolist() == [len(tokens)] * 2
     assert read[:, : len(tokens)].tolist() == [tokens] * 2
@@ -144,7 +144,9 @@ def test_the_prompt_holds_the_embeddings_of_the_tokens(tokenizer):
         np.testing.assert_allclose(row[: len(tokens)], embedding, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(row[len(tokens) :], 0)
     # Each of them is scored in the frames of its labels: here all have the same.
-    scored = call(model, params | {"adaptor": adaptor}, "encode", features, np.array([20, 9]))
+    scored = call(
+        SpeechLlama.encode, model, params | {"adaptor": adaptor}, features, np.array([20, 9])
+    )
     added = (scored.audio - encoded.audio)[:, : len(tokens)]
     np.testing.assert_allclose(added, jnp.broadcast_to(added[:, :1], added.shape), atol=1e-5)
     assert np.abs(added).max() > 0.1
@@ -156,7 +158,7 @@ def test_where_ctc_reads_nothing_there_is_one_embedding(tokenizer):
     blank = np.where(np.arange(LABELS + 1) == LABELS, 50, 0).astype(np.float32)
     params["ctc"] = {"kernel": jnp.zeros_like(params["ctc"]["kernel"]), "bias": blank}
     features = np.random.default_rng(0).normal(size=(2, 20, 6)).astype(np.float32)
-    encoded = call(model, params, "encode", features, np.array([20, 0]))
+    encoded = call(SpeechLlama.encode, model, params, features, np.array([20, 0]))
     assert encoded.length.tolist() == [1, 0]
     assert np.abs(encoded.audio[0, 0]).max() > 0.1
 

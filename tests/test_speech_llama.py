@@ -58,7 +58,7 @@ def params():
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, x, length, tokens, token_length):
-    return call(model, params(), "__call__", x, length, tokens, token_length)
+    return call(SpeechLlama.__call__, model, params(), x, length, tokens, token_length)
 
 
 def test_a_position_sees_the_tokens_before_it_and_no_other():
@@ -116,9 +116,9 @@ def test_prefill_and_extend_equal_the_full_pass():
 
     @jax.jit
     def over_the_cache(encoded):
-        first, cache = call(PROMPTED, params(), "prefill", encoded, L)
+        first, cache = call(SpeechLlama.prefill, PROMPTED, params(), encoded, L)
         fed = (tokens()[:, : L - 1], count, cache)
-        return first, cache.length, *call(PROMPTED, params(), "extend", *fed)
+        return first, cache.length, *call(SpeechLlama.extend, PROMPTED, params(), *fed)
 
     first, length, states, cache = over_the_cache(encoded)
     np.testing.assert_array_equal(length, encoded.length + 4)  # prompts and BOS
@@ -148,10 +148,12 @@ def test_gradients_do_not_see_padding():
     @quick_jit
     @functools.partial(jax.grad, argnums=(0, 1))
     def gradients(params, x):
-        hidden, encoded = call(PROMPTED, params, "__call__", x, LENGTHS, tokens(), TOKEN_LENGTHS)
+        hidden, encoded = call(
+            SpeechLlama.__call__, PROMPTED, params, x, LENGTHS, tokens(), TOKEN_LENGTHS
+        )
         real = np.arange(L) < TOKEN_LENGTHS[:, None]
         frames = jnp.arange(encoded.ctc_logits.shape[1]) < encoded.length[:, None]
-        logits = call(PROMPTED, params, "all_logits", hidden)
+        logits = call(SpeechLlama.all_logits, PROMPTED, params, hidden)
         loss = jnp.sum(jnp.where(real[..., None, None], jax.nn.log_softmax(logits), 0)[..., 2])
         ctc = jax.nn.log_softmax(encoded.ctc_logits)[..., 2]
         return loss + jnp.sum(jnp.where(frames, ctc, 0))

@@ -94,9 +94,9 @@ def train(config: Config, path: pathlib.Path, monkeypatch=None, at=None, how=Non
 def final_state(config: Config, path: pathlib.Path):
     """All arrays of the last checkpoint, as bytes."""
     workdir = Workdir(path)
-    recognizer = load(workdir)
+    runner = load(workdir)
     optimizer = loop.make_optimizer(config.optim)
-    state, shardings = loop.init_state(recognizer.model, optimizer, recognizer.mesh)
+    state, shardings = loop.init_state(runner.model, optimizer, runner.mesh)
     with Checkpoints(path) as checkpoints:
         assert checkpoints.latest_step == STEPS
         state = checkpoints.restore(state, shardings)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from mtp_jax.transcription.step import ScoredBatch
 
 import mtp_jax
 from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks, read_audio
@@ -24,9 +25,9 @@ from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import WorkdirError
 from mtp_jax.data import grammar
 from mtp_jax.decoding import Verify
-from mtp_jax.inference.decode_step import decode
+from mtp_jax.inference.decoder_functions import decode
 from mtp_jax.models.speech_features import speech_features
-from mtp_jax.models.speech_llama import call
+from mtp_jax.models.speech_llama import SpeechLlama, call
 from mtp_jax.tokenizer import TokenizerError
 from mtp_jax.transcription import formats, spelling
 from mtp_jax.transcription.alignment import align
@@ -35,7 +36,6 @@ from mtp_jax.transcription.confidence import Calibration
 from mtp_jax.transcription.prefetch import prefetch
 from mtp_jax.transcription.results import Segment, Transcript, Word
 from mtp_jax.transcription.segmentation import Chunk
-from mtp_jax.transcription.step import ScoredBatch
 from tests.recordings import RATE
 
 
@@ -76,7 +76,7 @@ def test_what_holds_of_every_transcript(model, talk, strategy):
 def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves):
     """A recording that fits is decoded as `evaluate` decodes it; each call's block is in place."""
     batch = model._batch(waves)
-    seen = model.recognizer
+    seen = model.runner
     decoded = decode(seen.model, Verify, seen.params, seen.place(batch), Verify())
     segments = model.decode([Chunk(0.0, wave, 0.0) for wave in waves])
     for row, segment in enumerate(segments):
@@ -91,16 +91,16 @@ def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves):
 def teacher_forced(network, params, batch, tokens, length):
     """float32[B, L] log-probabilities of head 1, by the pass that training makes."""
     features, frames = speech_features(network, params, batch)
-    hidden, _ = call(network, params, "__call__", features, frames, tokens, length)
-    logits = call(network, params, "next_token", hidden)
+    hidden, _ = call(SpeechLlama.__call__, network, params, features, frames, tokens, length)
+    logits = call(SpeechLlama.next_token, network, params, hidden)
     said = jax.nn.log_softmax(logits)
     return jnp.take_along_axis(said, tokens[..., None], axis=-1)[..., 0]
 
 
 def test_probabilities_are_those_of_the_teacher_forced_pass(model, waves):
-    batch, params = model._batch(waves), model.recognizer.params
-    made = model._program(batch, Verify())(params, model.recognizer.place(batch), Verify())
-    network, tokens, length = model.recognizer.model, made.tokens, made.length
+    batch, params = model._batch(waves), model.runner.params
+    made = model._program(batch, Verify())(params, model.runner.place(batch), Verify())
+    network, tokens, length = model.runner.model, made.tokens, made.length
     expected = teacher_forced(network, params, batch, tokens, length)
     for row in range(len(waves)):
         count = int(length[row])
@@ -134,7 +134,7 @@ def scored(tokenizer, rows: list[tuple[list[int], list[int]]], frames: int = 60)
 
 
 def test_times_confidences_and_loops_of_what_the_device_says(model):
-    tokenizer, reader = model.recognizer.tokenizer, Reader(model.recognizer)
+    tokenizer, reader = model.runner.tokenizer, Reader(model.runner)
     said = ["find a train", "no no no no no no"]
     find, no = (tokenizer.encode(text) for text in said)
     words = spelling.labels_of(tokenizer, said[0].split())[1]
@@ -361,7 +361,7 @@ def test_the_package_is_imported_without_jax():
 
 
 def test_every_token_belongs_to_its_word(model):
-    tokenizer = model.recognizer.tokenizer
+    tokenizer = model.runner.tokenizer
     for text in itertools.islice(grammar.sentences("test", 0), 20):
         tokens = tokenizer.encode(text)
         spelled = spelling.spell(tokenizer, tokens)

@@ -108,7 +108,6 @@ class Toy:
             prefill=self._prefill,
             extend=self._extend,
             next_token=self._next_token,
-            later_tokens=self._later_tokens,
             draft=self._draft,
             heads=self.heads,
             eos=EOS,
@@ -155,14 +154,10 @@ class Toy:
         over = jnp.where(ends(self.seed, state, self.eos_every), 9, -1)
         return jnp.where(token == EOS, over, ordinary).astype(jnp.float32)
 
-    def _later_tokens(self, hidden: jax.Array) -> jax.Array:
-        state = hidden[..., :1, None]
-        head, token = jnp.arange(2, self.heads + 1)[:, None], jnp.arange(VOCABULARY)
-        return score(self.seed + 3, state + head, token).astype(jnp.float32)
-
-    def _draft(self, hidden: jax.Array, first: jax.Array) -> Drafts:
-        """Knows the text that head 1 would go on with, and strays from it as `drafts` says."""
+    def _draft(self, hidden: jax.Array) -> Drafts:
+        """The tokens that head 1 would predict next, spoilt as `drafts` says."""
         kind = self.drafts
+        first = jnp.argmax(self._next_token(hidden), axis=-1).astype(jnp.int32)
 
         def ahead(carry: tuple[jax.Array, ...], head: jax.Array) -> tuple[Any, tuple[Any, Any]]:
             state, position, token = carry

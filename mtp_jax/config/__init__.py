@@ -18,8 +18,6 @@ from mtp_jax.config.model import (
     Whisper,
 )
 from mtp_jax.config.run import (
-    DRAFTED_BY_CTC,
-    STRATEGIES,
     Augment,
     Data,
     Evaluation,
@@ -34,8 +32,6 @@ from mtp_jax.config.run import (
 from mtp_jax.config.whole import Config, differences, from_config_dict, from_saved, to_config_dict
 
 __all__ = [
-    "DRAFTED_BY_CTC",
-    "STRATEGIES",
     "Adaptor",
     "Augment",
     "Config",

@@ -6,10 +6,7 @@ import dataclasses
 import re
 
 from mtp_jax.config.checks import check, one_of
-
-SEARCHES = ("beam", "prefix_beam", "prefix_beam_ctc")  # for n-best lists
-STRATEGIES = ("ctc", "greedy", "threshold", "verify", "verify_ctc", *SEARCHES)
-DRAFTED_BY_CTC = ("verify_ctc", "prefix_beam_ctc")
+from mtp_jax.decoding import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +192,7 @@ class Mwer:
         weight: of the expected word errors an utterance; 0 turns it off.
         cross_entropy: weight of the loss that `Loss` describes beside it.
         beams: hypotheses in an n-best list.
-        search: that makes it: "beam", "prefix_beam" or "prefix_beam_ctc".
+        search: the strategy that makes it: one of `mtp_jax.decoding.registry` that makes lists.
         rounds: of prefix beam search, at most.
         all_heads: False scores hypotheses by head 1, True by all heads.
         reference: True adds the reference to each list.
@@ -212,7 +209,8 @@ class Mwer:
     def __post_init__(self) -> None:
         for name in ("weight", "cross_entropy"):
             check(getattr(self, name) >= 0, f"mwer.{name}", "must not be negative")
-        one_of(self.search, SEARCHES, "mwer.search")
+        searches = registry.names(lambda entry: entry.makes_nbest)
+        one_of(self.search, searches, "mwer.search")
         check(self.rounds > 0, "mwer.rounds", "must be positive")
         check(self.beams >= 2, "mwer.beams", "must be 2 or more: errors are compared")
 
@@ -338,8 +336,7 @@ class Evaluation:
         taus: thresholds swept on dev to choose the one reported on test.
         max_wer_increase: absolute WER (per cent) on dev that threshold decoding may lose.
         normalizer: "english" (Whisper's), "basic" (Whisper's for other languages) or "none".
-        strategies: rows of the table: "ctc", "greedy", "threshold", "verify", "verify_ctc", "beam",
-            "prefix_beam" or "prefix_beam_ctc".
+        strategies: rows of the table, by their names in `mtp_jax.decoding.registry`.
         draft_width: tokens that a call is wide, one certain, where drafts are read off a text: what
             CTC reads, or a hypothesis.
         beams: hypotheses of "beam", "prefix_beam" and "prefix_beam_ctc".
@@ -373,4 +370,4 @@ class Evaluation:
         check(self.length_power >= 0, "evaluation.length_power", "must not be negative")
         check(len(self.strategies) > 0, "evaluation.strategies", "must name at least one")
         for strategy in self.strategies:
-            one_of(strategy, STRATEGIES, "evaluation.strategies")
+            one_of(strategy, registry.names(), "evaluation.strategies")

@@ -1,33 +1,47 @@
-"""Decoding strategies as ``lax.while_loop`` programs over callables; they import no model."""
+"""Decoding strategies as ``lax.while_loop`` programs over functions; they import no model.
 
-from mtp_jax.decoding.beam import BeamSearch
-from mtp_jax.decoding.drafts import DraftsError
-from mtp_jax.decoding.greedy import Greedy
-from mtp_jax.decoding.interface import (
-    Decoded,
-    DecoderFunctions,
-    Drafter,
-    Drafts,
-    Emitted,
-    NBest,
-    Strategy,
-)
-from mtp_jax.decoding.kbest import PrefixBeam
-from mtp_jax.decoding.threshold import Threshold
-from mtp_jax.decoding.verify import Verify
+What is named here is imported when it is first used: the registry brings no JAX.
+"""
 
-__all__ = [
-    "BeamSearch",
-    "Decoded",
-    "DecoderFunctions",
-    "Drafter",
-    "Drafts",
-    "DraftsError",
-    "Emitted",
-    "Greedy",
-    "NBest",
-    "PrefixBeam",
-    "Strategy",
-    "Threshold",
-    "Verify",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtp_jax.decoding.beam import BeamSearch as BeamSearch
+    from mtp_jax.decoding.ctc_greedy import CtcGreedy as CtcGreedy
+    from mtp_jax.decoding.drafts import DraftsError as DraftsError
+    from mtp_jax.decoding.edit_distance import DraftText as DraftText
+    from mtp_jax.decoding.greedy import Greedy as Greedy
+    from mtp_jax.decoding.interface import Decoded as Decoded
+    from mtp_jax.decoding.interface import DecoderFunctions as DecoderFunctions
+    from mtp_jax.decoding.interface import Drafts as Drafts
+    from mtp_jax.decoding.interface import NBest as NBest
+    from mtp_jax.decoding.interface import Strategy as Strategy
+    from mtp_jax.decoding.kbest import PrefixBeam as PrefixBeam
+    from mtp_jax.decoding.threshold import Threshold as Threshold
+    from mtp_jax.decoding.verify import Verify as Verify
+
+_HOME = {
+    "BeamSearch": "beam",
+    "CtcGreedy": "ctc_greedy",
+    "Decoded": "interface",
+    "DecoderFunctions": "interface",
+    "DraftText": "edit_distance",
+    "Drafts": "interface",
+    "DraftsError": "drafts",
+    "Greedy": "greedy",
+    "NBest": "interface",
+    "PrefixBeam": "kbest",
+    "Strategy": "interface",
+    "Threshold": "threshold",
+    "Verify": "verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.interface import Decoded, DecoderFunctions, NBest, normalized
+from mtp_jax.decoding.interface import Decoded, DecoderFunctions, NBest
+from mtp_jax.decoding.text import length_normalized
 from mtp_jax.models.kv_cache import KVCache
 
 
@@ -28,6 +29,11 @@ class BeamSearch:
 
     beams: int = struct.field(pytree_node=False, default=4)
     length_power: float | jax.Array = 0.0
+
+    @property
+    def name(self) -> str:
+        """As in the registry."""
+        return "beam"
 
     def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does; the best hypothesis, and the list as ``nbest``."""
@@ -72,6 +78,7 @@ class BeamSearch:
         none = jnp.zeros((rows, model.heads - 1), jnp.int32)
         return Decoded(
             tokens=best.tokens[:, 0],
+            log_probs=best.log_probs[:, 0],
             length=best.length[:, 0],
             calls=end.calls,
             proposed=none,
@@ -89,7 +96,7 @@ class BeamSearch:
         itself = jnp.where(jnp.arange(predicted.shape[2]) == 0, 0.0, -jnp.inf)
         total = beam.score[..., None] + jnp.where(beam.ended[..., None], itself, predicted)
         length = (beam.length + ~beam.ended)[..., None]
-        rank = normalized(total, length, self.length_power).reshape(len(total), -1)
+        rank = length_normalized(total, length, self.length_power).reshape(len(total), -1)
         best, chosen = jax.lax.top_k(rank, self.beams)
 
         def pick(x: jax.Array) -> jax.Array:
@@ -148,7 +155,7 @@ class _Beam:
 
     def rank(self, length_power: float | jax.Array) -> jax.Array:
         """float32[B, K], by which hypotheses are compared."""
-        return normalized(self.score, self.length, length_power)
+        return length_normalized(self.score, self.length, length_power)
 
     def gather(self, parent: jax.Array) -> _Beam:
         """Place k as int32[B, K] ``parent[:, k]`` was."""

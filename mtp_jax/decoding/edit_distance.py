@@ -1,8 +1,9 @@
-"""Drafts read off a text, CTC's or a hypothesis: aligned with the text so far, what comes next.
+"""Drafts read off a text: align it with the output so far, and draft what follows.
 
-The decoder of a good encoder mostly says what CTC says, so that whole phrases pass verification. It
-takes no heads, and changes no output. (To have the decoder verify CTC's transcript is from Saon
-et al., arXiv 2603.11243, who go on token by token behind the first difference.)
+The text is a CTC hypothesis or another hypothesis of the decoder. A decoder behind a good encoder
+mostly agrees with its CTC hypothesis, so that whole phrases are accepted. This takes no heads and
+changes no output. (That a decoder verifies the CTC transcript is from Saon et al., arXiv
+2603.11243, who decode token by token behind the first difference.)
 """
 
 from __future__ import annotations
@@ -14,60 +15,62 @@ import jax.numpy as jnp
 
 
 class DraftText(NamedTuple):
-    """Texts that drafts are read off: what CTC reads, or hypotheses.
+    """Texts that drafts are read off.
 
     Attributes:
-        tokens: int32[B, R], in the decoder's tokens; 0 behind the last.
-        length: int32[B], how many there are.
+        tokens: int32[B, R], 0 behind the last.
+        length: int32[B].
     """
 
     tokens: jax.Array
     length: jax.Array
 
 
-def initial_distances(reading: DraftText) -> jax.Array:
-    """int32[B, R + 1] distances of no text: see `follow`."""
-    rows, capacity = reading.tokens.shape
+def initial_distances(text: DraftText) -> jax.Array:
+    """int32[B, R + 1] distances of an empty output: see `advance_edit_distance`."""
+    rows, capacity = text.tokens.shape
     return jnp.broadcast_to(jnp.arange(capacity + 1), (rows, capacity + 1))
 
 
 def advance_edit_distance(
-    reading: DraftText, distances: jax.Array, text: jax.Array, count: jax.Array
+    text: DraftText, distances: jax.Array, output: jax.Array, count: jax.Array
 ) -> jax.Array:
-    """Edit distances of a longer text.
+    """Edit distances of a longer output.
 
     Args:
-        ctc_hypothesis: what CTC reads, in the decoder's tokens.
-        distances: int32[B, R + 1], of the text so far from the first 0, 1, ..., R tokens read.
-        text: int32[B, S], of which the first int32[B] `count` follow it.
+        text: R tokens per row.
+        distances: int32[B, R + 1], of the output so far from the first 0, 1, ..., R tokens of
+            `text`.
+        output: int32[B, S], of which the first int32[B] `count` are added.
 
     Returns:
-        The distances of the text with these (Levenshtein, 1966; one row of his table a token).
+        The distances of the longer output (Levenshtein, 1966; one row of his table per token).
     """
     place = jnp.arange(distances.shape[1])
 
     def add(row: jax.Array, token: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         predicted, real = token
-        replaced = row[:, :-1] + (reading.tokens != predicted[:, None])
+        replaced = row[:, :-1] + (text.tokens != predicted[:, None])
         longer = (row + 1).at[:, 1:].min(replaced)
-        # Leaving out tokens read: the least of longer[i] + j - i over i <= j.
+        # Tokens of the text may be skipped: the least of longer[i] + j - i over i <= j.
         longer = jax.lax.cummin(longer - place, axis=1) + place
         return jnp.where(real[:, None], longer, row), None
 
-    real = jnp.arange(text.shape[1])[:, None] < count
-    return jax.lax.scan(add, distances, (text.T, real))[0]
+    real = jnp.arange(output.shape[1])[:, None] < count
+    return jax.lax.scan(add, distances, (output.T, real))[0]
 
 
-def draft_continuation(reading: DraftText, distances: jax.Array, width: int, eos: int) -> jax.Array:
-    """int32[B, width]: what CTC reads behind the text so far, then EOS.
+def draft_continuation(text: DraftText, distances: jax.Array, width: int, eos: int) -> jax.Array:
+    """int32[B, width]: the tokens of `text` behind the output so far, then EOS.
 
-    The text ends where the reading is nearest to it; of several such places, at the last.
+    The output ends where the prefix of the text is nearest to it; of several such prefixes, at the
+    longest.
     """
-    tokens, length = reading
+    tokens, length = text
     place = jnp.arange(distances.shape[1])
-    known = jnp.where(place <= length[:, None], distances, jnp.iinfo(jnp.int32).max)
-    best = jnp.min(known, axis=1, keepdims=True)
-    end = jnp.max(jnp.where(known == best, place, 0), axis=1)
+    within = jnp.where(place <= length[:, None], distances, jnp.iinfo(jnp.int32).max)
+    least = jnp.min(within, axis=1, keepdims=True)
+    end = jnp.max(jnp.where(within == least, place, 0), axis=1)
     wanted = end[:, None] + jnp.arange(width)
     drafts = jnp.take_along_axis(tokens, jnp.minimum(wanted, tokens.shape[1] - 1), axis=1)
     return jnp.where(wanted < length[:, None], drafts, eos)

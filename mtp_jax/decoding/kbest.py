@@ -12,15 +12,9 @@ from flax import struct
 
 from mtp_jax.decoding.drafts import draft_source, text_drafts
 from mtp_jax.decoding.edit_distance import DraftText
-from mtp_jax.decoding.interface import (
-    Decoded,
-    DecoderFunctions,
-    Emitted,
-    NBest,
-    most_likely,
-    normalized,
-)
-from mtp_jax.decoding.verify_loop import Likelihood, Verification, verify_loop
+from mtp_jax.decoding.interface import Decoded, DecoderFunctions, NBest
+from mtp_jax.decoding.text import Emitted, length_normalized, most_likely
+from mtp_jax.decoding.verify_loop import Alternatives, Verification, verify_loop
 from mtp_jax.models.kv_cache import KVCache
 
 
@@ -62,56 +56,60 @@ class PrefixBeam:
     rounds: int = struct.field(pytree_node=False, default=3)
     ctc_width: int = struct.field(pytree_node=False, default=0)
 
+    @property
+    def name(self) -> str:
+        """As in the registry."""
+        return "prefix_beam_ctc" if self.ctc_width else "prefix_beam"
+
     def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does; the best hypothesis, and the list as ``nbest``."""
         state = self._greedy(model, active, max_tokens)
         if self.beams > 1:
             state = jax.lax.while_loop(
-                lambda state: jnp.any(state.branches.good) & (state.round < self.rounds),
+                lambda state: jnp.any(state.branches.real) & (state.round < self.rounds),
                 lambda state: self._round(model, state),
                 state,
             )
         order = jnp.argsort(-self._rank(state.hypotheses), axis=1, stable=True)
         best = state.hypotheses.gather(order)
-        none = jnp.zeros((len(active), model.heads - 1), jnp.int32)
+        no_drafts = jnp.zeros((len(active), model.heads - 1), jnp.int32)
         return Decoded(
             tokens=best.tokens[:, 0],
+            log_probs=best.log_probs[:, 0],
             length=best.length[:, 0],
             calls=state.calls,
-            proposed=none,
-            accepted=none,
+            proposed=no_drafts,
+            accepted=no_drafts,
             loop_steps=state.steps,
             call=best.call[:, 0],
-            nbest=NBest(best.tokens, best.length, best.likelihood.log_probs, best.real),
+            nbest=NBest(best.tokens, best.length, best.log_probs, best.real),
         )
 
     def _greedy(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> _State:
-        """Before the first round: greedy's text alone."""
+        """The state before the first round: greedy's text alone."""
         rows = len(active)
         source = draft_source(model, self.ctc_width)
         hidden, cache = model.prefill(0)
         logits = model.next_token(hidden)
-        predicted = most_likely(logits)[:, None]
-        text, _ = Emitted.nothing(active, max_tokens).emit(
-            predicted, jnp.ones(rows, jnp.int32), model.eos
+        first, log_prob = (x[:, None] for x in most_likely(logits))
+        text, slots = Emitted.empty(active, max_tokens).emit(
+            first, log_prob, jnp.ones(rows, jnp.int32), model.eos
         )
-        # Where K texts part there are K tokens at most.
-        alternatives = max(1, min(self.beams, logits.shape[-1]) - 1)
-        likelihood = Likelihood.nothing(rows, max_tokens, alternatives)
-        likelihood = likelihood.put(jnp.zeros((rows, 1), jnp.int32), logits[:, None])
-        branch = cache.fork(1, max_tokens)
-        start = Verification.of(source, text, hidden, predicted, branch, likelihood)
+        # K hypotheses that part at one position have at most K different tokens there.
+        count = max(1, min(self.beams, logits.shape[-1]) - 1)
+        alternatives = Alternatives.empty(rows, max_tokens, count).put(slots, logits[:, None])
+        start = Verification.start(
+            source, text, hidden, first, cache.fork(1, max_tokens), alternatives
+        )
         end = verify_loop(model, source, start)
 
         def first_of_many(x: jax.Array) -> jax.Array:
             return jnp.pad(x[:, None], ((0, 0), (0, self.beams - 1), *[(0, 0)] * (x.ndim - 1)))
 
-        assert end.likelihood is not None
-        one = _Hypotheses(end.text.tokens, end.text.call, end.text.length, active, end.likelihood)
-        hypotheses = jax.tree.map(first_of_many, one)
+        hypotheses = jax.tree.map(first_of_many, _Hypotheses.of(end, active))
         return _State(
             hypotheses=hypotheses,
-            branches=self._branches(hypotheses, model.eos),
+            branches=self._best_branches(hypotheses, model.eos),
             cache=end.cache.gather_rows(jnp.zeros((rows, self.beams), jnp.int32)),
             calls=end.calls + active,
             steps=end.steps + 1,
@@ -120,24 +118,24 @@ class PrefixBeam:
 
     def _round(self, model: DecoderFunctions, state: _State) -> _State:
         """Completes the K best branches, and keeps the best K of all hypotheses."""
-        drafter_state, prefixes = state.hypotheses.branch(state.branches)
-        new, end = self._followed(model, state, prefixes)
-        # Calls are counted utterance by utterance: that of its last row to finish is its last.
+        known, prefixes = state.hypotheses.branch(state.branches)
+        new, end = self._complete(model, state, prefixes)
+        # Calls are counted per utterance: its calls are those of its last row to finish.
         call = jnp.where(new.call > 0, new.call + state.calls[:, None, None], prefixes.call)
         new = dataclasses.replace(new, call=call)
-        both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), drafter_state, new)
+        both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), known, new)
         best = jax.lax.top_k(self._rank(both), self.beams)[1]
         hypotheses = both.gather(best)
         return _State(
             hypotheses=hypotheses,
-            branches=self._branches(hypotheses, model.eos),
+            branches=self._best_branches(hypotheses, model.eos),
             cache=state.cache.concatenate(end.cache).gather_rows(best),
             calls=state.calls + jnp.max(end.calls.reshape(best.shape), axis=1),
             steps=state.steps + end.steps,
             round=state.round + 1,
         )
 
-    def _followed(
+    def _complete(
         self, model: DecoderFunctions, state: _State, prefixes: _Hypotheses
     ) -> tuple[_Hypotheses, Verification]:
         """The branches, completed by the tokens that head 1 predicts.
@@ -145,8 +143,8 @@ class PrefixBeam:
         The drafts are the rest of the parent hypothesis behind the token that was replaced.
 
         Returns:
-            The texts, whose ``call`` counts those of the round and is 0 in the prefix; and how the
-            loop ended, a row a text.
+            The hypotheses, whose ``call`` counts calls of the round and is 0 in the prefix; and the
+            state at the end of the loop, with one row per hypothesis.
         """
         branches, eos = state.branches, model.eos
         rows, beams, limit = prefixes.tokens.shape
@@ -160,117 +158,129 @@ class PrefixBeam:
         parent = jax.tree.map(flat, state.hypotheses.gather(branches.parent))
         last = jnp.maximum(parent.length - 1, 0)[:, None]
         complete = jnp.take_along_axis(parent.tokens, last, axis=1)[:, 0] == eos
-        reading = DraftText(parent.tokens, parent.length - complete)
-        # Of what comes before the place: it is the beginning of what is read.
+        # The prefix in front of the replaced token is a prefix of the parent.
         distances = jnp.abs(jnp.arange(limit + 1) - flat(branches.place)[:, None])
-        source = text_drafts(reading, self.width, eos, distances)
-        over = (branches.token == eos) | (prefixes.length >= limit) | ~branches.good
+        source = text_drafts(
+            DraftText(parent.tokens, parent.length - complete), self.width, eos, distances
+        )
+        ended = (branches.token == eos) | (prefixes.length >= limit) | ~branches.real
         text = Emitted(
             tokens=flat(prefixes.tokens),
+            log_probs=flat(prefixes.log_probs),
             length=flat(prefixes.length),
-            finished=flat(over),
+            finished=flat(ended),
             call=jnp.zeros((rows * beams, limit), jnp.int32),
             calls=jnp.int32(0),
         )
         cache = dataclasses.replace(
             state.cache.gather_rows(branches.parent), length=flat(branches.place)
         )
-        likelihood = jax.tree.map(flat, prefixes.likelihood)
-        unseen = jnp.zeros((rows * beams, 1))  # drafts that are read look at no hidden state
-        start = Verification.of(
-            source, text, unseen, flat(branches.token)[:, None], cache, likelihood
+        unused = jnp.zeros((rows * beams, 1))  # drafts of a text need no hidden state
+        start = Verification.start(
+            source,
+            text,
+            unused,
+            flat(branches.token)[:, None],
+            cache,
+            jax.tree.map(flat, prefixes.alternatives),
         )
         end = verify_loop(
             model, source, start, should_prune=functools.partial(self._should_prune, state)
         )
-        assert end.likelihood is not None
-        texts = _Hypotheses(
-            tokens=by_utterance(end.text.tokens),
-            call=by_utterance(end.text.call),
-            length=by_utterance(end.text.length),
-            real=branches.good,
-            likelihood=jax.tree.map(by_utterance, end.likelihood),
-        )
-        return texts, end
+        hypotheses = jax.tree.map(by_utterance, _Hypotheses.of(end, flat(branches.real)))
+        return hypotheses, end
 
     def _should_prune(self, state: _State, now: Verification) -> jax.Array:
-        """bool[B K]: less likely than K complete texts, and so never in the list."""
-        assert now.likelihood is not None
-        shape = state.branches.good.shape
-        score = jnp.sum(now.likelihood.log_probs, axis=1).reshape(shape)
-        rank = normalized(score, now.text.length.reshape(shape), self.length_power)
-        complete = state.branches.good & now.text.finished.reshape(shape)
+        """bool[B K]: less likely than K complete hypotheses, and so never in the list."""
+        shape = state.branches.real.shape
+        score = jnp.sum(now.text.log_probs, axis=1).reshape(shape)
+        rank = length_normalized(score, now.text.length.reshape(shape), self.length_power)
+        complete = state.branches.real & now.text.finished.reshape(shape)
         ranks = [self._rank(state.hypotheses), jnp.where(complete, rank, -jnp.inf)]
         worst = jax.lax.top_k(jnp.concatenate(ranks, axis=1), self.beams)[0][:, -1:]
-        # A text only loses probability, and gains at most by being as long as may be.
+        # A text only loses probability. Normalisation favours the greatest length most.
         longest = jnp.full_like(now.text.length, now.text.limit).reshape(shape)
-        return (normalized(score, longest, self.length_power) < worst).reshape(-1)
+        return (length_normalized(score, longest, self.length_power) < worst).reshape(-1)
 
-    def _rank(self, texts: _Hypotheses) -> jax.Array:
-        return normalized(texts.score, texts.length, self.length_power)
+    def _rank(self, hypotheses: _Hypotheses) -> jax.Array:
+        return length_normalized(hypotheses.score, hypotheses.length, self.length_power)
 
-    def _branches(self, hypotheses: _Hypotheses, eos: int) -> _Branches:
-        """The K best that promise more than the worst of K hypotheses."""
-        rows, beams, limit, alternatives = hypotheses.likelihood.alternatives.shape
-        upto = jnp.cumsum(hypotheses.likelihood.log_probs, axis=2)
-        before = upto - hypotheses.likelihood.log_probs
-        rest = jnp.where(hypotheses.real, upto[:, :, -1], 0)[..., None] - upto
-        ends = hypotheses.likelihood.alternatives == eos  # has no rest
-        total = before[..., None] + hypotheses.likelihood.alternative_log_probs
-        total += jnp.where(ends, 0, rest[..., None])
+    def _best_branches(self, hypotheses: _Hypotheses, eos: int) -> _Branches:
+        """The K best branches that are ranked above the worst of K hypotheses."""
+        alternatives, log_probs = hypotheses.alternatives, hypotheses.log_probs
+        rows, beams, limit, count = alternatives.tokens.shape
+        through = jnp.cumsum(log_probs, axis=2)
+        before = through - log_probs
+        rest = jnp.where(hypotheses.real, through[:, :, -1], 0)[..., None] - through
+        ends = alternatives.tokens == eos  # nothing follows
+        total = before[..., None] + alternatives.log_probs + jnp.where(ends, 0, rest[..., None])
         place = jnp.arange(limit)[:, None]
         length = jnp.where(ends, place + 1, hypotheses.length[..., None, None])
-        rank = normalized(total, length, self.length_power)
-        there = hypotheses.real[..., None, None] & (place < hypotheses.length[..., None, None])
-        rank = jnp.where(there, rank, -jnp.inf).reshape(rows, -1)
+        rank = length_normalized(total, length, self.length_power)
+        exists = hypotheses.real[..., None, None] & (place < hypotheses.length[..., None, None])
+        rank = jnp.where(exists, rank, -jnp.inf).reshape(rows, -1)
         best, chosen = jax.lax.top_k(rank, beams)
-        good = (best > jnp.min(self._rank(hypotheses), axis=1, keepdims=True)) & (best > -jnp.inf)
-        parent, place, other = jnp.unravel_index(chosen, (beams, limit, alternatives))
-        at = jnp.arange(rows)[:, None], parent, place, other
-        token = hypotheses.likelihood.alternatives[at]
-        log_prob = hypotheses.likelihood.alternative_log_probs[at]
-        return _Branches(parent, place, other, token, log_prob, good)
+        worst = jnp.min(self._rank(hypotheses), axis=1, keepdims=True)
+        parent, place, number = jnp.unravel_index(chosen, (beams, limit, count))
+        at = jnp.arange(rows)[:, None], parent, place, number
+        return _Branches(
+            parent=parent,
+            place=place,
+            number=number,
+            token=alternatives.tokens[at],
+            log_prob=alternatives.log_probs[at],
+            real=(best > worst) & (best > -jnp.inf),
+        )
 
 
 class _Branches(NamedTuple):
-    """K prefixes an utterance: the beginning of a hypothesis, and another token.
+    """K branches of each utterance: the beginning of a hypothesis, and another token.
 
     Attributes:
         parent: int32[B, K], the hypothesis that is branched from.
         place: int32[B, K], of its token that is replaced.
-        other: int32[B, K], the number of the other token in this place.
-        token: int32[B, K]; `log_prob`: float32[B, K] of it.
-        good: bool[B, K], whether the prefix promises anything; the rest means nothing if not.
+        number: int32[B, K], of the alternative at this place.
+        token: int32[B, K]; `log_prob`: float32[B, K], that alternative.
+        real: bool[B, K]; where it is False there is no such branch.
     """
 
     parent: jax.Array
     place: jax.Array
-    other: jax.Array
+    number: jax.Array
     token: jax.Array
     log_prob: jax.Array
-    good: jax.Array
+    real: jax.Array
 
 
 @struct.dataclass
 class _Hypotheses:
-    """K hypotheses an utterance.
+    """K hypotheses of each utterance.
 
     Attributes:
-        tokens: int32[B, K, L]; `call`: int32[B, K, L], that emitted each; `length`: int32[B, K].
-        real: bool[B, K]; the alternatives are places not gathered.
-        likelihood: of each, and of the alternatives that were not tried yet.
+        tokens: int32[B, K, L]; `log_probs`: float32[B, K, L] of each; `call`: int32[B, K, L], that
+            emitted each; `length`: int32[B, K].
+        real: bool[B, K]; the others are places that are not taken.
+        alternatives: that no branch has tried yet.
     """
 
     tokens: jax.Array
+    log_probs: jax.Array
     call: jax.Array
     length: jax.Array
     real: jax.Array
-    likelihood: Likelihood
+    alternatives: Alternatives
+
+    @classmethod
+    def of(cls, end: Verification, real: jax.Array) -> _Hypotheses:
+        """One hypothesis per row of a finished loop."""
+        assert end.alternatives is not None
+        text = end.text
+        return cls(text.tokens, text.log_probs, text.call, text.length, real, end.alternatives)
 
     @property
     def score(self) -> jax.Array:
         """float32[B, K] log-probabilities."""
-        return jnp.where(self.real, jnp.sum(self.likelihood.log_probs, axis=2), -jnp.inf)
+        return jnp.where(self.real, jnp.sum(self.log_probs, axis=2), -jnp.inf)
 
     def gather(self, places: jax.Array) -> _Hypotheses:
         """Those at int32[B, N] `places`."""
@@ -279,36 +289,35 @@ class _Hypotheses:
         return gathered
 
     def branch(self, branches: _Branches) -> tuple[_Hypotheses, _Hypotheses]:
-        """Parents whose branches count as tried, and the branches as hypotheses of their own."""
+        """Parents whose `branches` count as tried, and the branches as hypotheses of their own."""
         row = jnp.arange(len(branches.parent))[:, None]
-        kept = jnp.where(branches.good, branches.parent, self.length.shape[1])
-        tried = self.likelihood.alternative_log_probs.at[row, kept, branches.place, branches.other]
-        likelihood = dataclasses.replace(
-            self.likelihood, alternative_log_probs=tried.set(-jnp.inf, mode="drop")
+        tried = jnp.where(branches.real, branches.parent, self.length.shape[1])
+        left = self.alternatives.log_probs.at[row, tried, branches.place, branches.number].set(
+            -jnp.inf, mode="drop"
+        )
+        parents = dataclasses.replace(
+            self, alternatives=dataclasses.replace(self.alternatives, log_probs=left)
         )
         parent = self.gather(branches.parent)
         slot = jnp.arange(self.tokens.shape[2])
         before, here = slot < branches.place[..., None], slot == branches.place[..., None]
 
-        def cut(x: jax.Array, new: jax.Array) -> jax.Array:
+        def replace(x: jax.Array, new: jax.Array) -> jax.Array:
             return jnp.where(before, x, jnp.where(here, new[..., None], 0))
 
         call = jnp.take_along_axis(parent.call, branches.place[..., None], axis=2)[..., 0]
-        prefix = _Hypotheses(
-            tokens=cut(parent.tokens, branches.token),
-            call=cut(parent.call, call),
+        return parents, _Hypotheses(
+            tokens=replace(parent.tokens, branches.token),
+            log_probs=replace(parent.log_probs, branches.log_prob),
+            call=replace(parent.call, call),
             length=branches.place + 1,
-            real=branches.good,
-            likelihood=Likelihood(
-                log_probs=cut(parent.likelihood.log_probs, branches.log_prob),
-                alternatives=parent.likelihood.alternatives,
-                # Branches at earlier tokens belong to the parent.
-                alternative_log_probs=jnp.full_like(
-                    parent.likelihood.alternative_log_probs, -jnp.inf
-                ),
+            real=branches.real,
+            # Branches at earlier tokens belong to the parent.
+            alternatives=dataclasses.replace(
+                parent.alternatives,
+                log_probs=jnp.full_like(parent.alternatives.log_probs, -jnp.inf),
             ),
         )
-        return dataclasses.replace(self, likelihood=likelihood), prefix
 
 
 @struct.dataclass
@@ -316,10 +325,10 @@ class _State:
     """Loop state.
 
     Attributes:
-        hypotheses: the hypotheses.
+        hypotheses: the best K so far.
         branches: of the next round.
-        cache: of what they were fed, a row each.
-        calls: int32[B]; steps: int32; round: int32.
+        cache: of what the hypotheses were fed, one row each.
+        calls: int32[B]; `steps`: int32; `round`: int32.
     """
 
     hypotheses: _Hypotheses

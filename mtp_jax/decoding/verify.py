@@ -1,4 +1,4 @@
-"""Verification decoding: the drafts of one call are checked by the next. Output equals greedy's."""
+"""Verification decoding: each call checks the drafts of the last. The output equals greedy's."""
 
 from __future__ import annotations
 
@@ -7,34 +7,41 @@ import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.decoding.drafts import draft_source
-from mtp_jax.decoding.interface import Decoded, DecoderFunctions, Emitted, most_likely
+from mtp_jax.decoding.interface import Decoded, DecoderFunctions
+from mtp_jax.decoding.text import Emitted, most_likely
 from mtp_jax.decoding.verify_loop import Verification, verify_loop
 
 
 @struct.dataclass
 class Verify:
-    """Each call is fed the drafts of the last and keeps those that head 1 agrees with.
+    """Each call is fed the drafts of the last and accepts those that head 1 agrees with.
 
-    At best 1 + ceil((N - 1) / S) calls, S tokens wide, for N tokens: decoding/verify_loop.py.
+    At best 1 + ceil((N - 1) / S) calls, S tokens wide, for N tokens: see decoding/verify_loop.py.
 
     Attributes:
-        ctc_width: 0 takes the drafts of heads 2..M, and S is M. Otherwise it is S, and what CTC
-            reads is drafted, whatever M is; a model that reads none raises `DraftsError`.
+        ctc_width: 0 takes the drafts of heads 2..M, and S is M. Otherwise it is S, and the drafts
+            are the CTC hypothesis, whatever M is; a model without one raises `DraftsError`.
     """
 
     ctc_width: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def name(self) -> str:
+        """As in the registry."""
+        return "verify_ctc" if self.ctc_width else "verify"
 
     def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does."""
         source = draft_source(model, self.ctc_width)
         hidden, cache = model.prefill(max_tokens)
-        first = most_likely(model.next_token(hidden))[:, None]
-        text, _ = Emitted.nothing(active, max_tokens).emit(
-            first, jnp.ones_like(first[:, 0]), model.eos
+        first, log_prob = (x[:, None] for x in most_likely(model.next_token(hidden)))
+        text, _ = Emitted.empty(active, max_tokens).emit(
+            first, log_prob, jnp.ones(active.shape, jnp.int32), model.eos
         )
-        end = verify_loop(model, source, Verification.of(source, text, hidden, first, cache))
+        end = verify_loop(model, source, Verification.start(source, text, hidden, first, cache))
         return Decoded(
             tokens=end.text.tokens,
+            log_probs=end.text.log_probs,
             length=end.text.length,
             calls=end.calls + active,
             proposed=end.proposed,

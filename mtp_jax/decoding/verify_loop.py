@@ -1,8 +1,8 @@
-"""The loop that verification and prefix beam search share: text that head 1 agrees with, in blocks.
+"""The loop of verification and of prefix beam search: head 1 accepts or rejects blocks of drafts.
 
-Draft 1 of a block came from head 1 and is certain. Draft i + 1 is accepted if head 1, at draft i,
-says the same; head 1 at the last accepted draft gives draft 1 of the next block, emitted there and
-then. So a call S wide emits what head 1 says at draft 1 and at each accepted draft: 1 to S tokens,
+Draft 1 of a block came from head 1 and is certain. Draft i + 1 is accepted if head 1 predicts it at
+draft i. Head 1 at the last accepted draft predicts draft 1 of the next block, which is emitted at
+once. A call S wide emits head 1's prediction at draft 1 and at each accepted draft: 1 to S tokens,
 at best ceil((N - 1) / S) calls for N - 1 tokens. (arXiv 2409.08148; after Stern et al., 2018.)
 """
 
@@ -17,41 +17,37 @@ import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.decoding.drafts import DraftSource
-from mtp_jax.decoding.interface import DecoderFunctions, Emitted, at, most_likely, tested
+from mtp_jax.decoding.interface import DecoderFunctions
+from mtp_jax.decoding.text import Emitted, most_likely, select_position, tested
 from mtp_jax.models.kv_cache import KVCache
 
 
 @struct.dataclass
-class Likelihood:
-    """What head 1 makes of a text, and of other tokens in the places of its own.
+class Alternatives:
+    """Other tokens that head 1 might have predicted at each position of a text.
 
     Attributes:
-        log_probs: float32[B, L] of the text's tokens; 0 beyond its length.
-        alternatives: int32[B, L, A], the likeliest other tokens in each place.
-        alternative_log_probs: float32[B, L, A], -inf where there is none.
+        tokens: int32[B, L, A], the most likely ones.
+        log_probs: float32[B, L, A], -inf where there is none.
     """
 
+    tokens: jax.Array
     log_probs: jax.Array
-    alternatives: jax.Array
-    alternative_log_probs: jax.Array
 
     @classmethod
-    def nothing(cls, rows: int, max_tokens: int, alternatives: int) -> Likelihood:
-        """Of no text."""
-        shape = rows, max_tokens, alternatives
-        return cls(jnp.zeros(shape[:2]), jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf))
+    def empty(cls, rows: int, max_tokens: int, count: int) -> Alternatives:
+        """Of an empty text; A is `count`."""
+        shape = rows, max_tokens, count
+        return cls(jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf))
 
-    def put(self, slots: jax.Array, logits: jax.Array) -> Likelihood:
-        """With the best of float32[B, S, V] `logits`, and the next A, in int32[B, S] `slots`."""
-        best, token = jax.lax.top_k(logits, self.alternatives.shape[2] + 1)
-        best -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        place = jnp.arange(slots.shape[0])[:, None], slots
-        return Likelihood(
-            log_probs=self.log_probs.at[place].set(best[..., 0], mode="drop"),
-            alternatives=self.alternatives.at[place].set(token[..., 1:], mode="drop"),
-            alternative_log_probs=self.alternative_log_probs.at[place].set(
-                best[..., 1:], mode="drop"
-            ),
+    def put(self, slots: jax.Array, logits: jax.Array) -> Alternatives:
+        """With the A best of float32[B, S, V] `logits` behind the best, in int32[B, S] `slots`."""
+        best, tokens = jax.lax.top_k(logits, self.tokens.shape[2] + 1)
+        log_probs = best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        at = jnp.arange(slots.shape[0])[:, None], slots
+        return Alternatives(
+            tokens=self.tokens.at[at].set(tokens[..., 1:], mode="drop"),
+            log_probs=self.log_probs.at[at].set(log_probs[..., 1:], mode="drop"),
         )
 
 
@@ -62,12 +58,12 @@ class Verification:
     Attributes:
         text: emitted so far, the first draft included.
         drafts: int32[B, S], not yet fed; the first is certain.
-        drafter_state: of the text, by the source of the drafts.
+        drafter_state: of the text, as the source of the drafts keeps it.
         cache: of everything fed and accepted.
         calls: int32[B].
         proposed, accepted: int32[B, S - 1].
         steps: int32.
-        likelihood: of the text, where it is wanted.
+        alternatives: at the positions of the text, where they are wanted.
     """
 
     text: Emitted
@@ -78,19 +74,19 @@ class Verification:
     proposed: jax.Array
     accepted: jax.Array
     steps: jax.Array
-    likelihood: Likelihood | None = None
+    alternatives: Alternatives | None = None
 
     @classmethod
-    def of(
+    def start(
         cls,
         source: DraftSource,
         text: Emitted,
         hidden: jax.Array,
         last: jax.Array,
         cache: KVCache,
-        likelihood: Likelihood | None = None,
+        alternatives: Alternatives | None = None,
     ) -> Verification:
-        """From a text on.
+        """Continues a text.
 
         Args:
             source: of the drafts.
@@ -98,13 +94,22 @@ class Verification:
             hidden: [B, D], that predicted it.
             last: int32[B, 1], that token.
             cache: of everything before it.
-            likelihood: of the text.
+            alternatives: at the positions of the text.
         """
         rows = last.shape[0]
-        drafts, drafter_state = source.draft(source.start, hidden, last, jnp.ones(rows, jnp.int32))
-        none = jnp.zeros((rows, source.width - 1), jnp.int32)
-        zero = jnp.zeros(rows, jnp.int32)
-        return cls(text, drafts, drafter_state, cache, zero, none, none, jnp.int32(0), likelihood)
+        drafts, state = source.draft(source.start, hidden, last, jnp.ones(rows, jnp.int32))
+        no_drafts, zero = jnp.zeros((rows, source.width - 1), jnp.int32), jnp.zeros(rows, jnp.int32)
+        return cls(
+            text=text,
+            drafts=drafts,
+            drafter_state=state,
+            cache=cache,
+            calls=zero,
+            proposed=no_drafts,
+            accepted=no_drafts,
+            steps=jnp.int32(0),
+            alternatives=alternatives,
+        )
 
 
 def verify_loop(
@@ -119,35 +124,33 @@ def verify_loop(
         return jnp.any(~state.text.finished)
 
     def step(state: Verification) -> Verification:
-        going, text, drafts = ~state.text.finished, state.text, state.drafts
-        fed = jnp.where(going, source.width, 0)
-        hidden, cache = model.extend(drafts, fed, state.cache)
+        running, text = ~state.text.finished, state.text
+        fed = jnp.where(running, source.width, 0)
+        hidden, cache = model.extend(state.drafts, fed, state.cache)
         logits = model.next_token(hidden)
-        predicted = most_likely(logits)
-        agrees = predicted[:, :-1] == drafts[:, 1:]
-        kept = 1 + jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
-        over = jnp.cumsum(text.ends(predicted, model.eos), axis=1) > 0
-        over = jnp.pad(over[:, :-2], ((0, 0), (1, 0)))[:, : agrees.shape[1]]
-        tried = tested(agrees, over) & going[:, None]
-        longer, gained = text.emit(predicted, kept, model.eos)
-        likelihood = state.likelihood
-        if likelihood is not None:
-            offset = jnp.arange(source.width)
-            slots = jnp.where(offset < gained[:, None], text.length[:, None] + offset, text.limit)
-            likelihood = likelihood.put(slots, logits)
-        later, drafter_state = source.draft(
-            state.drafter_state, at(hidden, kept - 1), predicted, kept
+        predicted, log_probs = most_likely(logits)
+        agrees = predicted[:, :-1] == state.drafts[:, 1:]
+        count = 1 + jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
+        ended = jnp.cumsum(text.ends(predicted, model.eos), axis=1) > 0
+        ended = jnp.pad(ended[:, :-2], ((0, 0), (1, 0)))[:, : agrees.shape[1]]
+        proposed = tested(agrees, ended) & running[:, None]
+        longer, slots = text.emit(predicted, log_probs, count, model.eos)
+        alternatives = state.alternatives
+        if alternatives is not None:
+            alternatives = alternatives.put(slots, logits)
+        drafts, drafter_state = source.draft(
+            state.drafter_state, select_position(hidden, count - 1), predicted, count
         )
         after = Verification(
             text=longer,
-            drafts=later,
+            drafts=drafts,
             drafter_state=drafter_state,
-            cache=cache.rollback(jnp.where(going, source.width - kept, 0)),
-            calls=state.calls + going,
-            proposed=state.proposed + tried,
-            accepted=state.accepted + (tried & agrees),
+            cache=cache.rollback(jnp.where(running, source.width - count, 0)),
+            calls=state.calls + running,
+            proposed=state.proposed + proposed,
+            accepted=state.accepted + (proposed & agrees),
             steps=state.steps + 1,
-            likelihood=likelihood,
+            alternatives=alternatives,
         )
         if should_prune is None:
             return after

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.config import DRAFTED_BY_CTC, Evaluation
+from mtp_jax.config import Evaluation
 from mtp_jax.data import Batch, Source, eval_batches
-from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.decoding import Greedy, Threshold, registry
 from mtp_jax.evaluation.metrics import character_errors, word_errors
-from mtp_jax.inference.recognizer import Outcome, Recognizer
+from mtp_jax.evaluation.outcome import Outcome, decode_source
+from mtp_jax.inference.runner import Runner
 
 Row = dict[str, Any]
 
@@ -34,9 +34,9 @@ class Task:
     batches: Callable[[int], Iterator[Batch]]
 
     @classmethod
-    def of(cls, source: Source, recognizer: Recognizer) -> Task:
+    def of(cls, source: Source, runner: Runner) -> Task:
         """The whole of `source`."""
-        config, tokenizer = recognizer.model.config, recognizer.tokenizer
+        config, tokenizer = runner.model.config, runner.tokenizer
         return cls(source, lambda size: eval_batches(source, tokenizer, config, size))
 
 
@@ -58,12 +58,12 @@ class Choice:
 
 
 def choose_tau(
-    recognizer: Recognizer, dev: Task, taus: Sequence[float], max_wer_increase: float, size: int
+    runner: Runner, dev: Task, taus: Sequence[float], max_wer_increase: float, size: int
 ) -> Choice:
     """The tau with the fewest decoder calls whose dev WER is within `max_wer_increase` of greedy's.
 
     Args:
-        recognizer: the model.
+        runner: the model.
         dev: the data to choose on.
         taus: to try.
         max_wer_increase: per cent, absolute.
@@ -72,12 +72,12 @@ def choose_tau(
     Returns:
         The choice; tau is `NO_TAU` if none is good enough.
     """
-    normalize = recognizer.model.config.evaluation.normalizer
-    greedy = recognizer.run(dev.source, dev.batches(size), Greedy())
+    normalize = runner.model.config.evaluation.normalizer
+    greedy = decode_source(runner, dev.source, dev.batches(size), Greedy())
     rows = [
         row("threshold", {"tau": tau}, outcome, greedy, normalize)
         for tau in sorted(taus)
-        for outcome in [recognizer.run(dev.source, dev.batches(size), Threshold(tau))]
+        for outcome in [decode_source(runner, dev.source, dev.batches(size), Threshold(tau))]
     ]
     wer = word_error_rate(greedy, normalize)
     good = [r for r in rows if r["wer"] <= wer + max_wer_increase + 1e-9]
@@ -85,48 +85,43 @@ def choose_tau(
     return Choice(best["options"]["tau"], tuple(rows), wer, max_wer_increase)
 
 
-def has_threshold(options: Evaluation, heads: int) -> bool:
-    """Whether the table has a row of threshold decoding, and so needs a tau."""
+def options_of(options: Evaluation, heads: int, tau: float) -> registry.Options:
+    """What the strategies of the table are made from."""
+    return registry.Options(
+        heads=heads,
+        tau=tau,
+        draft_width=options.draft_width,
+        beams=options.beams,
+        rounds=options.beam_rounds,
+        length_power=options.length_power,
+    )
+
+
+def needs_tau(options: Evaluation, heads: int) -> bool:
+    """Whether the table has a row of threshold decoding."""
     return heads > 1 and "threshold" in options.strategies
 
 
-def strategies(
-    options: Evaluation, heads: int, tau: float, reads: bool
-) -> list[tuple[str, dict[str, Any], Strategy | None]]:
-    """Name, options and strategy of each row of the table; None stands for CTC.
+def table_rows(
+    options: Evaluation, heads: int, tau: float, has_ctc_hypothesis: bool
+) -> list[tuple[registry.Entry, registry.Variant]]:
+    """The strategies of the table, in the order of the registry.
 
-    Greedy comes twice: as everyone runs it, and M tokens wide, which is what verification must
-    equal to the last bit. With M = 1 threshold and verification would be greedy again, and what
-    CTC reads must be had in the decoder's tokens to be drafted (`reads`): there are no such rows
-    else.
+    With M = 1 those that need heads would be greedy again, and those that draft the CTC hypothesis
+    need one in the decoder's tokens: both are left out.
     """
-    width = options.draft_width
-    beams: dict[str, Any] = {"beams": options.beams}
-    power = jnp.float32(options.length_power)
-    search = PrefixBeam(options.beams, power, width, options.beam_rounds)
-
-    table: dict[str, list[tuple[dict[str, Any], Strategy | None]]] = {
-        "ctc": [({}, None)],
-        "greedy": [({"width": w}, Greedy(w)) for w in sorted({1, heads})],
-        "threshold": [({"tau": tau}, Threshold(tau))],
-        "verify": [({}, Verify())],
-        "verify_ctc": [({"width": width}, Verify(width))],
-        "beam": [(beams, BeamSearch(options.beams, power))],
-        "prefix_beam": [(beams, search)],
-        "prefix_beam_ctc": [(beams, dataclasses.replace(search, ctc_width=width))],
-    }
-    if heads == 1:
-        del table["threshold"], table["verify"]
+    usable = registry.usable(has_ctc_hypothesis)
+    entries = [registry.get(name) for name in usable if name in options.strategies]
     return [
-        (name, its_options, strategy)
-        for name in table
-        if name in options.strategies and (reads or name not in DRAFTED_BY_CTC)
-        for its_options, strategy in table[name]
+        (entry, variant)
+        for entry in entries
+        if heads > 1 or not entry.needs_heads
+        for variant in entry.variants(options_of(options, heads, tau))
     ]
 
 
 def compare(
-    recognizer: Recognizer,
+    runner: Runner,
     test: Task,
     tau: float,
     options: Evaluation,
@@ -136,8 +131,8 @@ def compare(
     Returns:
         The rows of the table, and the outcomes, named for files.
     """
-    normalize, heads = options.normalizer, recognizer.model.config.heads.count
-    reads = recognizer.model.vocabulary.has_ctc_drafts
+    model = runner.model
+    chosen = table_rows(options, model.config.heads.count, tau, model.vocabulary.has_ctc_hypothesis)
     rows, outcomes = [], {}
     for size in options.batch_sizes:
         greedy: dict[int, Outcome] = {}
@@ -145,21 +140,19 @@ def compare(
         def at_width(width: int, size: int = size, greedy: dict[int, Outcome] = greedy) -> Outcome:
             if width not in greedy:
                 batches = test.batches(size)
-                greedy[width] = recognizer.run(test.source, batches, Greedy(width))
+                greedy[width] = decode_source(runner, test.source, batches, Greedy(width))
             return greedy[width]
 
-        for name, its_options, strategy in strategies(options, heads, tau, reads):
-            if isinstance(strategy, Greedy):
-                outcome, like = at_width(strategy.width), at_width(1)
+        for entry, variant in chosen:
+            if isinstance(variant.strategy, Greedy):
+                outcome = at_width(variant.width)
             else:
-                outcome = recognizer.run(test.source, test.batches(size), strategy)
-                like = at_width(its_options.get("width", heads))
-            made = row(name, its_options, outcome, at_width(1), normalize)
-            made["identical_to_greedy"] = None if strategy is None else identical(outcome, like)
-            if isinstance(strategy, (Greedy, Verify)):
-                made["differs_from_1_wide_greedy"] = differences(
-                    recognizer, test, outcome, at_width(1)
-                )
+                outcome = decode_source(runner, test.source, test.batches(size), variant.strategy)
+            like = at_width(1 if entry.name == "greedy" else variant.width)
+            made = row(entry.name, variant.shown, outcome, at_width(1), options.normalizer)
+            made["identical_to_greedy"] = identical(outcome, like) if entry.calls_decoder else None
+            if entry.exact:
+                made["differs_from_1_wide_greedy"] = differences(runner, test, outcome, at_width(1))
             rows.append(made)
             outcomes[label(made)] = outcome
     return rows, outcomes
@@ -172,7 +165,7 @@ def label(row: Row) -> str:
 
 
 def row(
-    name: str, options: dict[str, Any], outcome: Outcome, greedy: Outcome, normalize: str
+    name: str, options: Mapping[str, Any], outcome: Outcome, greedy: Outcome, normalize: str
 ) -> Row:
     """One row of the table, from what a strategy and greedy (one token wide) made of the data."""
     references = [h.reference for h in outcome.hypotheses]
@@ -183,7 +176,7 @@ def row(
     calls = outcome.calls
     return {
         "strategy": name,
-        "options": options,
+        "options": dict(options),
         "batch_size": outcome.batch_size,
         "wer": words.percent,
         "cer": character_errors(references, texts, normalize).percent,
@@ -198,7 +191,7 @@ def row(
         ]
         if speculative
         else None,
-        "identical_to_greedy": None if name == "ctc" else identical(outcome, greedy),
+        "identical_to_greedy": identical(outcome, greedy) if calls else None,
         "oracle_wer": oracle_word_error_rates(outcome, normalize),
         "at_length_limit": outcome.at_length_limit,
         "rtfx": outcome.audio_seconds / max(outcome.wall_seconds, 1e-9),
@@ -213,7 +206,7 @@ def identical(outcome: Outcome, greedy: Outcome) -> float:
 
 
 def differences(
-    recognizer: Recognizer, task: Task, outcome: Outcome, greedy: Outcome
+    runner: Runner, task: Task, outcome: Outcome, greedy: Outcome
 ) -> list[dict[str, Any]]:
     """Where outputs that should be equal are not: utterance, position, and top-2 gap there."""
     pairs = zip(outcome.hypotheses, greedy.hypotheses, strict=True)
@@ -227,7 +220,7 @@ def differences(
         if key in unequal:
             same = itertools.takewhile(lambda ab: ab[0] == ab[1], zip(*unequal[key], strict=False))
             agreed = tuple(a for a, _ in same)
-            gap = recognizer.top2_gap(batch, 0, agreed)
+            gap = runner.top2_gap(batch, 0, agreed)
             found.append({"id": key, "position": len(agreed), "top2_gap": gap})
     return found
 

@@ -13,18 +13,18 @@ from mtp_jax.checkpoints.workdir import Workdir, commit, write_json
 from mtp_jax.config import Config, Evaluation
 from mtp_jax.data import open_source
 from mtp_jax.distributed import multihost
-from mtp_jax.evaluation.compare import Task, choose_tau, compare, has_threshold
+from mtp_jax.evaluation.compare import Task, choose_tau, compare, needs_tau
 from mtp_jax.evaluation.metrics import word_errors
 from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
 from mtp_jax.inference.encoder_cache import with_encoder_cache
-from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.inference.runner import Runner
 from mtp_jax.models.params import count
 
 log = logging.getLogger("mtp_jax")
 
 
 def tune(
-    recognizer: Recognizer,
+    runner: Runner,
     workdir: Workdir,
     max_wer_increase: float,
     options: Evaluation | None = None,
@@ -32,22 +32,20 @@ def tune(
     """Chooses tau on dev and keeps choice and sweep in the workdir.
 
     Args:
-        recognizer: the model; `workdir`: its folder.
+        runner: the model; `workdir`: its folder.
         max_wer_increase: absolute WER, per cent, that threshold decoding may lose.
         options: what will be compared; the config's by default.
 
     Returns:
         tau; 1, and nothing is decoded or kept, if no row will use it.
     """
-    config = recognizer.model.config
-    if not has_threshold(options or config.evaluation, config.heads.count):
+    config = runner.model.config
+    if not needs_tau(options or config.evaluation, config.heads.count):
         return 1.0
     dev = open_source(config.data.dev, config.data, config.front_end.sample_rate)
-    dev = with_encoder_cache(dev, recognizer)
+    dev = with_encoder_cache(dev, runner)
     e = config.evaluation
-    choice = choose_tau(
-        recognizer, Task.of(dev, recognizer), e.taus, max_wer_increase, max(e.batch_sizes)
-    )
+    choice = choose_tau(runner, Task.of(dev, runner), e.taus, max_wer_increase, max(e.batch_sizes))
     kept = {
         "tau": choice.tau,
         "max_wer_increase": max_wer_increase,
@@ -66,7 +64,7 @@ def tune(
 
 
 def evaluate(
-    recognizer: Recognizer,
+    runner: Runner,
     workdir: Workdir,
     data: str,
     tau: float,
@@ -76,7 +74,7 @@ def evaluate(
     """Compares strategies on `data`, prints the table and writes the rest.
 
     Args:
-        recognizer: the model.
+        runner: the model.
         workdir: whose sweep of tau goes into the picture.
         data: a source, as in `config.Data`.
         tau: of threshold decoding.
@@ -86,10 +84,10 @@ def evaluate(
     Returns:
         What ``results.json`` holds.
     """
-    config = recognizer.model.config
+    config = runner.model.config
     source = open_source(data, config.data, config.front_end.sample_rate)
     options = options or config.evaluation
-    rows, outcomes = compare(recognizer, Task.of(source, recognizer), tau, options)
+    rows, outcomes = compare(runner, Task.of(source, runner), tau, options)
     decoded = {h.id for outcome in outcomes.values() for h in outcome.hypotheses}
     utterances = [u for u in source.utterances if u.id in decoded]
     unreadable = [u.id for u in source.utterances if u.id not in decoded]
@@ -101,9 +99,9 @@ def evaluate(
         "commit": commit(),
         "config": dataclasses.asdict(config),
         "seed": config.seed,
-        "parameters": count(recognizer.params),
+        "parameters": count(runner.params),
         "heads": {"kind": config.heads.kind, "M": config.heads.count},
-        "device": _device(recognizer.mesh),
+        "device": _device(runner.mesh),
         "dtype": config.train.dtype,
         "normalizer": config.evaluation.normalizer,
         "dataset": {
@@ -122,7 +120,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
     write_hypotheses(output / "hypotheses", outcomes)
-    write_nbest(output / "nbest", outcomes, recognizer.tokenizer.pieces)
+    write_nbest(output / "nbest", outcomes, runner.tokenizer.pieces)
     pictures = draw(results, output)
     _print(results, config, [output / "results.json", *pictures])
     return results

@@ -7,8 +7,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtp_jax.decoding import registry
 from mtp_jax.evaluation.compare import Row
-from mtp_jax.inference.recognizer import Outcome
+from mtp_jax.evaluation.outcome import Outcome
 
 _COLUMNS = (
     ("strategy", "strategy"),
@@ -165,24 +166,20 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
                     color="tab:blue",
                 )
             last = point
-    styles = {
-        "greedy": ("s", "black"),
-        "threshold": ("o", "tab:blue"),
-        "verify": ("D", "tab:green"),
-        "verify_ctc": ("P", "tab:olive"),
-        "beam": ("v", "tab:purple"),
-        "prefix_beam": ("*", "tab:purple"),
-        "prefix_beam_ctc": ("X", "tab:pink"),
-    }
     for r in decoded:
         if r["strategy"] == "greedy" and r["options"].get("width", 1) != 1:
             continue
-        marker, color = styles.get(r["strategy"], ("^", "tab:red"))
+        entry = registry.get(r["strategy"])
         options = ", ".join(f"{k} {v:g}" for k, v in r["options"].items() if k != "width")
         label = f"{r['strategy']}, {results['dataset']['split']}" + (
             f", {options}" if options else ""
         )
-        axes.plot(r["call_reduction"], r["wer"], marker, color=color, markersize=9, label=label)
+        axes.plot(
+            *(r["call_reduction"], r["wer"], entry.marker),
+            color=entry.color,
+            markersize=9,
+            label=label,
+        )
     axes.set_xlabel("times fewer decoder calls than greedy")
     axes.set_ylabel("word error rate, %")
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
@@ -196,10 +193,11 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
 
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     for r in decoded:
-        if r["acceptance_by_head"] and r["strategy"] != "verify_ctc":  # its drafts are CTC's
+        entry = registry.get(r["strategy"])
+        if r["acceptance_by_head"] and entry.needs_heads:  # else its drafts are not the heads'
             heads = range(2, 2 + len(r["acceptance_by_head"]))
             share = [float("nan") if a is None else 100 * a for a in r["acceptance_by_head"]]
-            axes.plot(heads, share, "o-", label=r["strategy"], color=styles[r["strategy"]][1])
+            axes.plot(heads, share, "o-", label=r["strategy"], color=entry.color)
             axes.set_xticks(list(heads))
     axes.set_xlabel("head")
     axes.set_ylabel("drafts accepted, %")

@@ -28,7 +28,7 @@ from mtp_jax.config import Config
 from mtp_jax.data import DataError, Source, eval_batches
 from mtp_jax.data.source import Features
 from mtp_jax.distributed import multihost
-from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.inference.runner import Runner
 from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.models.params import by_path
 from mtp_jax.models.speech_features import speech_features
@@ -114,9 +114,7 @@ class EncoderCache:
         return whole
 
 
-def with_encoder_cache(
-    source: Source, recognizer: Recognizer, speeds: Sequence[float] = (1.0,)
-) -> Source:
+def with_encoder_cache(source: Source, runner: Runner, speeds: Sequence[float] = (1.0,)) -> Source:
     """`source` with the features that the recogniser's frozen Whisper encoder makes of it.
 
     What the cache does not hold yet is made here, once. Without ``config.whisper.cached`` it is
@@ -124,16 +122,16 @@ def with_encoder_cache(
 
     Args:
         source: the utterances.
-        recognizer: as its training began.
+        runner: as its training began.
         speeds: at which utterances will be asked for, beside their own.
 
     Raises:
         DataError: the cache cannot be written.
     """
-    config = recognizer.model.config
+    config = runner.model.config
     if not config.whisper.cached:
         return source
-    cache = EncoderCache(_folder(config, _weights(recognizer)), config.whisper.width)
+    cache = EncoderCache(_folder(config, _weights(runner)), config.whisper.width)
     audio = [_digest(source, i) for i in range(len(source.utterances))]
     longest, rate = config.data.bucket_seconds[-1], config.front_end.sample_rate
     speeds = sorted({1.0, *speeds})
@@ -158,7 +156,7 @@ def with_encoder_cache(
             )
         with cache.writing():
             todo = missing()
-            for (i, speed), features, samples in _encoded(source, todo, recognizer):
+            for (i, speed), features, samples in _encoded(source, todo, runner):
                 if key(i, speed) not in cache:  # the same audio may stand in a source twice
                     cache.add(key(i, speed), features, samples)
 
@@ -174,10 +172,10 @@ def with_encoder_cache(
 
 
 def _encoded(
-    source: Source, todo: Sequence[tuple[int, float]], recognizer: Recognizer
+    source: Source, todo: Sequence[tuple[int, float]], runner: Runner
 ) -> Iterator[tuple[tuple[int, float], np.ndarray, int]]:
     """Features of each utterance and speed of `todo`, and the samples they were made of."""
-    config, rate = recognizer.model.config, recognizer.model.config.front_end.sample_rate
+    config, rate = runner.model.config, runner.model.config.front_end.sample_rate
     # All lengths that training meets have a bucket in config.data.
     config = dataclasses.replace(
         config, evaluation=dataclasses.replace(config.evaluation, bucket_seconds=())
@@ -196,12 +194,12 @@ def _encoded(
         features=None,
     )
     listen = jax.jit(speech_features, static_argnums=0)
-    batches = eval_batches(played, recognizer.tokenizer, config, _BATCH)
+    batches = eval_batches(played, runner.tokenizer, config, _BATCH)
     with tqdm.tqdm(total=len(todo), desc=f"encoding {source.title}", dynamic_ncols=True) as bar:
         for batch in batches:
             batch = batch._replace(tokens=batch.tokens[:, :0])  # fewer shapes to compile
             features, length = jax.device_get(
-                listen(recognizer.model, recognizer.params, recognizer.place(batch))
+                listen(runner.model, runner.params, runner.place(batch))
             )
             for row, n in enumerate(batch.index):
                 if n >= 0:
@@ -210,11 +208,11 @@ def _encoded(
                     bar.update()
 
 
-def _weights(recognizer: Recognizer) -> str:
+def _weights(runner: Runner) -> str:
     """Digest of the encoder's weights: its source's, and those that a training has changed."""
-    encoder = digests(recognizer.model.config.pretrained).get("encoder", "")
-    leaves = by_path({"whisper": recognizer.params["whisper"]})
-    own = {path: x for path, x in leaves.items() if path not in recognizer.imported}
+    encoder = digests(runner.model.config.pretrained).get("encoder", "")
+    leaves = by_path({"whisper": runner.params["whisper"]})
+    own = {path: x for path, x in leaves.items() if path not in runner.imported}
     if not own:
         return encoder
     tuned = hashlib.sha256(encoder.encode())

@@ -1,4 +1,4 @@
-"""A folder to a `Recognizer`: the best checkpoint of a workdir, or an exported model."""
+"""A folder to a `Runner`: the best checkpoint of a workdir, or an exported model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import Mesh
 from mtp_jax.distributed import sharding
-from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import by_path, merge, nested
@@ -31,7 +31,7 @@ def _mesh_here(trained: Mesh) -> jax.sharding.Mesh:
         return sharding.make_mesh(Mesh())
 
 
-def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str = "") -> Recognizer:
+def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str = "") -> Runner:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
     Args:
@@ -65,4 +65,4 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str =
     else:
         with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
             params = checkpoints.restore_best(own, own_shardings)
-    return Recognizer(model, merge(params, nested(imported)), tokenizer, mesh, imported)
+    return Runner(model, merge(params, nested(imported)), tokenizer, mesh, imported)

@@ -4,14 +4,15 @@ Head 1 is the decoder's own LM head and has no parameters here. Two kinds (arXiv
 *independent* heads are D x V projections of their own; *latent* heads are D x D maps followed by
 the shared un-embedding. Both start equal to the LM head (our reading of the paper): independent
 heads as copies of it, latent maps as the identity. Those added to a finished model start at zero
-(`starting_point` in model.py). Beyond the paper, decoder layers of their own may stand before them.
+(`mtp_jax.training.initialization`). Beyond the paper, decoder layers of their own may stand before
+them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,20 @@ from mtp_jax.models.layers import RMSNorm, parameter
 def _identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     del key
     return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+
+
+class Projection(NamedTuple):
+    """Some heads whose logits are ``states @ kernel.T``.
+
+    Attributes:
+        heads: which of heads 1..M, counted from 0.
+        states: [m, ..., D], one per head.
+        kernel: [V, D].
+    """
+
+    heads: slice
+    states: jax.Array
+    kernel: jax.Array
 
 
 class Heads(nn.Module):
@@ -76,21 +91,29 @@ class Heads(nn.Module):
         y = hidden.astype(self.dtype) @ self.kernel[head - 2].astype(self.dtype)
         return unembed(y) if self.config.kind == "latent" else y.astype(jnp.float32)
 
-    def states(self, hidden: jax.Array) -> jax.Array:
-        """[M - 1, ..., D] of hidden states [..., D]: what the un-embedding reads of each head.
+    def projections(
+        self, first: jax.Array, later: jax.Array, lm_head: jax.Array
+    ) -> list[Projection]:
+        """How the logits of all heads are made, in as few products as there are kernels.
 
-        Of latent heads alone; independent ones read `hidden` itself.
+        Args:
+            first: [..., D], what head 1 reads; `later`: [..., D], what heads 2..M read.
+            lm_head: [V, D], the un-embedding of head 1.
         """
         if self.config.count == 1:
-            return jnp.zeros((0, *hidden.shape), hidden.dtype)
+            return [Projection(slice(0, 1), first[None], lm_head)]
+        if self.config.kind == "independent":
+            kernels = [self.kernel[m].T for m in range(self.config.count - 1)]
+            pairs = [(first, lm_head), *((later, kernel) for kernel in kernels)]
+            return [Projection(slice(m, m + 1), x[None], k) for m, (x, k) in enumerate(pairs)]
         kernel = self.kernel.astype(self.dtype)
-        return jnp.einsum("...d,mdx->m...x", hidden.astype(self.dtype), kernel)
-
-    def kernels(self) -> jax.Array:
-        """[M - 1, D, V] of independent heads."""
-        if self.config.count == 1:
-            return jnp.zeros((0, self.decoder.width, self.vocab_size))
-        return self.kernel
+        mapped = jnp.einsum("...d,mdx->m...x", later.astype(self.dtype), kernel)
+        if self.config.detached:  # these read a kernel that gets no gradient
+            return [
+                Projection(slice(0, 1), first[None], lm_head),
+                Projection(slice(1, None), mapped, self.alone(lm_head)),
+            ]
+        return [Projection(slice(None), jnp.concatenate([first[None], mapped]), lm_head)]
 
     def all(self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., D]."""

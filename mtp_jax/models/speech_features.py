@@ -32,12 +32,12 @@ def speech_features(model: SpeechLlama, params: Any, batch: Batch) -> tuple[jax.
         return audio, length
     if not c.whisper.padded:
         features: jax.Array = call(
-            model, params, "encode_speech", *log_mel(audio, samples, c.front_end)
+            SpeechLlama.encode_speech, model, params, *log_mel(audio, samples, c.front_end)
         )
         return features, length
     frames = encoded_length(feature_length(audio.shape[1], c.front_end))
     window = 2 * c.whisper.positions * c.front_end.sample_rate // 100
     audio = jnp.pad(audio, ((0, 0), (0, window - audio.shape[1])))
     mel, mel_length = log_mel(audio, jnp.full_like(samples, window), c.front_end)
-    features = call(model, params, "encode_speech", mel, mel_length)
+    features = call(SpeechLlama.encode_speech, model, params, mel, mel_length)
     return features[:, :frames], length

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -22,9 +23,12 @@ from mtp_jax.models.ctc_compression import label_posteriors, label_weights
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.encoders.conformer import Conformer, frames_mask
 from mtp_jax.models.encoders.whisper import WhisperEncoder
-from mtp_jax.models.heads import Heads
+from mtp_jax.models.heads import Heads, Projection
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.layers import Linear, parameter, zero_padding
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Vocabulary:
     merges: Merges | None = None
 
     @property
-    def has_ctc_drafts(self) -> bool:
-        """Whether what CTC reads can be had in the decoder's tokens."""
+    def has_ctc_hypothesis(self) -> bool:
+        """Whether the CTC hypothesis exists in the decoder's tokens."""
         return not self.labels or self.merges is not None
 
 
@@ -235,7 +239,7 @@ class SpeechLlama(nn.Module):
             Hidden state [B, E] that predicts the first token, and the cache.
         """
         x, real, position_offset = self.prompt(encoded)
-        hidden, filled = self.read(
+        hidden, filled = self.extend_prompt(
             x, real, position_offset, self.cache(position_offset, x.shape[1] + capacity)
         )
         return hidden[:, -1], filled
@@ -245,10 +249,10 @@ class SpeechLlama(nn.Module):
         cache = self.decoder.empty_cache(position_offset.shape[0], slots)
         return dataclasses.replace(cache, position_offset=position_offset[:, -1])
 
-    def read(
+    def extend_prompt(
         self, x: jax.Array, real: jax.Array, position_offset: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
-        """Runs the decoder over a part [B, S, D] of the prompt; hidden states [B, S, E]."""
+        """Feeds a part [B, S, D] of the prompt; hidden states [B, S, E]."""
         hidden, filled = self._decode(x, real, position_offset, cache)
         return hidden, cast(KVCache, filled)
 
@@ -292,19 +296,10 @@ class SpeechLlama(nn.Module):
         """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
         return self.heads(self.of_later_heads(hidden), self._unembed_later, head)
 
-    def head_states(self, hidden: jax.Array) -> jax.Array:
-        """[M, ..., D] of hidden states [..., E]: what the LM head reads of each latent head."""
-        later = self.heads.states(self.of_later_heads(hidden))
-        return jnp.concatenate([self.of_head_1(hidden)[None], later])
-
-    def head_kernels(self) -> jax.Array:
-        """[M - 1, D, V] kernels of the independent heads."""
-        return self.heads.kernels()
-
-    def lm_head(self, later: bool = False) -> jax.Array:
-        """[V, D], from hidden states to logits of head 1, or of `later` latent heads."""
-        kernel = self.decoder.unembedding()
-        return self.heads.alone(kernel) if later else kernel
+    def projections(self, hidden: jax.Array) -> list[Projection]:
+        """How each head's logits are made of hidden states [..., E], for losses."""
+        first, later = self.of_head_1(hidden), self.of_later_heads(hidden)
+        return self.heads.projections(first, later, self.decoder.unembedding())
 
     def next_token(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., E]."""
@@ -316,7 +311,7 @@ class SpeechLlama(nn.Module):
 
     def _unembed_later(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of latent heads at what they make of hidden states [..., D]."""
-        return self.decoder.unembed(hidden, self.lm_head(later=True))
+        return self.decoder.unembed(hidden, self.heads.alone(self.decoder.unembedding()))
 
     def all_logits(self, hidden: jax.Array) -> jax.Array:
         """float32[..., M, V] logits of every head at hidden states [..., E]."""
@@ -330,6 +325,17 @@ def in_type(model: SpeechLlama, dtype: str) -> SpeechLlama:
     return SpeechLlama(dataclasses.replace(model.config, train=train), model.vocabulary)
 
 
-def call(model: SpeechLlama, params: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-    """``model.method(*args, **kwargs)`` with `params`, as a pure function."""
-    return model.apply({"params": params}, *args, method=method, **kwargs)
+def call(
+    method: Callable[Concatenate[SpeechLlama, P], R],
+    model: SpeechLlama,
+    params: Any,
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    """``method(model, *args, **kwargs)`` with `params`, as a pure function.
+
+    >>> encoded = call(SpeechLlama.encode, model, params, features, length)  # doctest: +SKIP
+    """
+    given: dict[str, Any] = dict(kwargs)
+    return cast(R, model.apply({"params": params}, *args, method=method, **given))

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 
 from mtp_jax.config import Config, Mesh
 from mtp_jax.distributed import sharding
-from mtp_jax.inference.decode_step import PROMPT_BLOCK
+from mtp_jax.inference.decoder_functions import PROMPT_BLOCK
 from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
 from mtp_jax.planning import hlo, memory, model_flops, programs, roofline
 from mtp_jax.planning.chips import Slice

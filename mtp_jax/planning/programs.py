@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from mtp_jax.config import Config, Mesh
 from mtp_jax.data import Batch
-from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
-from mtp_jax.decoding.interface import at, most_likely
+from mtp_jax.decoding import Strategy, registry
+from mtp_jax.decoding.text import most_likely, select_position
 from mtp_jax.distributed import sharding
-from mtp_jax.inference.decode_step import bind_decoder, decode, encode
+from mtp_jax.inference.decoder_functions import bind_decoder, encode
+from mtp_jax.inference.programs import infer
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.params import products_type
@@ -23,7 +24,7 @@ from mtp_jax.planning.chips import Slice, TopologyError
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import abstract_state, make_train_step
 
-READS_PROMPT = "SpeechLlama.read/"  # in the traced names of what reads a block of the prompt
+READS_PROMPT = "SpeechLlama.extend_prompt/"  # in the traced names of the prefill's blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,17 +82,18 @@ def lower_train_step(model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load) ->
     return step.lower(*given), given
 
 
-def strategies(config: Config) -> dict[str, Strategy]:
-    """Every strategy of the decoder, by name, with the options of `config`."""
-    options = config.evaluation
-    power = jnp.float32(options.length_power)
-    return {
-        "greedy": Greedy(),
-        "threshold": Threshold(jnp.float32(0.9)),
-        "verify": Verify(),
-        "beam": BeamSearch(options.beams, power),
-        "prefix_beam": PrefixBeam(options.beams, power, options.draft_width, options.beam_rounds),
-    }
+def strategy_of(config: Config, name: str) -> Strategy:
+    """A strategy, with the options of `config`."""
+    e = config.evaluation
+    options = registry.Options(
+        heads=config.heads.count,
+        draft_width=e.draft_width,
+        beams=e.beams,
+        rounds=e.beam_rounds,
+        length_power=e.length_power,
+    )
+    made: Strategy = jax.tree.map(jnp.float32, registry.get(name).make(options))
+    return made
 
 
 def lower_decode(
@@ -104,7 +106,7 @@ def lower_decode(
     )
     given = parameters(model, mesh), batch(model, mesh, load, training=False), scalars
     with sharding.use_mesh(mesh):
-        return decode.lower(model, type(strategy), *given), given
+        return infer.lower(model, type(strategy), False, *given), given
 
 
 def lower_calls(
@@ -130,18 +132,18 @@ def lower_calls(
     State = tuple[jax.Array, jax.Array, KVCache]
 
     def calls(params: Any, cache: KVCache, tokens: jax.Array, limit: jax.Array) -> State:
-        seen = bind_decoder(model, params, encoded)
+        functions = bind_decoder(model, params, encoded)
 
         def step(state: State) -> State:
             done, tokens, cache = state
-            hidden, cache = seen.extend(tokens, jnp.full(rows, width), cache)
-            said = most_likely(seen.next_token(hidden))
+            hidden, cache = functions.extend(tokens, jnp.full(rows, width), cache)
+            predicted, _ = most_likely(functions.next_token(hidden))
             if width == 1:
-                return done + 1, said, cache
-            agrees = said[:, :-1] == tokens[:, 1:]
+                return done + 1, predicted, cache
+            agrees = predicted[:, :-1] == tokens[:, 1:]
             kept = jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
-            last = jnp.take_along_axis(said, kept[:, None], axis=1)
-            drafts = seen.draft(at(hidden, kept), last[:, 0])
+            last = jnp.take_along_axis(predicted, kept[:, None], axis=1)
+            drafts = functions.draft(select_position(hidden, kept))
             tokens = jnp.concatenate([last, drafts.tokens], axis=1)
             return done + 1, tokens, cache.rollback(width - 1 - kept)
 
@@ -176,7 +178,9 @@ def prompt_length(model: SpeechLlama, load: Load) -> int:
     """Positions that the prompt of an utterance may take."""
     mesh = sharding.make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
     given = parameters(model, mesh), batch(model, mesh, load, training=False)
-    x, *_ = jax.eval_shape(lambda p, b: call(model, p, "prompt", encode(model, p, b)), *given)
+    x, *_ = jax.eval_shape(
+        lambda p, b: call(SpeechLlama.prompt, model, p, encode(model, p, b)), *given
+    )
     return int(x.shape[1])
 
 

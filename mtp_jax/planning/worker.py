@@ -41,7 +41,7 @@ def lowered(task: Task, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
         return programs.lower_train_step(model, mesh, load)
     if task.program == "call":
         return programs.lower_calls(model, mesh, task.rows, task.prompt, task.width)
-    strategy = programs.strategies(task.config)[task.program]
+    strategy = programs.strategy_of(task.config, task.program)
     return programs.lower_decode(model, mesh, load, strategy)
 
 

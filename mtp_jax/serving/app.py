@@ -91,7 +91,7 @@ class Service:
         self.started = int(time.time())
         self._typical = 1.0  # s that a request takes, of late
         self._folder = tempfile.TemporaryDirectory(prefix="mtp_jax-serve-")
-        normalizer = model.recognizer.model.config.evaluation.normalizer
+        normalizer = model.runner.model.config.evaluation.normalizer
         self._language = "english" if normalizer == "english" else "unknown"
         self.metrics.held.set_function(lambda: self.held)
 

@@ -80,7 +80,7 @@ class Engine:
         self._readers.shutdown(cancel_futures=True)
 
     def submit(
-        self, path: str, strategy: Strategy | None, name: str, emit: Callable[[Event], None]
+        self, path: str, strategy: Strategy, name: str, emit: Callable[[Event], None]
     ) -> Job:
         """Begins to transcribe a file.
 

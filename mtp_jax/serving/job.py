@@ -40,7 +40,7 @@ class Job:
 
     Args:
         pieces: of the recording; a generator.
-        strategy: that decodes it; None for "ctc".
+        strategy: that decodes it.
         name: of the strategy.
         calibrated: whether confidences are.
         emit: told every event, from any thread; must not block.
@@ -54,7 +54,7 @@ class Job:
     def __init__(
         self,
         pieces: Callable[[Job], Iterator[Chunk]],
-        strategy: Strategy | None,
+        strategy: Strategy,
         name: str,
         calibrated: bool,
         emit: Callable[[Event], None],

@@ -24,8 +24,9 @@ from mtp_jax.data import Batch, Report, Source, open_source, train_batches
 from mtp_jax.decoding import Greedy
 from mtp_jax.distributed import multihost, sharding
 from mtp_jax.evaluation.compare import Task, word_error_rate
+from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference.encoder_cache import with_encoder_cache
-from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.params import by_path, count, matches, merge
 from mtp_jax.training.initialization import starting_point
@@ -136,7 +137,7 @@ def finished(config: Config, workdir: Workdir) -> bool:
         return checkpoints.latest_step == config.optim.steps * config.optim.accumulate
 
 
-def train(config: Config, workdir: Workdir) -> Recognizer:
+def train(config: Config, workdir: Workdir) -> Runner:
     """Trains until ``config.optim.steps``, from the last checkpoint if there is one.
 
     Returns:
@@ -159,14 +160,14 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
     optimizer = make_optimizer(config.optim)
     start = starting_point(model, tokenizer, workdir, mesh)
     state, shardings = init_state(model, optimizer, mesh, *start)
-    recognizer = Recognizer(model, state.model_params, tokenizer, mesh, by_path(state.imported))
+    runner = Runner(model, state.model_params, tokenizer, mesh, by_path(state.imported))
     if config.whisper.cached and "whisper" in state.params:
         raise ConfigError(
             "config.whisper.cached needs whisper/*, LoRA included, among config.optim.freeze"
         )
     _warn_of_patterns(config, by_path(state.model_params))
-    source = with_encoder_cache(source, recognizer, config.augment.speeds)
-    dev = with_encoder_cache(dev, recognizer)
+    source = with_encoder_cache(source, runner, config.augment.speeds)
+    dev = with_encoder_cache(dev, runner)
     log.info(
         "%.2f M parameters, %.2f M of them trained, %d devices (%s), %d utterances, %.2f h",
         count(state.model_params) / 1e6,
@@ -191,12 +192,12 @@ def train(config: Config, workdir: Workdir) -> Recognizer:
         log.info("%s", report)
         _write_report(workdir, report)
         state = _loop(
-            config, workdir, checkpoints, recognizer, dev, state, shardings, optimizer, batches
+            config, workdir, checkpoints, runner, dev, state, shardings, optimizer, batches
         )
         _write_report(workdir, report)
         own = merge(state.params, state.frozen), merge(shardings.params, shardings.frozen)
-        recognizer.params = merge(checkpoints.restore_best(*own), state.imported)
-    return recognizer
+        runner.params = merge(checkpoints.restore_best(*own), state.imported)
+    return runner
 
 
 def _warn_of_patterns(config: Config, paths: Collection[str]) -> None:
@@ -224,7 +225,7 @@ def _loop(
     config: Config,
     workdir: Workdir,
     checkpoints: Checkpoints,
-    recognizer: Recognizer,
+    runner: Runner,
     dev: Source,
     state: TrainState,
     shardings: Any,
@@ -234,11 +235,11 @@ def _loop(
     """Steps up to the last; the state behind it."""
     c, last = config.train, config.optim.steps * config.optim.accumulate
     start = int(state.step)
-    spelling = Spelling.of(recognizer.tokenizer) if config.mwer.weight else None
-    step_fn = make_train_step(recognizer.model, optimizer, shardings, spelling)
+    spelling = Spelling.of(runner.tokenizer) if config.mwer.weight else None
+    step_fn = make_train_step(runner.model, optimizer, shardings, spelling)
     monitor, rate = LossMonitor(c.explosion), learning_rate(config.optim)
     n_best_timed = False
-    dev_task = Task.of(dev, recognizer)
+    dev_task = Task.of(dev, runner)
     with (
         _board(workdir, start) as board,
         tqdm.tqdm(
@@ -252,7 +253,7 @@ def _loop(
     ):
         say = bar.write if multihost.is_process_zero() else log.debug
         for step in range(start, last):
-            batch = multihost.place_share(next(batches), recognizer.mesh)
+            batch = multihost.place_share(next(batches), runner.mesh)
             state, metrics = step_fn(state, batch)
             done = step + 1
             monitor.pending.append((done, metrics))
@@ -268,16 +269,16 @@ def _loop(
                 board.add_scalar("train/learning_rate", float(rate(updates)), done)
                 bar.set_postfix(loss=f"{means['loss']:.3f}", head_1=f"{means['head_1']:.3f}")
             if at_dev:
-                recognizer.params = state.model_params
+                runner.params = state.model_params
                 size = max(config.evaluation.batch_sizes)
-                outcome = recognizer.run(dev, dev_task.batches(size), Greedy())
+                outcome = decode_source(runner, dev, dev_task.batches(size), Greedy())
                 wer = word_error_rate(outcome, config.evaluation.normalizer)
                 board.add_scalar("dev/wer", wer, done)
                 say(f"step {done}: loss {means['loss']:.3f}, dev WER {wer:.2f} %")
                 checkpoints.save_best(state, wer)
                 if spelling and not n_best_timed:
                     n_best_timed = True
-                    seconds = search_seconds(recognizer.model, state.model_params, batch)
+                    seconds = search_seconds(runner.model, state.model_params, batch)
                     share = seconds * means["steps_per_second"]
                     board.add_scalar("train/nbest_share", share, done)
                     say(f"making n-best lists takes about {100 * share:.0f} % of a step")

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.data import Batch
-from mtp_jax.decoding import BeamSearch, Decoded, NBest, PrefixBeam, Strategy
-from mtp_jax.inference.decode_step import bind_decoder, encode
+from mtp_jax.decoding import Decoded, NBest, registry
+from mtp_jax.inference.decoder_functions import bind_decoder, encode
 from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.training import losses
 from mtp_jax.training.word_hashes import Spelling, edit_distance, words
@@ -77,13 +77,14 @@ def _search(
     model: SpeechLlama, params: Any, encoded: Encoded, active: jax.Array, limit: int
 ) -> Decoded:
     c = model.config.mwer
-    width = model.config.evaluation.draft_width
-    strategies: dict[str, Strategy] = {
-        "beam": BeamSearch(c.beams),
-        "prefix_beam": PrefixBeam(c.beams, 0.0, width, c.rounds),
-        "prefix_beam_ctc": PrefixBeam(c.beams, 0.0, width, c.rounds, ctc_width=width),
-    }
-    return strategies[c.search].decode(bind_decoder(model, params, encoded), active, limit)
+    options = registry.Options(
+        heads=model.config.heads.count,
+        draft_width=model.config.evaluation.draft_width,
+        beams=c.beams,
+        rounds=c.rounds,
+    )
+    strategy = registry.get(c.search).make(options)
+    return strategy.decode(bind_decoder(model, params, encoded), active, limit)
 
 
 def search_seconds(model: SpeechLlama, params: Any, batch: Batch) -> float:
@@ -140,10 +141,10 @@ def sequence_log_probs(
     """
     c, (rows, beams, limit) = model.config, nbest.tokens.shape
     text, length = nbest.tokens.reshape(-1, limit), nbest.length.reshape(-1)
-    first, cache = call(model, params, "prefill", encoded, 0)
+    first, cache = call(SpeechLlama.prefill, model, params, encoded, 0)
     count = jnp.maximum(length - 1, 0)
     branches = cache.fork(beams, limit)
-    hidden, _ = call(model, params, "extend", text[:, :-1], count, branches)
+    hidden, _ = call(SpeechLlama.extend, model, params, text[:, :-1], count, branches)
     hidden = jnp.concatenate([jnp.repeat(first, beams, axis=0)[:, None], hidden], axis=1)
 
     def scored(logits: jax.Array, m: int) -> jax.Array:
@@ -152,11 +153,11 @@ def sequence_log_probs(
         log_probs = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
         return jnp.sum(jnp.where(real, log_probs, 0.0), axis=1)
 
-    total = scored(call(model, params, "next_token", hidden), 1)
+    total = scored(call(SpeechLlama.next_token, model, params, hidden), 1)
     if c.mwer.all_heads:
         weights = losses.head_weights(c.heads.count, c.loss.head_weight, c.loss.head_decay)
         for m in range(2, c.heads.count + 1):
-            logits = call(model, params, "head_logits", hidden, m)
+            logits = call(SpeechLlama.head_logits, model, params, hidden, m)
             total += weights[m - 1] * scored(logits, m)
         total /= jnp.sum(weights)
     return total.reshape(rows, beams)

@@ -21,7 +21,7 @@ from mtp_jax.models.heads import start_as_lm_head
 from mtp_jax.models.initialization import init_params, parameter_shapes
 from mtp_jax.models.params import Params, by_path, matches, merge, nested
 from mtp_jax.models.speech_features import speech_features
-from mtp_jax.models.speech_llama import SpeechLlama, call
+from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.training import losses
 from mtp_jax.training.mwer import mwer_loss
 from mtp_jax.training.word_hashes import Spelling
@@ -205,8 +205,9 @@ def loss_fn(
     fed = tokens
     if key is not None and c.augment.token_noise:
         fed = noisy_tokens(noise_key, tokens, c.augment.token_noise, model.vocabulary.size)
-    hidden, encoded = call(
-        model, params, "__call__", features, frames, fed, length, key is None, rngs=rngs
+    encoded: Encoded
+    hidden, encoded = model.apply(  # type: ignore[assignment]  # of SpeechLlama.__call__
+        {"params": params}, features, frames, fed, length, key is None, rngs=rngs
     )
 
     loss, by_head = heads_loss(model, params, hidden, tokens, length)
@@ -262,29 +263,18 @@ def heads_loss(
     share = real / jnp.maximum(jnp.sum(real, axis=(1, 2), keepdims=True), 1)
     weights = losses.head_weights(c.heads.count, c.loss.head_weight, c.loss.head_decay)
 
-    def scored(x: jax.Array, kernel: jax.Array, rows: slice) -> tuple[jax.Array, jax.Array]:
-        weight = weights[rows, None, None] * share[rows]
-        return losses.cross_entropy(
-            x, kernel, targets[rows], weight, c.loss.columns, c.loss.label_smoothing
+    weights = weights[:, None, None] * share
+    parts = [
+        losses.cross_entropy(
+            sharding.constrain(p.states, None, "batch", None, None),
+            p.kernel,
+            targets[p.heads],
+            weights[p.heads],
+            c.loss.columns,
+            c.loss.label_smoothing,
         )
-
-    lm_head = call(model, params, "lm_head")
-    if c.heads.kind == "latent":
-        states = call(model, params, "head_states", hidden)
-        states = sharding.constrain(states, None, "batch", None, None)
-        if c.heads.detached and c.heads.count > 1:  # the later ones read a kernel of no gradient
-            later = call(model, params, "lm_head", later=True)
-            first, others = slice(0, 1), slice(1, None)
-            parts = [scored(states[first], lm_head, first), scored(states[others], later, others)]
-        else:
-            parts = [scored(states, lm_head, slice(None))]
-    else:
-        own = call(model, params, "head_kernels")
-        kernels = [lm_head, *(own[m].T for m in range(c.heads.count - 1))]
-        read = [call(model, params, "of_head_1", hidden)]
-        read += [call(model, params, "of_later_heads", hidden)] * (c.heads.count - 1)
-        pairs = zip(read, kernels, strict=True)
-        parts = [scored(x[None], k, slice(m, m + 1)) for m, (x, k) in enumerate(pairs)]
+        for p in call(SpeechLlama.projections, model, params, hidden)
+    ]
     loss = jnp.sum(jnp.stack([p[0] for p in parts]))
     nats = jnp.concatenate([p[1] for p in parts])
     return loss, jnp.sum(jnp.where(real, share * nats, 0.0), axis=(1, 2))

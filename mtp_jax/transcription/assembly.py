@@ -1,28 +1,28 @@
-"""From what the device says of a batch to segments with words, times and confidences."""
+"""Decoded batches to segments: words with times and confidences."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.audio.log_mel import feature_length
-from mtp_jax.inference.recognizer import Recognizer
+from mtp_jax.decoding import Decoded
+from mtp_jax.inference.programs import Inference
+from mtp_jax.inference.runner import Runner
 from mtp_jax.transcription.alignment import Alignment, align
 from mtp_jax.transcription.confidence import Calibration, uncalibrated
 from mtp_jax.transcription.repetition import find_repetition, trim_repetitions
 from mtp_jax.transcription.results import Segment, Token, Word
 from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.spelling import Spelled, labels_of, spell
-from mtp_jax.transcription.step import ScoredBatch, columns
 
-_PER_TOKEN = ("tokens", "call", "log_probs")  # what comes to the host
-_PER_ROW = ("length", "calls", "frames", "proposed", "accepted")
-_LABELS = 32  # columns are fetched in multiples of it: few shapes
-_UNHEARD = -20.0  # log-probability of a word that has no place in the audio
+_LABELS = 32  # columns of CTC come to the host in multiples of it: few shapes
+_UNALIGNED = -20.0  # log-probability of a word that has no place in the audio
 _ONSET, _DECAY = 0.5, 2.0  # frames by which CTC is late with a word, and early with its end
 
 
@@ -31,10 +31,10 @@ class _Row(NamedTuple):
 
     Attributes:
         tokens, call, log_probs: of each token.
-        end: that of EOS, if it was reached.
+        end: the token EOS, if it was reached.
         spelled: the text.
         labels: that spell it for CTC; `word`: the place of each one's word.
-        looped: a loop was cut.
+        looped: a repetition was trimmed.
     """
 
     tokens: list[int]
@@ -47,16 +47,16 @@ class _Row(NamedTuple):
     looped: bool
 
 
-class Reader:
-    """Reads what `hear` says, for one model.
+class SegmentAssembler:
+    """Turns decoded batches into segments, for one model.
 
     Args:
-        recognizer: the model.
+        runner: the model.
     """
 
-    def __init__(self, recognizer: Recognizer) -> None:
-        config = recognizer.model.config
-        self._tokenizer = recognizer.tokenizer
+    def __init__(self, runner: Runner) -> None:
+        config = runner.model.config
+        self._tokenizer = runner.tokenizer
         rate = config.front_end.sample_rate
         hops = feature_length(2 * rate, config.front_end) - feature_length(rate, config.front_end)
         stride = int(np.prod(config.encoder.subsampling)) * (2 if config.whisper.present else 1)
@@ -64,56 +64,58 @@ class Reader:
 
     def segments(
         self,
-        scored: ScoredBatch,
-        pieces: Sequence[Chunk],
+        inference: Inference,
+        chunks: Sequence[Chunk],
         sample_rate: int,
         kind: str,
         calibration: Calibration | None,
     ) -> list[Segment]:
-        """A segment for each piece of a batch.
+        """A segment for each chunk of a batch.
 
         Args:
-            scored: the batch; rows beyond the pieces are filler.
-            pieces: its rows.
+            inference: the batch, with CTC; rows beyond the chunks are filler.
+            chunks: its rows.
             sample_rate: Hz of these.
             kind: "decoder" or "ctc": who chose the tokens.
             calibration: of confidences.
         """
-        host: dict[str, Any] = {
-            name: np.asarray(x)
-            for name, x in jax.device_get(
-                {name: getattr(scored, name) for name in (*_PER_TOKEN, *_PER_ROW)}
-            ).items()
-        }
-        rows = [self._row(scored, host, row, kind) for row in range(len(pieces))]
-        # Of a large vocabulary only what these texts need comes to the host.
+        ctc = inference.ctc_log_probs
+        assert ctc is not None
+        decoded = dataclasses.replace(inference.decoded, nbest=None)
+        decoded, frames = jax.device_get((decoded, inference.ctc_length))
+        rows = [self._row(decoded, ctc, frames, i, kind) for i in range(len(chunks))]
+        # Of a large vocabulary only the labels of these texts come to the host.
         unique = [np.unique(np.array(row.labels, int)) for row in rows]
         width = -(-max(1, *map(len, unique)) // _LABELS) * _LABELS
-        wanted = np.zeros((scored.ctc.shape[0], width), np.int32)
+        wanted = np.zeros((ctc.shape[0], width), np.int32)
         for i, labels in enumerate(unique):
             wanted[i, : len(labels)] = labels
-        tables = np.asarray(jax.device_get(columns(scored.ctc, wanted)))
-        made = []
-        for i, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
+        tables = np.asarray(jax.device_get(_columns(ctc, wanted)))
+        segments = []
+        for i, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
             used = np.append(np.arange(len(unique[i])), width)
-            table = tables[i, : host["frames"][i]][:, used]
-            found = align(table, np.searchsorted(unique[i], row.labels).tolist())
-            seconds = len(piece.audio) / sample_rate
-            segment = self._segment(row, found, piece.start, seconds, len(table), kind, calibration)
-            calls, proposed, accepted = (
-                int(host[name][i]) for name in ("calls", "proposed", "accepted")
+            table = tables[i, : frames[i]][:, used]
+            alignment = align(table, np.searchsorted(unique[i], row.labels).tolist())
+            seconds = len(chunk.audio) / sample_rate
+            segment = self._segment(
+                row, alignment, chunk.start, seconds, len(table), kind, calibration
             )
-            made.append(
+            segments.append(
                 dataclasses.replace(
-                    segment, decoder_calls=calls, proposed=proposed, accepted=accepted
+                    segment,
+                    decoder_calls=int(decoded.calls[i]),
+                    proposed=int(decoded.proposed[i].sum()),
+                    accepted=int(decoded.accepted[i].sum()),
                 )
             )
-        return made
+        return segments
 
-    def _row(self, scored: ScoredBatch, host: dict[str, Any], i: int, kind: str) -> _Row:
-        length = host["length"][i]
-        tokens, call = (host[name][i, :length].tolist() for name in ("tokens", "call"))
-        log_probs = host["log_probs"][i, :length].tolist()
+    def _row(self, decoded: Decoded, ctc: jax.Array, frames: np.ndarray, i: int, kind: str) -> _Row:
+        length = int(decoded.length[i])
+        tokens, call, log_probs = (
+            np.asarray(x)[i, :length].tolist()
+            for x in (decoded.tokens, decoded.call, decoded.log_probs)
+        )
         if kind == "ctc":
             spelled = spell(self._tokenizer.ctc, tokens)
             return _Row(tokens, call, log_probs, None, spelled, tokens, spelled.word, False)
@@ -122,9 +124,9 @@ class Reader:
             end = Token(tokens.pop(), "", call.pop(), float(np.exp(log_probs.pop())), -1)
         looped = False
         if find_repetition(tokens):
-            ctc = np.asarray(jax.device_get(scored.ctc[i]))[: host["frames"][i]]
-            kept, looped = trim_repetitions(tokens, lambda text: self._likelihood(text, ctc))
-            tokens, call, log_probs = ([x[j] for j in kept] for x in (tokens, call, log_probs))
+            row = np.asarray(jax.device_get(ctc[i]))[: frames[i]]
+            places, looped = trim_repetitions(tokens, lambda text: self._likelihood(text, row))
+            tokens, call, log_probs = ([x[j] for j in places] for x in (tokens, call, log_probs))
         spelled = spell(self._tokenizer, tokens)
         labels, word = labels_of(self._tokenizer.ctc, spelled.words)
         return _Row(tokens, call, log_probs, end, spelled, labels, word, looped)
@@ -149,7 +151,7 @@ class Reader:
         if found is None:
             spans = np.linspace(0, seconds, len(words) + 1)
             spans = np.column_stack([spans[:-1], spans[1:]])
-            evidence[:, 1] = _UNHEARD
+            evidence[:, 1] = _UNALIGNED
         else:
             spans, evidence[:, 1] = word_spans(found, row.word, len(words), frames)
             spans = np.minimum(spans * self.frame_seconds, seconds)
@@ -195,7 +197,7 @@ def word_spans(
         Frames float[W, 2], fractions included, at which each begins and ends, and float[W], the
         mean log-probability of its labels.
     """
-    spans, scores = np.zeros((count, 2)), np.full(count, _UNHEARD)
+    spans, scores = np.zeros((count, 2)), np.full(count, _UNALIGNED)
     place, end = np.array(word, int), 0.0
     for w in range(count):
         mine = place == w
@@ -212,3 +214,11 @@ def word_spans(
     following = np.append(spans[1:, 0], frames)
     spans[:, 1] = np.clip(following, spans[:, 0], np.maximum(spans[:, 1] + _DECAY, spans[:, 0]))
     return spans, scores
+
+
+@jax.jit
+def _columns(ctc: jax.Array, labels: jax.Array) -> jax.Array:
+    """float32[B, T, N + 1]: of [B, T, V + 1] the columns int32[B, N] `labels`, and the blank."""
+    blank = jnp.full_like(labels[:, :1], ctc.shape[-1] - 1)
+    chosen = jnp.concatenate([labels, blank], axis=1)
+    return jnp.take_along_axis(ctc, chosen[:, None, :], axis=2)

@@ -46,12 +46,12 @@ def load(
         raise WorkdirError(f"{workdir.path} is of another version of mtp_jax: {error}") from None
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        recognizer = load_recognizer(workdir, mesh, encoder)
+        runner = load_recognizer(workdir, mesh, encoder)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     kept = workdir.read_tau()
     tau = kept["tau"] if kept else 0.9
-    return Transcriber(recognizer, tau, calibration_of(workdir), batch_size)
+    return Transcriber(runner, tau, calibration_of(workdir), batch_size)
 
 
 def calibration_of(workdir: Workdir) -> Calibration | None:

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar, cast, overload
+from typing import TypeVar, cast, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks
-from mtp_jax.config import DRAFTED_BY_CTC, STRATEGIES
 from mtp_jax.data import Batch
-from mtp_jax.decoding import (
-    BeamSearch,
-    DraftsError,
-    Greedy,
-    PrefixBeam,
-    Strategy,
-    Threshold,
-    Verify,
-)
-from mtp_jax.inference.recognizer import Recognizer
-from mtp_jax.transcription.assembly import Reader
+from mtp_jax.decoding import CtcGreedy, DraftsError, Strategy, registry
+from mtp_jax.inference.runner import Runner
+from mtp_jax.transcription.assembly import SegmentAssembler
 from mtp_jax.transcription.confidence import Calibration
 from mtp_jax.transcription.prefetch import prefetch
 from mtp_jax.transcription.recordings import Recording
 from mtp_jax.transcription.results import Segment, Transcript
 from mtp_jax.transcription.segmentation import Chunk, cut, halves
-from mtp_jax.transcription.step import ScoredBatch, ctc_and_score, decode_and_score
 
 Key = TypeVar("Key")
 Audio = str | os.PathLike[str] | np.ndarray
 Several = list[Audio] | tuple[Audio, ...]
-Named = Strategy | str | None
+Named = Strategy | str
 
 _AHEAD = 4  # batches of pieces that are sorted by length before they are decoded
 
@@ -49,7 +35,7 @@ class Transcriber:
     Its methods may be called from several threads.
 
     Args:
-        recognizer: the model.
+        runner: the model.
         tau: of threshold decoding where a call names none.
         calibration: of confidences; None leaves them as the model has them.
         batch_size: pieces that are decoded at once, at most.
@@ -62,56 +48,50 @@ class Transcriber:
 
     def __init__(
         self,
-        recognizer: Recognizer,
+        runner: Runner,
         tau: float = 0.9,
         calibration: Calibration | None = None,
         batch_size: int = 16,
     ) -> None:
-        config = recognizer.model.config
-        self.recognizer, self.tau, self.calibration = recognizer, tau, calibration
+        config = runner.model.config
+        self.runner, self.tau, self.calibration = runner, tau, calibration
         self.batch_size = batch_size
         self.sample_rate = config.front_end.sample_rate
         seconds = config.evaluation.bucket_seconds or config.data.bucket_seconds
         self.longest = seconds[-1]
         self.sizes = tuple(sorted({1, min(4, batch_size), batch_size}))
         self.lengths = tuple(math.ceil(s * self.sample_rate) for s in seconds)
-        self._reader = Reader(recognizer)
-        self._compiled: dict[Any, Any] = {}
-        self._lock = threading.Lock()
+        self._assembler = SegmentAssembler(runner)
 
     @property
     def strategies(self) -> tuple[str, ...]:
-        """Those of `mtp_jax.config.STRATEGIES` that the model can be decoded with."""
-        reads = self.recognizer.model.vocabulary.has_ctc_drafts
-        return tuple(name for name in STRATEGIES if reads or name not in DRAFTED_BY_CTC)
+        """Names of the strategies that the model can be decoded with."""
+        return registry.usable(self.runner.model.vocabulary.has_ctc_hypothesis)
 
-    def strategy(self, name: str, tau: float | None = None) -> Strategy | None:
-        """The strategy of that name; None stands for "ctc", which asks no decoder.
+    def strategy(self, name: str, tau: float | None = None) -> Strategy:
+        """The strategy of that name.
 
         Args:
             name: one of `strategies`.
-            tau: of "threshold"; its own by default.
+            tau: of "threshold"; the model's own by default.
 
         Raises:
             ValueError: there is no such strategy, or it is not one for this model.
         """
-        e = self.recognizer.model.config.evaluation
-        search = PrefixBeam(e.beams, e.length_power, e.draft_width, e.beam_rounds)
-        known: dict[str, Strategy | None] = {
-            "greedy": Greedy(),
-            "threshold": Threshold(self.tau if tau is None else tau),
-            "verify": Verify(),
-            "verify_ctc": Verify(e.draft_width),
-            "beam": BeamSearch(e.beams, e.length_power),
-            "prefix_beam": search,
-            "prefix_beam_ctc": dataclasses.replace(search, ctc_width=e.draft_width),
-            "ctc": None,
-        }
-        if name not in known:
-            raise ValueError(f"strategy {name!r} is not one of {', '.join(known)}")
+        entry, config = registry.get(name), self.runner.model.config
         if name not in self.strategies:
             raise DraftsError
-        return known[name]
+        e = config.evaluation
+        return entry.make(
+            registry.Options(
+                heads=config.heads.count,
+                tau=self.tau if tau is None else tau,
+                draft_width=e.draft_width,
+                beams=e.beams,
+                rounds=e.beam_rounds,
+                length_power=e.length_power,
+            )
+        )
 
     @overload
     def transcribe(
@@ -140,8 +120,7 @@ class Transcriber:
             audio: a file, or samples: int16 (full scale 32768) or floats (full scale 1.0), [T] or
                 [T, channels]. A list (or tuple) of these gives a list.
             rate: Hz of samples; of files their own counts.
-            strategy: a `mtp_jax.decoding.Strategy`, or the name of one; None or "ctc" reads the
-                encoder's CTC output.
+            strategy: a `mtp_jax.decoding.Strategy`, or the name of one.
 
         Returns:
             `Transcript`, with times in seconds; its text is empty where nobody speaks.
@@ -186,7 +165,7 @@ class Transcriber:
         Raises:
             ValueError: there is no strategy of that name.
         """
-        chosen = self.strategy(strategy) if isinstance(strategy, str) else strategy
+        chosen = self._chosen(strategy)
         pool = _AHEAD * self.batch_size
         waiting: list[tuple[Recording[Key], tuple[int, ...], Chunk]] = []
         running: dict[int, Recording[Key]] = {}
@@ -231,7 +210,8 @@ class Transcriber:
 
     def prepare(self, pieces: Sequence[Chunk], strategy: Named = "verify") -> None:
         """Compiles what `decode` needs for such a batch, unless it is there."""
-        self._program(self._batch([piece.audio for piece in pieces]), self._traced(strategy))
+        batch = self._batch([chunk.audio for chunk in pieces])
+        self.runner.compile(batch, self._chosen(strategy), with_ctc=True)
 
     def join(self, segments: Sequence[Segment], pieces: Sequence[Chunk]) -> tuple[Segment, ...]:
         """Segments of one recording, in order, without words that two of them share."""
@@ -270,7 +250,7 @@ class Transcriber:
     def _work(
         self,
         waiting: list[tuple[Recording[Key], tuple[int, ...], Chunk]],
-        strategy: Strategy | None,
+        strategy: Strategy,
         progress: Callable[[float], None],
     ) -> None:
         """Decodes the piece that has waited longest, with those that are most like it in length."""
@@ -301,7 +281,7 @@ class Transcriber:
     def _finished(
         self,
         running: dict[int, Recording[Key]],
-        strategy: Strategy | None,
+        strategy: Strategy,
         progress: Callable[[float], None],
     ) -> Iterator[tuple[Key, Transcript | AudioError]]:
         done = [r for r in running.values() if r.error or (r.read and not r.outstanding)]
@@ -318,30 +298,27 @@ class Transcriber:
                     audio_seconds=recording.seconds,
                     decode_seconds=recording.decode_seconds,
                     decoder_calls=recording.calls,
-                    strategy=name_of(strategy),
+                    strategy=strategy.name,
                     calibrated=self.calibration is not None,
                 ),
             )
 
     def _decode(self, pieces: Sequence[Chunk], strategy: Named) -> tuple[list[Segment], float]:
         """Segments, and the seconds that they took, compilation apart."""
-        chosen = self._traced(strategy)
         if not pieces:
             return [], 0.0
-        batch = self._batch([piece.audio for piece in pieces])
-        compiled = self._program(batch, chosen)
+        chosen, batch = self._chosen(strategy), self._batch([chunk.audio for chunk in pieces])
+        self.runner.compile(batch, chosen, with_ctc=True)
         start = time.perf_counter()
-        placed = self.recognizer.place(batch)
-        params = self.recognizer.params
-        scored: ScoredBatch = compiled(params, placed, *([] if chosen is None else [chosen]))
-        kind = "ctc" if chosen is None else "decoder"
-        segments = self._reader.segments(scored, pieces, self.sample_rate, kind, self.calibration)
+        inference = self.runner.run(batch, chosen, with_ctc=True)
+        kind = "ctc" if isinstance(chosen, CtcGreedy) else "decoder"
+        segments = self._assembler.segments(
+            inference, pieces, self.sample_rate, kind, self.calibration
+        )
         return segments, time.perf_counter() - start
 
-    def _traced(self, strategy: Named) -> Strategy | None:
-        """With leaves as arrays of one type: another tau compiles nothing anew."""
-        chosen = self.strategy(strategy) if isinstance(strategy, str) else strategy
-        return None if chosen is None else cast(Strategy, jax.tree.map(jnp.float32, chosen))
+    def _chosen(self, strategy: Named) -> Strategy:
+        return self.strategy(strategy) if isinstance(strategy, str) else strategy
 
     def _batch(self, waveforms: Sequence[np.ndarray]) -> Batch:
         """A batch of one of few shapes."""
@@ -364,32 +341,3 @@ class Transcriber:
             token_length=np.zeros(rows, np.int32),
             index=np.where(np.arange(rows) < len(waveforms), np.arange(rows), -1).astype(np.int32),
         )
-
-    def _program(self, batch: Batch, strategy: Strategy | None) -> Any:
-        """What decodes batches of this shape, compiled at the first."""
-        key = batch.audio.shape, type(strategy), jax.tree.structure(strategy)
-        with self._lock:
-            if key not in self._compiled:
-                placed = self.recognizer.place(batch)
-                model, params = self.recognizer.model, self.recognizer.params
-                lowered = (
-                    decode_and_score.lower(model, type(strategy), params, placed, strategy)
-                    if strategy is not None
-                    else ctc_and_score.lower(model, params, placed)
-                )
-                self._compiled[key] = lowered.compile()
-            return self._compiled[key]
-
-
-def name_of(strategy: Strategy | None) -> str:
-    """The name that `Transcriber.strategy` knows it by."""
-    names = {
-        type(None): "ctc",
-        Greedy: "greedy",
-        Threshold: "threshold",
-        Verify: "verify",
-        BeamSearch: "beam",
-        PrefixBeam: "prefix_beam",
-    }
-    name = names.get(type(strategy), type(strategy).__name__)
-    return f"{name}_ctc" if getattr(strategy, "ctc_width", 0) else name

@@ -16,6 +16,7 @@ from flax import struct
 from mtp_jax.config import Adaptor, Config, Data, Decoder, Encoder, FrontEnd, Heads
 from mtp_jax.data import Batch
 from mtp_jax.decoding import (
+    CtcGreedy,
     Decoded,
     DecoderFunctions,
     Greedy,
@@ -24,8 +25,9 @@ from mtp_jax.decoding import (
     Threshold,
     Verify,
 )
-from mtp_jax.inference import decode_step
-from mtp_jax.inference.decode_step import bind_decoder, ctc_greedy, decode
+from mtp_jax.inference import decoder_functions
+from mtp_jax.inference.decoder_functions import bind_decoder
+from mtp_jax.inference.programs import infer
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.speech_llama import Encoded, SpeechLlama, Vocabulary, call, in_type
 
@@ -78,7 +80,7 @@ def build(
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode(model: SpeechLlama, params: Any, features: jax.Array, length: jax.Array) -> Encoded:
-    return call(model, params, "encode", features, length)
+    return call(SpeechLlama.encode, model, params, features, length)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -180,15 +182,17 @@ def test_prefill_and_extend_equal_the_full_pass(
 
     full = jax.jit(lambda *args: model.apply({"params": params}, *args))
     whole, encoded = full(features, length, tokens, text_length)
-    monkeypatch.setattr(decode_step, "PROMPT_BLOCK", positions)
+    monkeypatch.setattr(decoder_functions, "PROMPT_BLOCK", positions)
 
     @jax.jit
     def prefill(encoded: Encoded) -> tuple[jax.Array, KVCache]:
         if positions:
             return bind_decoder(model, params, encoded).prefill(LIMIT + M)
-        return call(model, params, "prefill", encoded, LIMIT + M)  # the whole prompt at once
+        return call(
+            SpeechLlama.prefill, model, params, encoded, LIMIT + M
+        )  # the whole prompt at once
 
-    extend = jax.jit(lambda *args: call(model, params, "extend", *args))
+    extend = jax.jit(lambda *args: call(SpeechLlama.extend, model, params, *args))
 
     hidden, cache = prefill(encoded)
     steps = [[row] for row in np.asarray(hidden)]
@@ -240,7 +244,7 @@ def test_padding_and_neighbours_are_invisible() -> None:
     @jax.jit
     def heads(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden, _ = model.apply({"params": params}, *args)
-        return hidden, call(model, params, "all_logits", hidden)
+        return hidden, call(SpeechLlama.all_logits, model, params, hidden)
 
     together = heads(features, length, tokens, text_length)
     assert together[1].shape == (ROWS, 6, M, 11)
@@ -311,12 +315,15 @@ def test_waveforms_to_tokens_with_filler_and_empty_audio() -> None:
     audio[np.arange(4_000) >= length[:, None]] = 0
     none = np.zeros((4, 0), np.int32), np.zeros(4, np.int32)
     batch = Batch(audio, length, *none, index=np.array([0, 1, 2, -1], np.int32))
-    greedy = jax.device_get(decode(model, Greedy, params, batch, Greedy(M)))
-    verify = jax.device_get(decode(model, Verify, params, batch, Verify()))
+    greedy = jax.device_get(infer(model, Greedy, False, params, batch, Greedy(M)).decoded)
+    verify = jax.device_get(infer(model, Verify, False, params, batch, Verify()).decoded)
     np.testing.assert_array_equal(verify.tokens, greedy.tokens)
     assert greedy.calls[3] == greedy.length[3] == verify.calls[3] == 0
     assert np.all(greedy.length[:3] > 0)
-    tokens, count = ctc_greedy(model, params, batch)
+    ctc = infer(model, CtcGreedy, True, params, batch, CtcGreedy())
+    tokens, count = ctc.decoded.tokens, ctc.decoded.length
+    assert ctc.ctc_log_probs is not None and ctc.ctc_log_probs.shape[1] == tokens.shape[1]
+    assert not ctc.decoded.calls.any()
     assert count.tolist()[1::2] == [0, 0]
     assert np.all(np.asarray(tokens)[np.arange(tokens.shape[1]) >= np.asarray(count)[:, None]] == 0)
 
@@ -333,19 +340,20 @@ def test_strategies_whose_fields_are_alike_are_told_apart() -> None:
         @struct.dataclass
         class Empty:
             width: int = struct.field(pytree_node=False, default=16)
+            name = "empty"
 
             def decode(
                 self, model: DecoderFunctions, active: jax.Array, limit: int, drafts: int = drafts
             ) -> Decoded:
                 tokens, row = jnp.zeros((1, limit), jnp.int32), jnp.zeros(1, jnp.int32)
                 tested = jnp.zeros((1, drafts), jnp.int32)
-                return Decoded(tokens, row, row, tested, tested, jnp.int32(0), tokens)
+                return Decoded(tokens, 0.0 * tokens, row, row, tested, tested, jnp.int32(0), tokens)
 
-        made = decode.eval_shape(model, Empty, params, batch, Empty())
-        assert made.proposed.shape == (1, drafts)
+        made = infer.eval_shape(model, Empty, False, params, batch, Empty())
+        assert made.decoded.proposed.shape == (1, drafts)
 
 
-def test_ctc_greedy_merges_repeats_and_drops_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctc_greedy_merges_repeats_and_drops_blanks() -> None:
     blank = 11
     best = np.array([[3, 3, blank, 3, 4, 4], [blank, 5, 5, 6, 7, 7], [1, 1, 1, 1, 1, 1]])
     encoded = Encoded(
@@ -354,13 +362,42 @@ def test_ctc_greedy_merges_repeats_and_drops_blanks(monkeypatch: pytest.MonkeyPa
         ctc_logits=jax.nn.one_hot(best, blank + 1),
         ctc_length=jnp.array([6, 4, 0]),
     )
-    monkeypatch.setattr("mtp_jax.inference.decode_step.encode", lambda *args: encoded)
     model, params = build("latent", PLAIN)
-    with jax.disable_jit():
-        tokens, count = ctc_greedy(model, params, None)
-    assert count.tolist() == [3, 2, 0]
-    assert tokens[0, :3].tolist() == [3, 3, 4]
-    assert tokens[1, :2].tolist() == [5, 6]
+    made = run(model, params, encoded, CtcGreedy())
+    assert made.length.tolist() == [3, 2, 0]
+    assert made.tokens[0, :3].tolist() == [3, 3, 4]
+    assert made.tokens[1, :2].tolist() == [5, 6]
+    assert not made.calls.any() and int(made.loop_steps) == 0
+
+
+@pytest.mark.parametrize(
+    "strategy", [Greedy(), Greedy(M), Verify(), Verify(5), Threshold(2.0), PrefixBeam(3)], ids=repr
+)
+def test_strategies_return_the_log_probabilities_of_their_tokens(strategy: Strategy) -> None:
+    """Those of head 1, by the pass that training makes; 0 beyond the text."""
+    model, params = build("latent", PLAIN)
+    features, length = drawn()
+    made = jax.device_get(run(model, params, encode(model, params, features, length), strategy))
+    hidden, _ = call(
+        SpeechLlama.__call__, model, params, features, length, made.tokens, made.length
+    )
+    expected = jax.nn.log_softmax(call(SpeechLlama.next_token, model, params, hidden))
+    expected = np.take_along_axis(np.asarray(expected), made.tokens[..., None], axis=-1)[..., 0]
+    real = np.arange(LIMIT) < made.length[:, None]
+    assert real.any(axis=1).all() and not made.log_probs[~real].any()
+    np.testing.assert_allclose(made.log_probs[real], expected[real], rtol=1e-3, atol=1e-4)
+
+
+def test_threshold_returns_the_log_probabilities_of_the_heads_that_emitted_its_tokens() -> None:
+    model, params = build("latent", PLAIN)
+    encoded = encode(model, params, *drawn())
+    made = jax.device_get(run(model, params, encoded, Threshold(0.0)))
+    hidden, _ = bind_decoder(model, params, encoded).prefill(LIMIT)
+    logits = jax.nn.log_softmax(call(SpeechLlama.all_logits, model, params, hidden))
+    first = np.arange(LIMIT) < np.minimum(made.length, M)[:, None]  # tokens of the first call
+    expected = np.max(np.asarray(logits), axis=-1)
+    expected = np.pad(expected, ((0, 0), (0, LIMIT - M)))
+    np.testing.assert_allclose(made.log_probs[first], expected[first], rtol=1e-4, atol=1e-5)
 
 
 def test_aligned_text_stands_where_the_audio_began() -> None:
@@ -371,9 +408,9 @@ def test_aligned_text_stands_where_the_audio_began() -> None:
     tokens = np.full((ROWS, 3), 4, np.int32)
     count = np.full(ROWS, 3, np.int32)
     for one, position_offset in ((model, encoded.length), (plain, jnp.zeros(ROWS, jnp.int32))):
-        _, cache = call(one, params, "prefill", encoded, LIMIT)
+        _, cache = call(SpeechLlama.prefill, one, params, encoded, LIMIT)
         np.testing.assert_array_equal(cache.position_offset, position_offset)
-        _, longer = call(one, params, "extend", tokens, count, cache)
+        _, longer = call(SpeechLlama.extend, one, params, tokens, count, cache)
         np.testing.assert_array_equal(longer.position_offset, position_offset)
         keys = np.asarray(longer.keys[0])  # of the first layer: embedding and position, no context
         for row, frames in enumerate(np.asarray(encoded.length)):

@@ -1,0 +1,176 @@
+"""A data set decoded by one strategy: texts, calls, time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+
+import numpy as np
+
+from mtp_jax.data import Batch, Source
+from mtp_jax.decoding import CtcGreedy, NBest, Strategy
+from mtp_jax.distributed import multihost
+from mtp_jax.inference.runner import Runner
+from mtp_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternative:
+    """One text of an n-best list.
+
+    Attributes:
+        text: what was recognised.
+        score: its log-probability, in nats.
+        tokens: EOS included where it was reached.
+        confidences: the probability of each token, given those before it.
+    """
+
+    text: str
+    score: float
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """The output of one strategy for one utterance.
+
+    Attributes:
+        id: of the utterance.
+        reference, text: what was said, and what was recognised.
+        tokens: recognised tokens, EOS included where it was reached.
+        calls: decoder calls.
+        nbest: of strategies that make a list, the best first.
+    """
+
+    id: str
+    reference: str
+    text: str
+    tokens: tuple[int, ...]
+    calls: int
+    nbest: tuple[Alternative, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The output of one strategy for a data set at one batch size.
+
+    Attributes:
+        hypotheses: in the order of the source.
+        proposed, accepted: int[M - 1] drafts of heads 2..M that were tested, and that were
+            accepted; where drafts are read off a text and a call is S wide, int[S - 1].
+        loop_steps: forward passes of the decoder over whole batches.
+        at_length_limit: utterances that did not reach EOS.
+        audio_seconds: decoded.
+        wall_seconds: spent on it, reading of audio and compilation apart.
+        compile_seconds: spent compiling.
+        batch_size: rows per batch.
+    """
+
+    hypotheses: tuple[Hypothesis, ...]
+    proposed: np.ndarray
+    accepted: np.ndarray
+    loop_steps: int
+    at_length_limit: int
+    audio_seconds: float
+    wall_seconds: float
+    compile_seconds: float
+    batch_size: int
+
+    @property
+    def calls(self) -> int:
+        """Decoder calls, summed over utterances."""
+        return sum(h.calls for h in self.hypotheses)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, EOS included, summed over utterances."""
+        return sum(len(h.tokens) for h in self.hypotheses)
+
+
+def decode_source(
+    runner: Runner, source: Source, batches: Iterable[Batch], strategy: Strategy
+) -> Outcome:
+    """Decodes every batch.
+
+    Args:
+        runner: the model.
+        source: that the rows of `batches` are of.
+        batches: each utterance once.
+        strategy: what decodes.
+    """
+    hypotheses: dict[int, Hypothesis] = {}
+    proposed = accepted = np.zeros(1, int)  # broadcast to as many drafts as the strategy has
+    steps = limit = rows = 0
+    audio = wall = compiling = 0.0
+    spell = Speller(runner.tokenizer, strategy)
+    for batch in batches:
+        rows = len(batch.index)
+        compiling += runner.compile(batch, strategy)
+        start = time.perf_counter()
+        decoded = multihost.to_host(runner.run(batch, strategy).decoded)
+        wall += time.perf_counter() - start
+        proposed = proposed + decoded.proposed.sum(0)
+        accepted = accepted + decoded.accepted.sum(0)
+        steps += int(decoded.loop_steps)
+        audio += float(batch.audio_length.sum()) / runner.model.config.front_end.sample_rate
+        for row in np.flatnonzero(np.asarray(batch.index) >= 0).tolist():
+            index = int(batch.index[row])
+            tokens = tuple(decoded.tokens[row, : decoded.length[row]].tolist())
+            limit += not spell.is_complete(tokens)
+            utterance = source.utterances[index]
+            hypotheses[index] = Hypothesis(
+                id=utterance.id,
+                reference=utterance.text,
+                text=spell(tokens),
+                tokens=tokens,
+                calls=int(decoded.calls[row]),
+                nbest=_alternatives(decoded.nbest, row, spell),
+            )
+    return Outcome(
+        hypotheses=tuple(hypotheses[i] for i in sorted(hypotheses)),
+        proposed=proposed,
+        accepted=accepted,
+        loop_steps=steps,
+        at_length_limit=limit,
+        audio_seconds=audio,
+        wall_seconds=wall,
+        compile_seconds=compiling,
+        batch_size=rows,
+    )
+
+
+class Speller:
+    """Tokens of a strategy to text.
+
+    Args:
+        tokenizer: of the model.
+        strategy: whose tokens these are; those of `CtcGreedy` are labels of CTC.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, strategy: Strategy) -> None:
+        self._is_ctc = isinstance(strategy, CtcGreedy)
+        self._tokenizer = tokenizer.ctc if self._is_ctc else tokenizer
+
+    def is_complete(self, tokens: tuple[int, ...]) -> bool:
+        """Whether the text ended before the limit."""
+        return self._is_ctc or (bool(tokens) and tokens[-1] == self._tokenizer.eos)
+
+    def __call__(self, tokens: tuple[int, ...]) -> str:
+        """The text."""
+        ended = not self._is_ctc and self.is_complete(tokens)
+        return self._tokenizer.decode(tokens[:-1] if ended else tokens)
+
+
+def _alternatives(nbest: NBest | None, row: int, spell: Speller) -> tuple[Alternative, ...]:
+    if nbest is None:
+        return ()
+    listed = []
+    for place in np.flatnonzero(nbest.real[row]):
+        length = int(nbest.length[row, place])
+        tokens = tuple(nbest.tokens[row, place, :length].tolist())
+        log_probs = np.asarray(nbest.log_probs[row, place, :length])
+        confidences = tuple(np.exp(log_probs).tolist())
+        listed.append(Alternative(spell(tokens), float(log_probs.sum()), tokens, confidences))
+    return tuple(listed)

@@ -1,0 +1,95 @@
+"""`SpeechLlama` as decoding strategies see it: its decoder functions, for audio already encoded."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.data import Batch
+from mtp_jax.decoding import DecoderFunctions, Drafts, DraftText
+from mtp_jax.decoding.text import most_likely, select_position
+from mtp_jax.distributed import sharding
+from mtp_jax.models.ctc import best_labels
+from mtp_jax.models.kv_cache import KVCache
+from mtp_jax.models.params import products_type
+from mtp_jax.models.speech_features import speech_features
+from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call, in_type
+
+PROMPT_BLOCK = 64  # positions of the prompt that one forward pass of the prefill takes
+
+
+def encode(model: SpeechLlama, params: Any, batch: Batch) -> Encoded:
+    """Runs front end and encoder over a batch."""
+    return call(SpeechLlama.encode, model, params, *speech_features(model, params, batch))
+
+
+def bind_decoder(model: SpeechLlama, params: Any, encoded: Encoded) -> DecoderFunctions:
+    """The decoder functions of `model`, to be used inside the ``jit`` that calls this.
+
+    A decoder call multiplies few rows, one per position. A CPU does that ten times as fast in
+    float32 as in bfloat16, so there the decoder runs in float32, whatever the encoder ran in.
+
+    Args:
+        model, params: the recogniser.
+        encoded: its encoder's output.
+    """
+    if sharding.platform() == "cpu":
+        model = in_type(model, "float32")
+    params = products_type(params, model.config.train.dtype)  # once, not in every call
+    logits, hypothesis = encoded.ctc_logits, encoded.ctc_hypothesis
+    return DecoderFunctions(
+        prefill=functools.partial(_prefill, model, params, encoded),
+        extend=lambda *args: call(SpeechLlama.extend, model, params, *args),
+        next_token=lambda hidden: call(SpeechLlama.next_token, model, params, hidden),
+        draft=functools.partial(_draft, model, params),
+        heads=model.config.heads.count,
+        eos=model.vocabulary.eos,
+        ctc_labels=None if logits is None else DraftText(*best_labels(logits, encoded.ctc_length)),
+        ctc_hypothesis=None if hypothesis is None else DraftText(*hypothesis),
+    )
+
+
+def _draft(model: SpeechLlama, params: Any, hidden: jax.Array) -> Drafts:
+    """The most likely token of each of heads 2..M, independently of one another."""
+    tokens, log_probs = most_likely(call(SpeechLlama.draft_logits, model, params, hidden))
+    return Drafts(tokens, jnp.exp(log_probs))
+
+
+def _prefill(
+    model: SpeechLlama, params: Any, encoded: Encoded, capacity: int
+) -> tuple[jax.Array, KVCache]:
+    """`SpeechLlama.prefill` in blocks, which ends with the longest prompt of the batch.
+
+    A compressed prompt has one slot per encoder frame, of which most stay empty.
+    """
+    x, real, offset = call(SpeechLlama.prompt, model, params, encoded)
+    cache = call(SpeechLlama.cache, model, params, offset, x.shape[1] + capacity)
+    blocks = -(-x.shape[1] // PROMPT_BLOCK)
+    padding_last = jnp.argsort(~real, axis=1, stable=True)
+    empty = ((0, 0), (0, blocks * PROMPT_BLOCK - x.shape[1]))
+    x = jnp.pad(jnp.take_along_axis(x, padding_last[..., None], axis=1), (*empty, (0, 0)))
+    real, offset = (
+        jnp.pad(jnp.take_along_axis(y, padding_last, axis=1), empty) for y in (real, offset)
+    )
+    length = jnp.sum(real, axis=1)
+
+    def block(state: tuple[jax.Array, jax.Array, KVCache]) -> tuple[jax.Array, jax.Array, KVCache]:
+        start, last, cache = state
+        x_now, real_now, offset_now = (
+            jax.lax.dynamic_slice_in_dim(y, start, PROMPT_BLOCK, 1) for y in (x, real, offset)
+        )
+        hidden, cache = call(
+            SpeechLlama.extend_prompt, model, params, x_now, real_now, offset_now, cache
+        )
+        ends = length - 1 - start
+        here = (ends >= 0) & (ends < PROMPT_BLOCK)
+        at_end = select_position(hidden, jnp.clip(ends, 0, PROMPT_BLOCK - 1))
+        return start + PROMPT_BLOCK, jnp.where(here[:, None], at_end, last), cache
+
+    last = jnp.zeros((x.shape[0], model.hidden_width), model.config.train.dtype)
+    state = jnp.int32(0), last, cache
+    _, last, cache = jax.lax.while_loop(lambda state: state[0] < jnp.max(length), block, state)
+    return last, cache

@@ -1,0 +1,72 @@
+"""The one program of inference: waveforms to tokens, in one ``jit``."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mtp_jax.data import Batch
+from mtp_jax.decoding import Decoded, Strategy
+from mtp_jax.inference.decoder_functions import bind_decoder, encode
+from mtp_jax.models.speech_llama import SpeechLlama
+
+
+@struct.dataclass
+class Inference:
+    """A batch, decoded.
+
+    Attributes:
+        decoded: what the strategy returns.
+        ctc_log_probs: float32[B, T, labels + 1], the last class is the blank; None unless wanted.
+        ctc_length: int32[B] real frames of these.
+    """
+
+    decoded: Decoded
+    ctc_log_probs: jax.Array | None
+    ctc_length: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def infer(
+    model: SpeechLlama,
+    kind: type[Strategy],
+    with_ctc: bool,
+    params: Any,
+    batch: Batch,
+    strategy: Strategy,
+) -> Inference:
+    """Front end, encoder, prefill and decoder, each once; rows with ``index`` -1 are filler.
+
+    Args:
+        model, params: the recogniser.
+        kind: the class of `strategy`. JAX takes ``Greedy(16)`` and ``Verify(16)`` for one structure
+            (it compares the fields of dataclasses, up to 0.12 at least), and up to 0.10 it now and
+            then gives the one's program for the other.
+        with_ctc: whether the log-probabilities of CTC are wanted as well.
+        batch: its references are not looked at.
+        strategy: what decodes.
+    """
+    limit = model.config.data.max_tokens
+    encoded = encode(model, params, batch)
+    functions = bind_decoder(model, params, encoded)
+    return Inference(
+        decoded=strategy.decode(functions, jnp.asarray(batch.index) >= 0, limit),
+        ctc_log_probs=jax.nn.log_softmax(encoded.ctc_logits) if with_ctc else None,
+        ctc_length=encoded.ctc_length,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def two_best_logits(
+    model: SpeechLlama, params: Any, batch: Batch, text: jax.Array, count: jax.Array
+) -> jax.Array:
+    """float32[2], head 1's greatest logits behind the first int32[1] `count` of int32[1, L]."""
+    functions = bind_decoder(model, params, encode(model, params, batch))
+    first, cache = functions.prefill(text.shape[1])
+    hidden, _ = functions.extend(text, count, cache)
+    last = jnp.where(count[0], hidden[:, count[0] - 1], first)
+    return jax.lax.top_k(functions.next_token(last)[0], 2)[0]

@@ -1,0 +1,119 @@
+"""A model bound to its parameters, tokenizer and devices, and the only cache of its programs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax.data import Batch
+from mtp_jax.decoding import Strategy
+from mtp_jax.distributed import multihost, sharding
+from mtp_jax.inference.programs import Inference, infer, two_best_logits
+from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.tokenizer import Tokenizer
+
+
+class Runner:
+    """Decodes batches. Its methods may be called from several threads.
+
+    A program is compiled once for each shape of a batch and each strategy, under the mesh.
+
+    Args:
+        model, params: what decodes.
+        tokenizer: turns tokens into text.
+        mesh: the devices. A batch that they divide is split over them.
+        imported: paths of the parameters that are just as ``config.pretrained`` has them.
+    """
+
+    def __init__(
+        self,
+        model: SpeechLlama,
+        params: Any,
+        tokenizer: Tokenizer,
+        mesh: jax.sharding.Mesh,
+        imported: Collection[str] = (),
+    ) -> None:
+        self.model, self.params, self.tokenizer, self.mesh = model, params, tokenizer, mesh
+        self.imported = frozenset(imported)
+        self._programs: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+
+    def place(self, batch: Batch) -> Batch:
+        """`batch`, which every process has whole, on the devices."""
+        divides = len(batch.index) % sharding.batch_divisor(self.mesh) == 0
+        split = sharding.batch_sharding if divides else sharding.replicated
+        return multihost.place_whole(batch, split(self.mesh))
+
+    def compile(self, batch: Batch, strategy: Strategy, with_ctc: bool = False) -> float:
+        """Compiles the program of such a batch unless it is there; seconds that this took."""
+        batch, strategy = _without_references(batch), _traced(strategy)
+        start = time.perf_counter()
+        with self._lock:
+            key = _key(batch, strategy, with_ctc)
+            if key in self._programs:
+                return 0.0
+            with sharding.use_mesh(self.mesh):
+                lowered = infer.lower(
+                    *(self.model, type(strategy), with_ctc),
+                    *(self.params, self.place(batch), strategy),
+                )
+            self._programs[key] = lowered.compile()
+        return time.perf_counter() - start
+
+    def is_compiled(self, batch: Batch, strategy: Strategy, with_ctc: bool = False) -> bool:
+        """Whether `run` has nothing to compile for such a batch."""
+        key = _key(_without_references(batch), _traced(strategy), with_ctc)
+        return key in self._programs
+
+    def run(self, batch: Batch, strategy: Strategy, with_ctc: bool = False) -> Inference:
+        """Decodes a batch.
+
+        Args:
+            batch: rows with ``index`` -1 are filler.
+            strategy: what decodes.
+            with_ctc: whether the log-probabilities of CTC are wanted as well.
+
+        Returns:
+            Arrays on the devices.
+        """
+        self.compile(batch, strategy, with_ctc)
+        batch, strategy = _without_references(batch), _traced(strategy)
+        program = self._programs[_key(batch, strategy, with_ctc)]
+        done: Inference = program(self.params, self.place(batch), strategy)
+        return done
+
+    def top2_gap(self, batch: Batch, row: int, tokens: tuple[int, ...]) -> float:
+        """Difference of head 1's two greatest logits behind `tokens`.
+
+        Where two computations of one output part, a gap of the size of rounding errors explains
+        it; a larger one is a bug.
+        """
+        one = jax.tree.map(lambda x: np.asarray(x)[row : row + 1], batch)
+        text = np.zeros((1, max(self.model.config.data.max_tokens, len(tokens))), np.int32)
+        text[0, : len(tokens)] = tokens
+        count = np.array([len(tokens)], np.int32)
+        with sharding.use_mesh(self.mesh):
+            best = multihost.to_host(two_best_logits(self.model, self.params, one, text, count))
+        return float(best[0] - best[1])
+
+
+def _without_references(batch: Batch) -> Batch:
+    """References are not decoded: without them fewer shapes are compiled."""
+    return batch._replace(tokens=batch.tokens[:, :0], labels=None, label_length=None)
+
+
+def _traced(strategy: Strategy) -> Strategy:
+    """With leaves as arrays of one type: sweeping one compiles nothing anew."""
+    traced: Strategy = jax.tree.map(jnp.float32, strategy)
+    return traced
+
+
+def _key(batch: Batch, strategy: Strategy, with_ctc: bool) -> Any:
+    shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
+    return shapes, type(strategy), jax.tree.structure(strategy), with_ctc
