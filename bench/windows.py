@@ -36,7 +36,9 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"{_WORKDIR.value} has no Whisper encoder: give a model that has one")
     cli.start_jax(config)
     from mtp_jax.data import open_source
+    from mtp_jax.decoding import CtcGreedy
     from mtp_jax.evaluation.compare import Task
+    from mtp_jax.evaluation.outcome import decode_source
     from mtp_jax.inference.load import load
     from mtp_jax.inference.runner import Runner
     from mtp_jax.models.build import make_model
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
         batches = list(itertools.islice(Task.of(source, trained).batches(size), count))
         runs = in_turn(
             {
-                padded: functools.partial(runner.run, source, batches, None)
+                padded: functools.partial(decode_source, runner, source, batches, CtcGreedy())
                 for padded, runner in ways.items()
             },
             _ROUNDS.value,

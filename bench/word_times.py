@@ -17,10 +17,10 @@ import jax
 import numpy as np
 import soundfile
 from absl import app, flags, logging
-from mtp_jax.transcription.step import ctc_and_score
 
 import mtp_jax
 from mtp_jax.data import corpus, grammar
+from mtp_jax.decoding import CtcGreedy
 from mtp_jax.transcription.alignment import align
 from mtp_jax.transcription.assembly import word_spans
 from mtp_jax.transcription.spelling import labels_of
@@ -34,7 +34,6 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     model = mtp_jax.load(_MODEL.value)
-    network, params = model.runner.model, model.runner.params
     texts = list(itertools.islice(grammar.sentences("test", 0), _COUNT.value))
     starts, ends = [], []
     for at in range(0, len(texts), model.batch_size):
@@ -44,14 +43,15 @@ def main(argv: list[str]) -> None:
         ]
         waves = [soundfile.read(io.BytesIO(item.flac), dtype="int16")[0] for item in said]
         batch = model._batch(waves)
-        scored = jax.device_get(ctc_and_score(network, params, model.runner.place(batch)))
+        inference = jax.device_get(model.runner.run(batch, CtcGreedy(), with_ctc=True))
+        ctc, frames = inference.ctc_log_probs, inference.ctc_length
         for row, item in enumerate(said):
             labels, word = labels_of(model.runner.tokenizer.ctc, item.text.split())
-            found = align(scored.ctc[row, : scored.frames[row]], labels)
+            found = align(ctc[row, : frames[row]], labels)
             if found is None:
                 continue
-            spans, _ = word_spans(found, word, len(item.word_starts), len(scored.ctc[row]))
-            spans = spans * model._reader.frame_seconds
+            spans, _ = word_spans(found, word, len(item.word_starts), len(ctc[row]))
+            spans = spans * model._assembler.frame_seconds
             truth = np.array(item.word_starts)
             starts += list(spans[:, 0] - truth)
             ends += list(spans[:-1, 1] - truth[1:])

@@ -30,7 +30,13 @@ from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads, Mwer, Optim
 from mtp_jax.data import Batch, Source, Utterance
 from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Threshold, Verify
-from mtp_jax.distributed.sharding import MeshError, batch_divisor, batch_sharding, make_mesh, over
+from mtp_jax.distributed.sharding import (
+    MeshError,
+    batch_divisor,
+    batch_sharding,
+    make_mesh,
+    use_mesh,
+)
 from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.runner import Runner
@@ -184,7 +190,7 @@ def decode_all(out: Path, name: str, mesh: jax.sharding.Mesh, state: TrainState)
             [[*h.tokens], h.calls, [[*a.tokens] for a in h.nbest]]
             for h in decode_source(runner, SOURCE, [batch(0)], strategy).hypotheses
         ]
-    with over(mesh):
+    with use_mesh(mesh):
         prefill = jax.jit(lambda p, e: call(SpeechLlama.prefill, MODEL, p, e, 4)[1].keys)
         encoded = jax.jit(lambda p, b: encode(MODEL, p, b))
         placed = runner.place(batch(0))

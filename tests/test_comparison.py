@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtp_jax.config import Config, Evaluation, Heads
 from mtp_jax.data import Batch, Source, Utterance
-from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Strategy, Threshold, Verify
+from mtp_jax.decoding import BeamSearch, CtcGreedy, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.evaluation.compare import (
     NO_TAU,
     Row,
@@ -23,14 +22,15 @@ from mtp_jax.evaluation.compare import (
     choose_tau,
     compare,
     differences,
-    has_threshold,
     identical,
+    needs_tau,
     row,
-    strategies,
+    table_rows,
     word_error_rate,
 )
-from mtp_jax.evaluation.outcome import Alternative, Hypothesis, Outcome, Runner
+from mtp_jax.evaluation.outcome import Alternative, Hypothesis, Outcome
 from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
+from mtp_jax.inference.runner import Runner
 
 REFERENCES = ("turn it on", "call ann twice", "stop")
 M = 3
@@ -68,14 +68,15 @@ GREEDY = outcome()
 class Fake:
     """A recogniser that answers from a function of the strategy, and counts its runs."""
 
-    def __init__(self, answer: Callable[[Strategy | None], Outcome], heads: int = M) -> None:
+    def __init__(self, answer: Callable[[Strategy], Outcome], heads: int = M) -> None:
         self.answer = answer
         self.model = SimpleNamespace(
-            config=Config(heads=Heads(count=heads)), vocabulary=SimpleNamespace(reads=True)
+            config=Config(heads=Heads(count=heads)),
+            vocabulary=SimpleNamespace(has_ctc_hypothesis=True),
         )
-        self.ran: list[Strategy | None] = []
+        self.ran: list[Strategy] = []
 
-    def run(self, source: Source, batches: Any, strategy: Strategy | None) -> Outcome:
+    def decode(self, source: Source, batches: Any, strategy: Strategy) -> Outcome:
         self.ran.append(strategy)
         size = {len(batch.index) for batch in batches}.pop()
         return dataclasses.replace(self.answer(strategy), batch_size=size)
@@ -84,7 +85,16 @@ class Fake:
         return 0.001 * int(batch.index[at]) + len(tokens)
 
 
-def runner(answer: Callable[[Strategy | None], Outcome], heads: int = M) -> Runner:
+@pytest.fixture(autouse=True)
+def answers_instead_of_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode_source(runner: Any, *task: Any) -> Outcome:
+        made: Outcome = runner.decode(*task)
+        return made
+
+    monkeypatch.setattr("mtp_jax.evaluation.compare.decode_source", decode_source)
+
+
+def runner(answer: Callable[[Strategy], Outcome], heads: int = M) -> Runner:
     return cast(Runner, Fake(answer, heads))
 
 
@@ -170,7 +180,7 @@ def test_tau_has_the_fewest_calls_among_those_good_enough() -> None:
         0.9: outcome(calls=(4, 4, 2)),
     }
 
-    def answer(strategy: Strategy | None) -> Outcome:
+    def answer(strategy: Strategy) -> Outcome:
         return answers[float(strategy.tau)] if isinstance(strategy, Threshold) else GREEDY
 
     choice = choose_tau(runner(answer), task(), (0.9, 0.3, 0.7, 0.5), 0.0, 4)
@@ -202,41 +212,48 @@ def test_without_a_good_tau_there_is_one_that_makes_it_greedy() -> None:
 # compare
 
 
+def rows_of(options: Evaluation, heads: int, has_ctc: bool = True) -> list[Any]:
+    return [
+        (entry.name, dict(variant.shown), variant.strategy)
+        for entry, variant in table_rows(options, heads, 0.9, has_ctc)
+    ]
+
+
 def test_the_rows_of_the_table() -> None:
     options = Evaluation(strategies=("verify", "ctc", "greedy", "threshold"))
-    assert strategies(options, 8, 0.9, True) == [
-        ("ctc", {}, None),
+    assert rows_of(options, 8) == [
+        ("ctc", {}, CtcGreedy()),
         ("greedy", {"width": 1}, Greedy(1)),
         ("greedy", {"width": 8}, Greedy(8)),
         ("threshold", {"tau": 0.9}, Threshold(0.9)),
         ("verify", {}, Verify()),
     ]
-    assert [name for name, *_ in strategies(options, 1, 0.9, True)] == ["ctc", "greedy"]
+    assert [name for name, *_ in rows_of(options, 1)] == ["ctc", "greedy"]
     options = Evaluation(strategies=("verify", "verify_ctc"), draft_width=5)
     drafted = ("verify_ctc", {"width": 5}, Verify(5))
-    assert strategies(options, 1, 0.9, True) == [drafted]
-    assert strategies(options, 8, 0.9, True) == [("verify", {}, Verify()), drafted]
-    assert strategies(options, 8, 0.9, False) == [("verify", {}, Verify())]
-    assert has_threshold(Evaluation(), 8)
-    assert not has_threshold(Evaluation(), 1)
-    assert not has_threshold(Evaluation(strategies=("greedy", "verify")), 8)
+    assert rows_of(options, 1) == [drafted]
+    assert rows_of(options, 8) == [("verify", {}, Verify()), drafted]
+    assert rows_of(options, 8, has_ctc=False) == [("verify", {}, Verify())]
+    assert needs_tau(Evaluation(), 8)
+    assert not needs_tau(Evaluation(), 1)
+    assert not needs_tau(Evaluation(strategies=("greedy", "verify")), 8)
     searches = ("beam", "prefix_beam", "prefix_beam_ctc")
     options = Evaluation(strategies=searches, beams=6, draft_width=5, beam_rounds=2)
-    ours = PrefixBeam(6, jnp.float32(0), 5, 2)
+    ours = PrefixBeam(6, 0.0, 5, 2)
     rows = [
-        ("beam", {"beams": 6}, BeamSearch(6, jnp.float32(0))),
+        ("beam", {"beams": 6}, BeamSearch(6, 0.0)),
         ("prefix_beam", {"beams": 6}, ours),
         ("prefix_beam_ctc", {"beams": 6}, ours.replace(ctc_width=5)),
     ]
-    assert strategies(options, 1, 0.9, True) == strategies(options, 4, 0.9, True) == rows
-    assert strategies(options, 4, 0.9, False) == rows[:2]
+    assert rows_of(options, 1) == rows_of(options, 4) == rows
+    assert rows_of(options, 4, has_ctc=False) == rows[:2]
 
 
 def test_compare_runs_each_strategy_once_a_batch_size() -> None:
     wide = outcome(tokens=((5, 6, 7, 2), (5, 8, 8, 2), (4, 2)))  # rounding made one differ
 
-    def answer(strategy: Strategy | None) -> Outcome:
-        if strategy is None:
+    def answer(strategy: Strategy) -> Outcome:
+        if isinstance(strategy, CtcGreedy):
             return outcome(calls=(0, 0, 0))
         if isinstance(strategy, Greedy):
             return wide if strategy.width in (M, 16) else GREEDY

@@ -23,7 +23,7 @@ from mtp_jax.config import (
 )
 from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source, train_batches
-from mtp_jax.decoding import DraftsError, Greedy, Verify
+from mtp_jax.decoding import CtcGreedy, DraftsError, Greedy, Verify
 from mtp_jax.distributed.sharding import make_mesh
 from mtp_jax.evaluation.compare import Task
 from mtp_jax.evaluation.outcome import decode_source
@@ -97,7 +97,7 @@ def test_one_that_is_the_same_is_not_of_its_own(trained, tmp_path):
 def test_ctc_is_read_by_its_own_tokenizer(trained):
     runner = load(trained)
     assert runner.params["ctc"]["kernel"].shape[1] == LABELS + 1
-    for hypothesis in run(runner, None):
+    for hypothesis in run(runner, CtcGreedy()):
         assert all(token < LABELS for token in hypothesis.tokens)
         assert hypothesis.text == runner.tokenizer.ctc.decode(hypothesis.tokens)
     greedy, verify = run(runner, Greedy(2)), run(runner, Verify())

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mtp_jax.decoding import Decoded, Greedy, Strategy, Threshold, Verify, text
+from mtp_jax.decoding import Decoded, Greedy, Strategy, Threshold, Verify
+from mtp_jax.decoding.text import most_likely, tested
 from tests import toy
 from tests.toy import DRAFTS, EOS, PERFECT, WRONG, ByHand, Toy, by_hand, make
 
@@ -350,9 +351,11 @@ def test_empty_prompts_decode_like_any_other() -> None:
 
 
 def test_ties_go_to_the_lowest_id() -> None:
-    assert interface.most_likely(jnp.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])).tolist() == [1, 0]
+    tokens, log_probs = most_likely(jnp.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]))
+    assert tokens.tolist() == [1, 0]
+    np.testing.assert_allclose(log_probs, [-np.log(2 + np.exp(-2)), -np.log(3)], rtol=1e-6)
     none = jnp.full((4, 9), -jnp.inf)
-    assert interface.most_likely(none).tolist() == [0] * 4
+    assert most_likely(none)[0].tolist() == [0] * 4
     tied = 0
     for lm in by_hand(make(8, heads=1)):  # and the toys, whose logits tie all the time, agree
         text = greedy_by_hand(lm).text
@@ -367,7 +370,7 @@ def test_tested_drafts_by_hand() -> None:
     passed = jnp.array([[True, False, True], [False, True, True], [True, True, True]])
     ended = jnp.array([[False, False, False], [False, False, False], [False, False, True]])
     expected = [[True, True, False], [True, False, False], [True, True, False]]
-    assert text.tested(passed, ended).tolist() == expected
+    assert tested(passed, ended).tolist() == expected
 
 
 def test_nothing_is_compiled_anew_for_other_acceptance_lengths_or_taus() -> None:

@@ -18,7 +18,7 @@ from mtp_jax.data import Batch
 from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy
 from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.models.params import by_path
-from mtp_jax.models.speech_llama import Encoded, SpeechLlama
+from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.training.mwer import mwer_loss, sequence_log_probs, with_reference, word_errors
 from mtp_jax.training.step import loss_fn
 from mtp_jax.training.word_hashes import Spelling
@@ -119,8 +119,8 @@ def test_all_heads_score_what_they_see_ahead_to() -> None:
         fed = jnp.broadcast_to(text, (len(encoded.length), LIMIT))
         hidden, _ = seen.extend(fed, jnp.full(len(fed), n - 1), cache)
         hidden = jnp.concatenate([first[row][None], hidden[row, : n - 1]])
-        logits = [seen.next_token(hidden)[:, None], seen.later_tokens(hidden)]
-        log_probs = np.asarray(jax.nn.log_softmax(jnp.concatenate(logits, axis=1)))
+        logits = call(SpeechLlama.all_logits, model, params, hidden)
+        log_probs = np.asarray(jax.nn.log_softmax(logits))
         total = 0.0
         for m in range(4):
             total += weights[m] * sum(log_probs[i, m, text[i + m]] for i in range(n - m))

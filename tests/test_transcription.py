@@ -17,21 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from mtp_jax.transcription.step import ScoredBatch
 
 import mtp_jax
 from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks, read_audio
 from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import WorkdirError
 from mtp_jax.data import grammar
-from mtp_jax.decoding import Verify
-from mtp_jax.inference.decoder_functions import decode
+from mtp_jax.decoding import Decoded, Verify
+from mtp_jax.inference.programs import Inference
 from mtp_jax.models.speech_features import speech_features
 from mtp_jax.models.speech_llama import SpeechLlama, call
 from mtp_jax.tokenizer import TokenizerError
 from mtp_jax.transcription import formats, spelling
 from mtp_jax.transcription.alignment import align
-from mtp_jax.transcription.assembly import Reader
+from mtp_jax.transcription.assembly import SegmentAssembler
 from mtp_jax.transcription.confidence import Calibration
 from mtp_jax.transcription.prefetch import prefetch
 from mtp_jax.transcription.results import Segment, Transcript, Word
@@ -77,7 +76,7 @@ def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves):
     """A recording that fits is decoded as `evaluate` decodes it; each call's block is in place."""
     batch = model._batch(waves)
     seen = model.runner
-    decoded = decode(seen.model, Verify, seen.params, seen.place(batch), Verify())
+    decoded = jax.device_get(seen.run(batch, Verify()).decoded)
     segments = model.decode([Chunk(0.0, wave, 0.0) for wave in waves])
     for row, segment in enumerate(segments):
         if segment.looped:
@@ -99,7 +98,7 @@ def teacher_forced(network, params, batch, tokens, length):
 
 def test_probabilities_are_those_of_the_teacher_forced_pass(model, waves):
     batch, params = model._batch(waves), model.runner.params
-    made = model._program(batch, Verify())(params, model.runner.place(batch), Verify())
+    made = jax.device_get(model.runner.run(batch, Verify()).decoded)
     network, tokens, length = model.runner.model, made.tokens, made.length
     expected = teacher_forced(network, params, batch, tokens, length)
     for row in range(len(waves)):
@@ -109,8 +108,8 @@ def test_probabilities_are_those_of_the_teacher_forced_pass(model, waves):
         assert not made.log_probs[row, count:].any()
 
 
-def scored(tokenizer, rows: list[tuple[list[int], list[int]]], frames: int = 60) -> ScoredBatch:
-    """What the device might say: tokens of each row, and the best CTC label of each frame."""
+def scored(tokenizer, rows: list[tuple[list[int], list[int]]], frames: int = 60) -> Inference:
+    """A decoded batch: tokens of each row, and the best CTC label of each frame."""
     blank, limit = tokenizer.vocab_size, 40
     ctc = np.full((len(rows), frames, blank + 1), np.log(0.1 / blank), np.float32)
     ctc[:, :, blank] = np.log(0.9)
@@ -120,21 +119,25 @@ def scored(tokenizer, rows: list[tuple[list[int], list[int]]], frames: int = 60)
             if label >= 0:
                 ctc[row, frame, [blank, label]] = ctc[row, frame, [label, blank]]
         tokens[row, : len(text)], length[row] = text, len(text)
-    return ScoredBatch(
-        tokens=tokens,
-        length=length,
-        call=np.where(tokens > 0, 1 + np.arange(limit) // 3, 0),
-        calls=-(-length // 3),
-        log_probs=np.full(tokens.shape, np.log(0.5), np.float32),
-        ctc=jnp.asarray(ctc),
-        frames=np.full(len(rows), frames, np.int32),
-        proposed=2 * length,
-        accepted=length,
+    drafts = np.zeros((len(rows), 2), np.int32)
+    return Inference(
+        decoded=Decoded(
+            tokens=tokens,
+            log_probs=np.full(tokens.shape, np.log(0.5), np.float32),
+            length=length,
+            calls=-(-length // 3),
+            proposed=drafts + length[:, None],
+            accepted=drafts + np.array([1, 0]) * length[:, None],
+            loop_steps=np.int32(limit),
+            call=np.where(tokens > 0, 1 + np.arange(limit) // 3, 0),
+        ),
+        ctc_log_probs=jnp.asarray(ctc),
+        ctc_length=np.full(len(rows), frames, np.int32),
     )
 
 
 def test_times_confidences_and_loops_of_what_the_device_says(model):
-    tokenizer, reader = model.runner.tokenizer, Reader(model.runner)
+    tokenizer, reader = model.runner.tokenizer, SegmentAssembler(model.runner)
     said = ["find a train", "no no no no no no"]
     find, no = (tokenizer.encode(text) for text in said)
     words = spelling.labels_of(tokenizer, said[0].split())[1]
