@@ -6,10 +6,13 @@
         [--beam_rounds=3] [--draft_width=16] [--length_power=0]
 
 SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``; several are
-joined by ``+``. Threshold decoding uses the tau chosen on dev, unless --tau gives one or
---max_wer_increase has it chosen anew: the one with the fewest calls whose WER on dev is at most
+joined by ``+``. Threshold decoding uses the tau that training chose on dev, unless --tau gives one
+or --max_wer_increase has it chosen anew: the one with the fewest calls whose WER on dev is at most
 that much (per cent, absolute) above greedy's. Beam searches come with n-best lists, below
 ``nbest/`` of the output, and the WER of the best of 1, 2, 4, ... hypotheses.
+
+Results go to ``evaluations/SOURCE`` of the workdir, or to --output. Nothing of the model changes,
+unless --save_tau asks for it: then transcribe and serve use the tau that was chosen.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.checkpoints.workdir import Workdir
+from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.decoding import registry
 from mtp_jax.paths import to_path
 
@@ -42,7 +45,10 @@ _WIDTH = flags.DEFINE_integer(
     "draft_width", None, "tokens a call is wide where a text is drafted; default: the config's"
 )
 _LENGTH_POWER = flags.DEFINE_float("length_power", None, "of beam searches; default: the config's")
-_OUTPUT = flags.DEFINE_string("output", None, "folder for the results; default: the workdir")
+_SAVE_TAU = flags.DEFINE_bool("save_tau", False, "keep a tau chosen anew as the model's own")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "folder for the results; default: evaluations/SOURCE of the workdir"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -66,6 +72,8 @@ def main(argv: list[str]) -> None:
         raise flags.Error("--tau and --max_wer_increase exclude each other: give one")
     workdir = Workdir(_WORKDIR.value)
     config = workdir.read_config()
+    data = _DATA.value or config.data.test
+    output = to_path(_OUTPUT.value) if _OUTPUT.value else workdir.evaluation(data)
     given: dict[str, Any] = {
         "batch_sizes": tuple(int(size) for size in _BATCH_SIZE.value or ()),
         "strategies": tuple(_STRATEGY.value or ()),
@@ -92,13 +100,15 @@ def main(argv: list[str]) -> None:
         tau = kept["tau"]
     else:
         allowed = config.evaluation.max_wer_increase if increase is None else increase
-        tau = evaluate.tune(runner, workdir, allowed, options)
+        tau = evaluate.tune(runner, workdir, allowed, options, output)
+        if _SAVE_TAU.value and (chosen := Workdir(output).read_tau()):
+            write_json(workdir.tau, chosen)
     evaluate.evaluate(
         runner,
         workdir,
-        _DATA.value or config.data.test,
+        data,
         tau,
-        to_path(_OUTPUT.value) if _OUTPUT.value else workdir.path,
+        output,
         options,
     )
 

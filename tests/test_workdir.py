@@ -143,3 +143,12 @@ def test_the_commit_is_a_hash_or_nothing(
     assert found is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found)
     monkeypatch.setattr(workdir_module, "__file__", str(tmp_path / "workdir.py"))
     assert commit() is None
+
+
+def test_evaluations_have_a_folder_of_their_own_each(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
+    sources = ("embedded:test", "embedded:dev", "a.jsonl+b.jsonl", "/data/a/b.jsonl", "/", "..")
+    folders = [workdir.evaluation(source) for source in sources]
+    assert len({*folders[:4]}) == 4
+    assert folders[0] == tmp_path / "evaluations" / "embedded-test"
+    assert all(folder.parent == tmp_path / "evaluations" for folder in folders)

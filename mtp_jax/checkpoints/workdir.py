@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +49,11 @@ class Workdir:
         """The tokenizer's file, None before there is one: its format decides the name."""
         files = (self.path / name for name in ("tokenizer.json", "tokenizer.model"))
         return next((file for file in files if file.exists()), None)
+
+    def evaluation(self, data: str) -> pathlib.Path:
+        """The folder of the results on a source of data, which training leaves alone."""
+        name = re.sub(r"[^\w.+-]+", "-", data).strip("-.")[-100:]
+        return self.path / "evaluations" / (name or "data")
 
     def claim(self, config: Config) -> None:
         """Makes this the workdir of `config`.

@@ -28,13 +28,15 @@ def tune(
     workdir: Workdir,
     max_wer_increase: float,
     options: Evaluation | None = None,
+    folder: pathlib.Path | None = None,
 ) -> float:
-    """Chooses tau on dev and keeps choice and sweep in the workdir.
+    """Chooses tau on dev and writes choice and sweep to ``tau.json``.
 
     Args:
         runner: the model; `workdir`: its folder.
         max_wer_increase: absolute WER, per cent, that threshold decoding may lose.
         options: what will be compared; the config's by default.
+        folder: of ``tau.json``; the workdir by default, which makes it the model's own.
 
     Returns:
         tau; 1, and nothing is decoded or kept, if no row will use it.
@@ -53,7 +55,7 @@ def tune(
         "rows": list(choice.sweep),
     }
     if multihost.is_process_zero():
-        write_json(workdir.tau, kept)
+        write_json((folder or workdir.path) / workdir.tau.name, kept)
     log.info(
         "tau %g: the fewest calls on dev at a WER of at most %.2f %% + %.2f %%",
         choice.tau,
@@ -113,7 +115,7 @@ def evaluate(
             "skipped": len(source.problems) + len(unreadable),
         },
         "rows": rows,
-        "tau_sweep": workdir.read_tau(),
+        "tau_sweep": Workdir(output).read_tau() or workdir.read_tau(),
     }
     if not multihost.is_process_zero():
         return results
