@@ -145,7 +145,7 @@ def test_the_commit_is_a_hash_or_nothing(
     assert commit() is None
 
 
-def test_evaluations_have_a_folder_of_their_own_each(tmp_path: Path) -> None:
+def test_evaluations_have_a_folder_of_their_own_each(tmp_path: pathlib.Path) -> None:
     workdir = Workdir(tmp_path)
     sources = ("embedded:test", "embedded:dev", "a.jsonl+b.jsonl", "/data/a/b.jsonl", "/", "..")
     folders = [workdir.evaluation(source) for source in sources]
