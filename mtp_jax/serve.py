@@ -66,10 +66,10 @@ def main(argv: list[str]) -> int:
     from mtp_jax.checkpoints.workdir import Workdir
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
 
+    cli.start_jax(Workdir(_MODEL.value).read_config())  # before anything asks for a device
     model = load(_MODEL.value, batch_size=_BATCH.value, encoder=_ENCODER.value)
     for name in (_STRATEGY.value, *warm):
         model.strategy(name)  # says if it is not one for this model
-    cli.start_jax(Workdir(_MODEL.value).read_config())
     name = Path(_MODEL.value).expanduser().resolve().name
     settings = Settings(
         models=tuple(_NAMES.value or dict.fromkeys([name, "whisper-1"])),

@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from mtp_jax.audio.reading import AudioError, audio_seconds
 from mtp_jax.serving.answers import answer, delta, done, event
-from mtp_jax.serving.engine import Engine, TooLong
+from mtp_jax.serving.engine import Engine, Stopped, TooLong
 from mtp_jax.serving.job import Event, Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.serving.options import Options, read_options
@@ -90,9 +90,9 @@ class Service:
         self.held = 0
         self.started = int(time.time())
         self._typical = 1.0  # s that a request takes, of late
-        self._folder = tempfile.TemporaryDirectory(prefix="mtp_jax-serve-")
+        self._folder = _folder()
         normalizer = model.runner.model.config.evaluation.normalizer
-        self._language = "english" if normalizer == "english" else "unknown"
+        self.language = "english" if normalizer == "english" else "unknown"
         self.metrics.held.set_function(lambda: self.held)
 
     def app(self) -> Starlette:
@@ -143,11 +143,15 @@ class Service:
         return JSONResponse(self._model(name))
 
     async def health(self, request: Request) -> Response:
-        """GET /health and /health/live: the process answers."""
+        """GET /health and /health/live: 200 while the process can answer, else 503."""
+        if self.engine.failed:
+            return _stopped().response()
         return JSONResponse({"status": "live", "ready": self.engine.ready, "held": self.held})
 
     async def ready(self, request: Request) -> Response:
         """GET /health/ready: 200 once programs are compiled, else 503."""
+        if self.engine.failed:
+            return _stopped().response()
         if self.engine.ready:
             return JSONResponse({"status": "ready"})
         return Refused(
@@ -162,8 +166,10 @@ class Service:
         """Takes one of the places in the queue.
 
         Raises:
-            Refused: there is none.
+            Refused: there is none, or nothing is decoded any more.
         """
+        if self.engine.failed:
+            raise _stopped()
         if self.held >= self.settings.queue:
             wait = min(max(math.ceil(self._typical), 1), _LONGEST_RETRY)
             raise Refused(
@@ -183,13 +189,12 @@ class Service:
 
     def temporary(self) -> str:
         """A new file."""
+        if not Path(self._folder.name).is_dir():  # swept away by a cleaner of temporary files
+            self._folder.cleanup()
+            self._folder = _folder()
         handle, path = tempfile.mkstemp(dir=self._folder.name)
         os.close(handle)
         return path
-
-    def language(self, options: Options) -> str:
-        """What verbose_json says of it: the request's, or that of the model's texts."""
-        return options.language or self._language
 
     def _model(self, name: str) -> dict[str, object]:
         s = self.settings
@@ -240,7 +245,7 @@ class _Transcription(Response):
         service, settings = self._service, self._service.settings
         form: FormData | None = None
         job: Job | None = None
-        path = service.temporary()
+        path: str | None = None
         try:
             try:
                 form = await body.form()
@@ -251,6 +256,7 @@ class _Transcription(Response):
                     settings.strategy,
                     settings.tau,
                 )
+                path = service.temporary()  # only now: an upload may take minutes
                 await run_in_threadpool(_save, options.file, path)
                 name = shown(options.file.filename or "the recording")[:200]
                 await run_in_threadpool(self._check, path, name)
@@ -275,17 +281,17 @@ class _Transcription(Response):
                 service.engine.cancel(job)
             if form:
                 await form.close()
-            Path(path).unlink(missing_ok=True)
+            if path:
+                Path(path).unlink(missing_ok=True)
 
     def _check(self, path: str, name: str) -> None:
-        """Refuses what its header already tells."""
+        """Refuses what is too long by its header, before any of it is decoded."""
         try:
-            if audio_seconds(path) > self._service.settings.max_seconds:
-                raise self._refused(TooLong(), path, name)
-        except AudioError as error:
-            # A length that is unknown is counted as it is read.
-            if "how long it is" not in str(error):
-                raise self._refused(error, path, name) from None
+            seconds = audio_seconds(path)
+        except AudioError:  # the engine reads it: it counts a length that no header tells,
+            return  # or says what is wrong
+        if seconds > self._service.settings.max_seconds:
+            raise self._refused(TooLong(), path, name)
 
     async def _response(self, body: Body, options: Options, path: str, name: str) -> Response:
         """The whole answer, or the beginning of a stream; waits for what decides its status.
@@ -312,7 +318,7 @@ class _Transcription(Response):
                         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
                     )
                 if isinstance(happened, Transcript):
-                    return answer(happened, options, self._service.language(options))
+                    return answer(happened, options, self._service.language)
         finally:
             gone.cancel()
 
@@ -341,7 +347,17 @@ class _Transcription(Response):
             longest = self._service.settings.max_seconds
             sentence = f"{name} is longer than {longest:g} s: send it in parts"
             return Refused(413, sentence, "file", "audio_too_long")
+        if isinstance(error, Stopped):
+            return _stopped()
         return Refused(500, f"{name} could not be decoded: the log of the service says why")
+
+
+def _stopped() -> Refused:
+    return Refused(503, "the service decodes nothing any more: its log says why; start it anew")
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="mtp_jax-serve-")
 
 
 def _save(file: UploadFile, path: str) -> None:

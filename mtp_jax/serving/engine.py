@@ -33,6 +33,10 @@ class TooLong(Exception):
     """The recording is longer than the service takes."""
 
 
+class Stopped(Exception):
+    """Nothing is decoded any more: the thread that decodes failed, or the engine is closed."""
+
+
 class Engine:
     """Decodes recordings of many requests in batches; `start` and `close` it.
 
@@ -56,7 +60,8 @@ class Engine:
         self._metrics, self._warm = metrics, warm
         self._jobs: deque[Job] = deque()  # those with pieces waiting, whose turn is first first
         self._change = threading.Condition()
-        self._closing = False
+        self._held: set[Job] = set()  # all that are not over
+        self._closing = self._failed = False
         self._readers = ThreadPoolExecutor(_READERS, "mtp_jax-read")
         self._worker = threading.Thread(target=self._work, name="mtp_jax-decode", daemon=True)
         self._ready = threading.Event()
@@ -69,14 +74,21 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether programs are compiled and the thread that decodes is alive."""
-        return self._ready.is_set() and self._worker.is_alive()
+        return self._ready.is_set() and self._worker.is_alive() and not self._failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether the thread that decodes ended by an error; every job fails from then on."""
+        return self._failed
 
     def close(self) -> None:
-        """Ends all threads; jobs that are not over are given up."""
+        """Ends all threads; jobs that are not over fail with `Stopped`."""
         with self._change:
             self._closing = True
             self._change.notify_all()
         self._worker.join()
+        with self._change:
+            self._fail_all()
         self._readers.shutdown(cancel_futures=True)
 
     def submit(
@@ -88,7 +100,8 @@ class Engine:
             path: of the file, there until the job is over.
             strategy, name: that decodes it.
             emit: told each `Segment` in order, as soon as nothing can change it, and at last the
-                `Transcript`, or what went wrong: `AudioError`, `TooLong`, or any other error.
+                `Transcript`, or what went wrong: `AudioError`, `TooLong`, `Stopped`, or any other
+                error.
         """
         calibrated = self.model.calibration is not None
 
@@ -98,8 +111,8 @@ class Engine:
             def counted() -> Iterator[np.ndarray]:
                 for block in audio_blocks(path, rate):
                     job.seconds += len(block) / rate
-                    if job.cancelled:
-                        raise Cancelled
+                    if job.over or self._closing:
+                        raise Stopped
                     if job.seconds > self.max_seconds:
                         raise TooLong
                     yield block
@@ -107,17 +120,18 @@ class Engine:
             return cut(counted(), rate, self.model.longest)
 
         job = Job(pieces, strategy, name, calibrated, emit)
-        self._readers.submit(self._read, job)
+        with self._change:
+            if self._failed or self._closing:
+                job.fail(Stopped())
+            else:
+                self._held.add(job)
+                self._readers.submit(self._read, job)
         return job
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for `job`: it is given up as soon as can be."""
         with self._change:
-            job.cancelled = True
             self._fail(job, Cancelled())
-            parked, job.parked = job.parked, False
-        if parked and not self._closing:
-            self._readers.submit(self._read, job)
 
     def _read(self, job: Job) -> None:
         """Cuts the recording until enough of it waits."""
@@ -133,12 +147,13 @@ class Engine:
                 with self._change:
                     if piece is None:
                         job.all_read()
+                        self._forget(job)
                         break
                     if not job.over:
                         job.add(piece)
                         self._queue(job)
         except Exception as error:
-            if not isinstance(error, (AudioError, TooLong, Cancelled)):
+            if not isinstance(error, (AudioError, TooLong, Stopped)):
                 log.exception("reading a recording failed")
             with self._change:
                 self._fail(job, error)
@@ -153,6 +168,18 @@ class Engine:
         job.fail(error)
         if job in self._jobs:
             self._jobs.remove(job)
+        self._forget(job)
+        if job.parked and not self._closing:
+            job.parked = False
+            self._readers.submit(self._read, job)  # which closes its file
+
+    def _fail_all(self) -> None:
+        for job in list(self._held):
+            self._fail(job, Stopped())
+
+    def _forget(self, job: Job) -> None:
+        if job.over:
+            self._held.discard(job)
 
     def _work(self) -> None:
         try:
@@ -161,8 +188,10 @@ class Engine:
             while batch := self._next_batch():
                 self._decode(batch)
         except Exception:
-            log.exception("the thread that decodes ended")
-            raise
+            log.exception("the thread that decodes ended: no request is answered any more")
+            with self._change:
+                self._failed = True
+                self._fail_all()
 
     def _compile(self) -> None:
         for name in self._warm:
@@ -246,6 +275,7 @@ class Engine:
                     self._queue(job)
                 else:
                     job.found(item, segment)
+                    self._forget(job)
                 if job.parked and job.outstanding < self.model.batch_size:
                     job.parked = False
                     self._readers.submit(self._read, job)

@@ -35,7 +35,6 @@ class Options:
         include: of `INCLUDES`.
         stream: as server-sent events.
         strategy: name; `tau`: its own if None.
-        language: as the request has it.
     """
 
     file: UploadFile
@@ -45,7 +44,6 @@ class Options:
     stream: bool
     strategy: str
     tau: float | None
-    language: str | None
 
 
 def read_options(
@@ -83,6 +81,13 @@ def read_options(
             "model_not_found",
         )
     kind = _one_of(form, "response_format", FORMATS) or "json"
+    stream = _one_of(form, "stream", ("true", "false", "True", "False", "1", "0"))
+    streamed = stream in ("true", "True", "1")
+    if streamed and kind in ("text", "srt", "vtt"):
+        raise _wrong(
+            "response_format",
+            f"stream=true sends events, which response_format={kind} has none of: leave one out",
+        )
     lists = {name: _list(form, name, known) for name, known in LISTS.items()}
     granularities = lists["timestamp_granularities"]
     if granularities and kind != "verbose_json":
@@ -104,11 +109,9 @@ def read_options(
         format=kind,
         granularities=granularities or ("segment",),
         include=lists["include"],
-        stream=_one_of(form, "stream", ("true", "false", "True", "False", "1", "0"))
-        in ("true", "True", "1"),
+        stream=streamed,
         strategy=wanted or strategy,
         tau=own if own is not None else tau,
-        language=language,
     )
 
 
@@ -144,7 +147,8 @@ def _number(form: FormData, name: str) -> float | None:
 
 
 def _list(form: FormData, name: str, known: Sequence[str]) -> tuple[str, ...]:
-    values = [*form.getlist(name), *form.getlist(f"{name}[]")]
+    given = [*form.getlist(name), *form.getlist(f"{name}[]")]
+    values = [value for value in given if value != ""]  # an empty field is an absent one
     for value in values:
         if value not in known:
             shown = repr(value[:40]) if isinstance(value, str) else "a file"
