@@ -8,9 +8,9 @@ import pytest
 from hypothesis import strategies as st
 
 from mtp_jax.transcription.repetition import COPIES, find_repetition, trim_repetitions
-from mtp_jax.transcription.results import Word
+from mtp_jax.transcription.results import Segment, Word
 from mtp_jax.transcription.segmentation import MARGIN, PAUSE, Chunk, cut, halves, overlap
-from mtp_jax.transcription.stitching import resolve_overlap
+from mtp_jax.transcription.stitching import resolve_overlap, stitch
 from mtp_jax.transcription.vad import WINDOW_SECONDS, VoiceActivity
 
 RATE = 1000
@@ -106,8 +106,14 @@ def test_without_a_pause_pieces_overlap_at_the_quietest_place():
     assert middle == pytest.approx(2.65, abs=0.05)
 
 
-def test_a_short_recording_is_one_piece_and_silence_is_none():
-    assert [len(p.audio) for p in pieces(recording([(0.5, 2)]), 3.2)] == [2500]
+def test_a_short_recording_is_one_piece_without_silence_around_it():
+    (piece,) = pieces(recording([(0.5, 2)]), 3.2)
+    assert (piece.start, piece.covered) == (0.0, 2.5)
+    assert len(piece.audio) / RATE == pytest.approx(0.5 + MARGIN, abs=WINDOW_SECONDS)
+    (piece,) = pieces(recording([(0, 9), (1, 0.5), (1, 3)]), 17.2)
+    assert piece.start == pytest.approx(9 - MARGIN, abs=WINDOW_SECONDS)
+    assert len(piece.audio) / RATE == pytest.approx(2.5 + 2 * MARGIN, abs=2 * WINDOW_SECONDS)
+    assert piece.covered == pytest.approx(14.5)
     assert pieces(np.zeros(100_000, np.int16), 3.2) == []
     assert pieces(np.zeros(0, np.int16), 3.2) == []
 
@@ -170,6 +176,19 @@ def test_words_of_an_overlap_are_taken_once(drawn, middle, shared, late):
     keep, drop = resolve_overlap(left, right, start, stop)
     joined = [w.text for w in [*left[:keep], *right[drop:]]]
     assert joined == [w.text for w in said]
+    first = Segment(0.0, stop, tuple(left), (), 1)
+    second = Segment(start, max(stop, at + 1), tuple(right), (), 1)
+    first, second = stitch(first, second)
+    assert [w.text for w in [*first.words, *second.words]] == joined
+    assert start <= first.end == second.start <= stop
+    for segment in (first, second):
+        times = [segment.start, *(t for w in segment.words for t in (w.start, w.end)), segment.end]
+        assert times == sorted(times)
+
+
+def test_segments_that_do_not_overlap_stay_as_they_are():
+    left, right = (Segment(t, t + 1, (Word("a", t, t + 1, 1.0),), (), 1) for t in (0.0, 1.0))
+    assert stitch(left, right) == (left, right)
 
 
 def test_where_pieces_agree_on_a_word_a_garbled_one_beside_it_is_dropped():

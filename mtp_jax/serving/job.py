@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from mtp_jax.decoding import Strategy
 from mtp_jax.transcription.results import Segment, Transcript
 from mtp_jax.transcription.segmentation import Chunk
-from mtp_jax.transcription.stitching import resolve_overlap
+from mtp_jax.transcription.stitching import stitch
 
 Place = tuple[int, ...]  # of a piece; parts of it have its own and theirs behind
 Event = Segment | Transcript | Exception  # segments in order, then one of the others
@@ -64,7 +64,7 @@ class Job:
         self.waiting: deque[Waiting] = deque()
         self.seconds = self.decode_seconds = 0.0
         self.calls = 0
-        self.parked = self.over = self.cancelled = False
+        self.parked = self.over = False
         self._emit = emit
         self._read = False
         self._count = 0
@@ -122,9 +122,8 @@ class Job:
             _, segment, piece = heapq.heappop(self._found)
             if self._last is not None:
                 left = self._last
-                if piece.overlaps and segment.start < left.end:
-                    keep, drop = resolve_overlap(left.words, segment.words, segment.start, left.end)
-                    left, segment = left.kept(0, keep), segment.kept(drop, len(segment.words))
+                if piece.overlaps:
+                    left, segment = stitch(left, segment)
                 self._settle(left)
             self._last = segment
         following = self._open[first].overlaps if first is not None else not self._read

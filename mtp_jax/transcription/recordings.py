@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from mtp_jax.audio.reading import AudioError
 from mtp_jax.transcription.results import Segment
 from mtp_jax.transcription.segmentation import Chunk
-from mtp_jax.transcription.stitching import resolve_overlap
+from mtp_jax.transcription.stitching import stitch
 
 Key = TypeVar("Key")
 
@@ -50,10 +50,7 @@ class Recording(Generic[Key]):
         joined: list[Segment] = []
         for place in sorted(self._found):
             segment, overlaps = self._found[place]
-            if joined and overlaps and segment.start < joined[-1].end:
-                left = joined[-1]
-                keep, drop = resolve_overlap(left.words, segment.words, segment.start, left.end)
-                joined[-1] = left.kept(0, keep)
-                segment = segment.kept(drop, len(segment.words))
+            if joined and overlaps:
+                joined[-1], segment = stitch(joined[-1], segment)
             joined.append(segment)
         return tuple(joined)

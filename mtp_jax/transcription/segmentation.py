@@ -1,13 +1,14 @@
 """Cuts a recording of any length into pieces that the model can take, reading it once.
 
-A piece is at most `longest` seconds. A recording that fits is one piece. Of a longer one, what is
-silent is left out, and speech is cut
+A piece is at most `longest` seconds. A recording that fits is one piece, from `MARGIN` before its
+first speech to `MARGIN` behind its last. Of a longer one, what is silent is left out, and speech is
+cut
 
 1. at every pause of `PAUSE` or more;
 2. where none comes within `longest`, at the pause that is longest and latest in it (by the product
    of both);
 3. where nobody pauses, at the quietest place of the last part, and the two pieces overlap by
-   `overlap`, so that a word which is cut in one is whole in the other; `joining` takes it once.
+   `overlap`, so that a word which is cut in one is whole in the other; `stitching` takes it once.
 """
 
 from __future__ import annotations
@@ -126,7 +127,9 @@ class _Cutter:
     def pieces(self, final: bool = False) -> Iterator[Chunk]:
         if final and not self.dropped and self.end <= self.longest:
             if len(self.audio) and self.voiced.max(initial=0.0) >= self._threshold():
-                yield self._piece(0.0, self.end, self.end)
+                speech = self._speech() or [(0.0, self.end)]  # too faint to say where: all of it
+                start, stop = speech[0][0] - MARGIN, speech[-1][1] + MARGIN
+                yield self._piece(max(start, 0.0), min(stop, self.end), self.end)
             return
         while self.end - self.base > self.longest + PAUSE or final:
             found = self._next(final)
