@@ -12,13 +12,19 @@ T = TypeVar("T")
 _END = object()
 
 
-def prefetch(items: Iterable[T], size: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], size: int, stopped: threading.Event | None = None) -> Iterator[T]:
     """`items`, of which up to `size` are made before they are asked for.
 
-    What making them raises is raised here. Closing the iterator ends the thread.
+    What making them raises is raised here. Closing the iterator ends the thread, once the item that
+    it makes is made.
+
+    Args:
+        items: made in a thread.
+        size: at most so many wait.
+        stopped: set when the iterator is closed: `items` that take long to make one look at it.
     """
     made: queue.Queue[Any] = queue.Queue(size)
-    stopped = threading.Event()
+    stopped = stopped or threading.Event()
 
     def offer(item: object) -> None:
         while not stopped.is_set():

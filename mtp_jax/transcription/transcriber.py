@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar, cast, overload
@@ -169,7 +170,8 @@ class Transcriber:
         pool = _AHEAD * self.batch_size
         waiting: list[tuple[Recording[Key], tuple[int, ...], Chunk]] = []
         running: dict[int, Recording[Key]] = {}
-        read = prefetch(self._read(recordings, rate), pool)
+        stopped = threading.Event()
+        read = prefetch(self._read(recordings, rate, stopped), pool, stopped)
         try:
             for recording, piece in read:
                 running[id(recording)] = recording
@@ -221,9 +223,15 @@ class Transcriber:
         return recording.joined()
 
     def _read(
-        self, recordings: Iterable[tuple[Key, Audio]], rate: int | None
+        self,
+        recordings: Iterable[tuple[Key, Audio]],
+        rate: int | None,
+        stopped: threading.Event,
     ) -> Iterator[tuple[Recording[Key], Chunk | AudioError | None]]:
-        """Pieces of all recordings; None ends each, or what is wrong with it."""
+        """Pieces of all recordings; None ends each, or what is wrong with it.
+
+        It ends at the next block once `stopped` is set: hours of silence hold no piece.
+        """
         for key, audio in recordings:
             recording = Recording(key)
 
@@ -231,6 +239,8 @@ class Transcriber:
                 audio: Audio = audio, recording: Recording[Key] = recording
             ) -> Iterator[np.ndarray]:
                 for block in self._blocks(audio, rate):
+                    if stopped.is_set():
+                        return
                     recording.seconds += len(block) / self.sample_rate
                     yield block
 
@@ -241,6 +251,8 @@ class Transcriber:
                 yield recording, error
             else:
                 yield recording, None
+            if stopped.is_set():
+                return
 
     def _blocks(self, audio: Audio, rate: int | None) -> Iterator[np.ndarray]:
         if isinstance(audio, (str, os.PathLike)):
@@ -260,7 +272,11 @@ class Transcriber:
         first = waiting[0]
         order = sorted(waiting, key=lambda item: len(item[2].audio))
         place = next(i for i, item in enumerate(order) if item is first)
-        group = order[place // self.batch_size * self.batch_size :][: self.batch_size]
+        # A batch is at least half full: rows of padding cost time, and a size that is not needed
+        # costs a compilation.
+        size = max(size for size in self.sizes if size <= 2 * len(order))
+        at = place // size * size
+        group = order[at : at + size]
         chosen = {id(item) for item in group}
         waiting[:] = [item for item in waiting if id(item) not in chosen]
         segments, seconds = self._decode([piece for _, _, piece in group], strategy)
