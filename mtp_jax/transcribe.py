@@ -115,10 +115,13 @@ def _transcribe(
         elapsed = bar.format_dict["elapsed"]
         bar.set_postfix_str(f"{bar.n / max(elapsed, 1e-3):.0f} a second, [{elapsed:.0f} s]")
 
+    def compiling(rows: int, seconds: float) -> None:
+        bar.set_postfix_str(f"compiling for {rows} x {seconds:.0f} s ...")
+
     strategy = model.strategy(_STRATEGY.value, _TAU.value)
     with bar, logging_redirect_tqdm([log], tqdm.tqdm):
         for task, outcome in model.transcribe_all(
-            recordings(), strategy=strategy, progress=progress
+            recordings(), strategy=strategy, progress=progress, on_compile=compiling
         ):
             if isinstance(outcome, AudioError):
                 log.error("error: %s", " ".join(str(outcome).split()))

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 
+import mtp_jax
 from mtp_jax.audio.reading import AudioError
 from tests.recordings import RATE
 
@@ -44,3 +45,20 @@ def test_no_program_is_compiled_for_rows_that_nobody_needs(model, waves, monkeyp
         found = model.transcribe([waves[0]] * count, rate=RATE, strategy="ctc")
         assert len({t.text for t in found}) == 1
         assert sorted(rows) == expected
+
+
+def test_compiling_is_told_once_before_it_begins(workdir, waves):
+    model = mtp_jax.load(workdir, batch_size=4)
+    told: list[tuple[int, float]] = []
+
+    def compiling(rows: int, seconds: float) -> None:
+        assert not model.runner._programs
+        told.append((rows, seconds))
+
+    for _ in range(2):
+        recordings = enumerate([waves[0]] * 4)
+        outcomes = model.transcribe_all(recordings, rate=RATE, strategy="ctc", on_compile=compiling)
+        assert len(list(outcomes)) == 4
+    assert len(told) == 1
+    assert told[0][0] == 4
+    assert len(waves[0]) / RATE - 1 < told[0][1] <= model.longest

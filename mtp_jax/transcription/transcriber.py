@@ -148,6 +148,7 @@ class Transcriber:
         rate: int | None = None,
         strategy: Named = "verify",
         progress: Callable[[float], None] = lambda seconds: None,
+        on_compile: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> Iterator[tuple[Key, Transcript | AudioError]]:
         """Transcribes any number of recordings of any length, in batches over all of them.
 
@@ -158,6 +159,8 @@ class Transcriber:
             recordings: a key each, and files or samples as `transcribe` takes them.
             rate, strategy: as `transcribe` takes them.
             progress: told the seconds of audio that are done, as they are.
+            on_compile: told before a program is compiled, which may take half a minute: for a
+                batch of how many rows, of how many seconds each.
 
         Yields:
             Key and transcript, or what is wrong with the recording; in the order in which they are
@@ -172,6 +175,10 @@ class Transcriber:
         running: dict[int, Recording[Key]] = {}
         stopped = threading.Event()
         read = prefetch(self._read(recordings, rate, stopped), pool, stopped)
+
+        def work() -> None:
+            self._work(waiting, chosen, progress, on_compile)
+
         try:
             for recording, piece in read:
                 running[id(recording)] = recording
@@ -182,10 +189,10 @@ class Transcriber:
                     recording.read, recording.error = True, piece
                     yield from self._finished(running, chosen, progress)
                 while len(waiting) >= pool:
-                    self._work(waiting, chosen, progress)
+                    work()
                     yield from self._finished(running, chosen, progress)
             while waiting:
-                self._work(waiting, chosen, progress)
+                work()
                 yield from self._finished(running, chosen, progress)
         finally:
             read.close()  # type: ignore[attr-defined]  # a generator
@@ -264,6 +271,7 @@ class Transcriber:
         waiting: list[tuple[Recording[Key], tuple[int, ...], Chunk]],
         strategy: Strategy,
         progress: Callable[[float], None],
+        on_compile: Callable[[int, float], None],
     ) -> None:
         """Decodes the piece that has waited longest, with those that are most like it in length."""
         waiting[:] = [item for item in waiting if item[0].error is None]
@@ -279,6 +287,10 @@ class Transcriber:
         group = order[at : at + size]
         chosen = {id(item) for item in group}
         waiting[:] = [item for item in waiting if id(item) not in chosen]
+        batch = self._batch([piece.audio for _, _, piece in group])
+        if not self.runner.is_compiled(batch, strategy, with_ctc=True):
+            rows, length = batch.audio.shape
+            on_compile(rows, length / self.sample_rate)
         segments, seconds = self._decode([piece for _, _, piece in group], strategy)
         samples = sum(len(piece.audio) for _, _, piece in group)
         for (recording, place_, piece), segment in zip(group, segments, strict=True):
