@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.config import Decoder, RopeScaling
+from mtp_jax.config import Decoder, Lora, RopeScaling
 from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.models.decoders.llama_layout import for_decoding
 from mtp_jax.models.kv_cache import KVCache
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -320,3 +321,29 @@ def test_moved_rows_take_what_they_added_with_them():
     _, other = extend(texts[0][three], whole[:1].repeat(3 * B, 0), prompt.fork(3, 2 * WIDTH))
     for ours, theirs in zip(jax.tree.leaves(both), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, alpha=3.0)])
+def test_the_layout_for_decoding_changes_no_output(lora):
+    """Without a cache, with one, and over a shared prompt; low-rank updates are added."""
+    model = Llama(dataclasses.replace(CONFIG, lora=lora), V)
+    x, real = embeddings(), np.arange(S) < np.array([[S], [5], [2]])
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), x, real))["params"]
+    rng = np.random.default_rng(4)
+    stacked = jax.tree.map(lambda y: rng.normal(0.5, 0.3, y.shape).astype(np.float32), shapes)
+    laid_out = for_decoding({"decoder": stacked}, lora)["decoder"]
+    assert "layers" not in laid_out
+
+    @quick_jit
+    def outputs(params):
+        apply = functools.partial(model.apply, {"params": params})
+        alone, _ = apply(x, real)
+        prompt, cache = apply(x, real, model.empty_cache(B, S))
+        text = np.repeat(x[:, :WIDTH], 2, axis=0)
+        behind, cache = apply(text, np.ones((2 * B, WIDTH), bool), cache.fork(2, WIDTH))
+        return alone, prompt, behind, cache
+
+    for expected, got in zip(
+        jax.tree.leaves(outputs(stacked)), jax.tree.leaves(outputs(laid_out)), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Collection
@@ -15,6 +16,7 @@ from mtp_jax.data import Batch
 from mtp_jax.decoding import Strategy
 from mtp_jax.distributed import multihost, sharding
 from mtp_jax.inference.programs import Inference, infer, two_best_logits
+from mtp_jax.models.decoders.llama_layout import for_decoding
 from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.tokenizer import Tokenizer
 
@@ -44,6 +46,13 @@ class Runner:
         self._programs: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
+    @functools.cached_property
+    def _laid_out(self) -> Any:
+        """The parameters as programs take them: on a CPU laid out for decoding, once."""
+        if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
+            return self.params
+        return for_decoding(self.params, self.model.config.decoder.lora)
+
     def place(self, batch: Batch) -> Batch:
         """`batch`, which every process has whole, on the devices."""
         divides = len(batch.index) % sharding.batch_divisor(self.mesh) == 0
@@ -61,7 +70,7 @@ class Runner:
             with sharding.use_mesh(self.mesh):
                 lowered = infer.lower(
                     *(self.model, type(strategy), with_ctc),
-                    *(self.params, self.place(batch), strategy),
+                    *(self._laid_out, self.place(batch), strategy),
                 )
             self._programs[key] = lowered.compile()
         return time.perf_counter() - start
@@ -85,7 +94,7 @@ class Runner:
         self.compile(batch, strategy, with_ctc)
         batch, strategy = _without_references(batch), _traced(strategy)
         program = self._programs[_key(batch, strategy, with_ctc)]
-        done: Inference = program(self.params, self.place(batch), strategy)
+        done: Inference = program(self._laid_out, self.place(batch), strategy)
         return done
 
     def top2_gap(self, batch: Batch, row: int, tokens: tuple[int, ...]) -> float:
@@ -99,7 +108,7 @@ class Runner:
         text[0, : len(tokens)] = tokens
         count = np.array([len(tokens)], np.int32)
         with sharding.use_mesh(self.mesh):
-            best = multihost.to_host(two_best_logits(self.model, self.params, one, text, count))
+            best = multihost.to_host(two_best_logits(self.model, self._laid_out, one, text, count))
         return float(best[0] - best[1])
 
 

@@ -9,10 +9,12 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mtp_jax.config import Decoder
+from mtp_jax.config import Decoder, Lora
 from mtp_jax.distributed.sharding import constrain
 from mtp_jax.models.attention import attend_in_groups
+from mtp_jax.models.decoders.llama_layout import layer_name
 from mtp_jax.models.kv_cache import KVCache, by_head, write
 from mtp_jax.models.layers import (
     Dropout,
@@ -65,10 +67,15 @@ def attend_with_prompt(
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al., 2023) with rotary positions."""
+    """Grouped-query attention (Ainslie et al., 2023) with rotary positions.
+
+    Attributes:
+        config, dtype, joined: as in `Layer`.
+    """
 
     config: Decoder
     dtype: jnp.dtype
+    joined: bool = False
 
     @nn.compact
     def __call__(
@@ -85,14 +92,27 @@ class Attention(nn.Module):
         c, (rows, width) = self.config, x.shape[:2]
         linear = functools.partial(Linear, dtype=self.dtype, lora=c.lora)
 
-        def project(heads: int, axis: str, name: str) -> jax.Array:
-            y = linear(heads * c.head_size, ("embed", axis), name=name)(x)
-            return constrain(y.reshape(rows, width, heads, c.head_size), "batch", None, axis, None)
+        heads = {"query": c.query_heads, "key": c.kv_heads, "value": c.kv_heads}
+        axes = {"query": "heads", "key": "kv_heads", "value": "kv_heads"}
 
+        def by_head_constrained(y: jax.Array, name: str) -> jax.Array:
+            y = y.reshape(rows, width, heads[name], c.head_size)
+            return constrain(y, "batch", None, axes[name], None)
+
+        if self.joined:
+            total = sum(heads.values()) * c.head_size
+            y = linear(total, ("embed", "heads"), name="query_key_value")(x)
+            ends = np.cumsum([n * c.head_size for n in heads.values()])[:-1].tolist()
+            projected = dict(zip(heads, jnp.split(y, ends, axis=-1), strict=True))
+        else:
+            projected = {
+                name: linear(heads[name] * c.head_size, ("embed", axes[name]), name=name)(x)
+                for name in heads
+            }
+        q, k, v = (by_head_constrained(projected[name], name) for name in heads)
         frequencies, factor = rotary_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
-        q = rotate(project(c.query_heads, "heads", "query"), positions, frequencies, factor)
-        k = rotate(project(c.kv_heads, "kv_heads", "key"), positions, frequencies, factor)
-        v = project(c.kv_heads, "kv_heads", "value")
+        q = rotate(q, positions, frequencies, factor)
+        k = rotate(k, positions, frequencies, factor)
         if keys is not None and values is not None:
             keys, values = write(keys, layer, slots, k), write(values, layer, slots, v)
             k, v = by_head(keys[layer], c.kv_heads), by_head(values[layer], c.kv_heads)
@@ -109,11 +129,20 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and SwiGLU (Shazeer, 2020), each behind an RMSNorm and added to its input."""
+    """Attention and SwiGLU (Shazeer, 2020), each behind an RMSNorm and added to its input.
+
+    Attributes:
+        config: sizes.
+        dtype: of activations.
+        deterministic: whether nothing is dropped.
+        joined: whether kernels that multiply the same input are one array, as
+            `mtp_jax.models.decoders.llama_layout` makes them.
+    """
 
     config: Decoder
     dtype: jnp.dtype
     deterministic: bool
+    joined: bool = False
 
     @nn.compact
     def __call__(
@@ -135,13 +164,18 @@ class Layer(nn.Module):
         def linear(features: int, axes: tuple[str, str], name: str) -> Linear:
             return Linear(features, axes, dtype=self.dtype, lora=c.lora, name=name)
 
-        y, keys, values = Attention(c, self.dtype, name="attention")(
+        y, keys, values = Attention(c, self.dtype, self.joined, name="attention")(
             norm("attention_norm")(x), keys, values, layer, positions, slots, mask, prompt
         )
         x = constrain(x + drop(y), "batch", None, None)
         y = norm("feedforward_norm")(x)
-        gate = nn.silu(linear(c.feedforward, ("embed", "mlp"), "gate")(y))
-        y = gate * linear(c.feedforward, ("embed", "mlp"), "up")(y)
+        if self.joined:
+            y = linear(2 * c.feedforward, ("embed", "mlp"), "gate_up")(y)
+            gate, up = jnp.split(y, 2, axis=-1)
+        else:
+            gate = linear(c.feedforward, ("embed", "mlp"), "gate")(y)
+            up = linear(c.feedforward, ("embed", "mlp"), "up")(y)
+        y = nn.silu(gate) * up
         y = constrain(y, "batch", None, "mlp")
         x = constrain(x + drop(linear(c.width, ("mlp", "embed"), "down")(y)), "batch", None, None)
         return (x, keys, values), None
@@ -230,6 +264,22 @@ class Llama(nn.Module):
         layers = c.layers + self.layers_above
         return KVCache.empty(layers, rows, slots, c.kv_heads, c.head_size, self.dtype)
 
+    def _run_joined(
+        self,
+        carry: Carry,
+        positions: jax.Array,
+        slots: jax.Array,
+        mask: jax.Array,
+        prompt: Prompt,
+    ) -> Carry:
+        """`run_layers` over the parameters of `llama_layout.for_decoding`, which drops nothing."""
+        config = dataclasses.replace(self.config, lora=Lora())
+        for i in range(config.layers):
+            given = None if prompt is None else (prompt[0][i], prompt[1][i])
+            layer = Layer(config, self.dtype, True, True, name=layer_name(i))
+            carry, _ = layer(carry, jnp.int32(i), positions, slots, mask, given)
+        return carry
+
     @nn.compact
     def __call__(
         self,
@@ -272,7 +322,10 @@ class Llama(nn.Module):
             if cache.prompt is not None:
                 prompt = (cache.prompt.keys, cache.prompt.values)
         given = positions - position_offset, slots, mask, prompt
-        carry = run_layers(c, self.dtype, deterministic, range(c.layers), carry, *given)
+        if self.has_variable("params", layer_name(0)):
+            carry = self._run_joined(carry, *given)
+        else:
+            carry = run_layers(c, self.dtype, deterministic, range(c.layers), carry, *given)
         hidden = self.final_norm(carry[0])
         if run_above is not None:
             carry = run_above(deterministic, carry, *given)

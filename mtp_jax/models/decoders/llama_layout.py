@@ -1,0 +1,57 @@
+"""Parameters of the decoder as a CPU multiplies by them fastest, made once for all calls.
+
+Training stacks the layers, and a program that loops over a stack copies every layer out of it at
+each call, which takes about as long as the products. For decoding, each layer has arrays of its
+own, in which the kernels that multiply the same input stand side by side, and low-rank updates are
+added to their kernels. Checkpoints and exports keep the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.config import Lora
+from mtp_jax.models.params import Params, by_path, merge_lora, nested
+
+JOINED = {
+    "attention/query_key_value/kernel": (
+        "attention/query/kernel",
+        "attention/key/kernel",
+        "attention/value/kernel",
+    ),
+    "gate_up/kernel": ("gate/kernel", "up/kernel"),
+}
+
+
+def layer_name(index: int) -> str:
+    """Of the layer at `index` in a tree that `for_decoding` returns."""
+    return f"layer_{index}"
+
+
+def for_decoding(params: Mapping[str, Any], lora: Lora) -> Params:
+    """A recogniser's parameters with those of its decoder's layers laid out for decoding.
+
+    Args:
+        params: of a `SpeechLlama`, the decoder's layers stacked.
+        lora: of the decoder.
+
+    Returns:
+        The same tree, but for ``decoder/layers``, in place of which ``decoder/layer_0`` and so on
+        stand. All other leaves are the same arrays.
+    """
+    decoder = dict(params["decoder"])
+    layers = jax.jit(_split, static_argnums=1)(decoder.pop("layers"), lora)
+    named = {layer_name(i): layer for i, layer in enumerate(layers)}
+    return {**params, "decoder": decoder | named}
+
+
+def _split(stacked: Params, lora: Lora) -> list[Params]:
+    leaves = by_path(merge_lora(stacked, lora) if lora.rank else stacked)
+    count = len(next(iter(leaves.values())))
+    for name, parts in JOINED.items():
+        leaves[name] = jnp.concatenate([leaves.pop(part) for part in parts], axis=-1)
+    return [nested({path: x[i] for path, x in leaves.items()}) for i in range(count)]
