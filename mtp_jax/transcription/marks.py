@@ -18,7 +18,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mtp_jax import __version__
 from mtp_jax.paths import write_whole
 
 _FOLDER = ".mtp_jax"
@@ -122,6 +121,6 @@ def write_marked(output: Path, content: bytes, recording: Identity, model: Model
         OSError: one of them cannot be written; then the output is what it was.
     """
     mark = Mark(recording, model, hashlib.sha256(content).hexdigest(), sha256(output))
-    values = {"mtp_jax": __version__, **dataclasses.asdict(mark)}
-    write_whole(mark_path(output), (json.dumps(values, indent=1) + "\n").encode())
+    values = json.dumps(dataclasses.asdict(mark), indent=1)
+    write_whole(mark_path(output), f"{values}\n".encode())
     write_whole(output, content)
