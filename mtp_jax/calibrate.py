@@ -21,6 +21,7 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import Workdir, write_json
+from mtp_jax.paths import check_writable, check_writable_file, to_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,12 +34,23 @@ _ENCODER = cli.encoder_flag()
 _DATA = flags.DEFINE_string("data", None, "source to learn from; default: the config's dev")
 _CHECK = flags.DEFINE_string("check", None, "source to check on; default: the config's test")
 _PICTURE = flags.DEFINE_string("picture", None, "reliability picture, a PNG file")
+_PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     workdir = Workdir(_WORKDIR.value)
     config = workdir.read_config()
+    check_writable(workdir.path, "workdir")
+    picture = to_path(_PICTURE.value) if _PICTURE.value else None
+    if picture:
+        if picture.suffix.lower() not in _PICTURES:
+            raise flags.Error(f"--picture={picture} must end in one of {', '.join(_PICTURES)}")
+        check_writable_file(picture, "picture")
+    from mtp_jax.data import check_sources
+
+    sources = _DATA.value or config.data.dev, _CHECK.value or config.data.test
+    check_sources(sources, config.data)
     cli.start_jax(config)
     from mtp_jax.data import open_source  # imported late: errors in flags come at once
     from mtp_jax.transcription.confidence import (
@@ -51,10 +63,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax.transcription.loading import load
 
     model = load(workdir.path, encoder=_ENCODER.value)
-    dev, test = (
-        open_source(data, config.data, model.sample_rate)
-        for data in (_DATA.value or config.data.dev, _CHECK.value or config.data.test)
-    )
+    dev, test = (open_source(source, config.data, model.sample_rate) for source in sources)
     weights, checked = {}, {}
     for kind in KINDS:
         evidence, right = _words(model, dev, kind)
@@ -82,9 +91,9 @@ def main(argv: list[str]) -> None:
         {"weights": calibration.weights, "learnt_from": dev.title, test.title: report},
     )
     print(f"written: {workdir.confidence}")
-    if _PICTURE.value:
-        _draw(rows, Path(_PICTURE.value).expanduser())
-        print(f"written: {_PICTURE.value}")
+    if picture:
+        _draw(rows, picture)
+        print(f"written: {picture}")
 
 
 def _words(model: Transcriber, source: Source, kind: str) -> tuple[np.ndarray, np.ndarray]:

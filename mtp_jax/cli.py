@@ -7,6 +7,7 @@ and MTP_PROCESS_ID.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pathlib
@@ -17,7 +18,9 @@ from collections.abc import Callable
 from absl import app, flags
 from absl import logging as absl_logging
 
+from mtp_jax import terminal
 from mtp_jax.config import Config, ConfigError
+from mtp_jax.flag_checks import refuse_empty
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -76,6 +79,13 @@ def start_jax(config: Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+# A disk that is full or failing, a quota, a folder that may not be written.
+_NO_FAULT_OF_THE_CODE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM),
+    *(errno.EMFILE, errno.ENFILE, errno.ESTALE),
+}
+
+
 def run(main: Callable[[list[str]], int | None]) -> int:
     """Runs a command; expected errors become one sentence on stderr.
 
@@ -84,11 +94,15 @@ def run(main: Callable[[list[str]], int | None]) -> int:
         wrong, 75 where another process of the run is gone, 143 after SIGTERM.
     """
     status = 0
+    terminal.show_every_character()
 
     def guarded(argv: list[str]) -> None:
         nonlocal status
         _quiet()
         status = _guard(main, argv)
+        if failure := terminal.output_failure():
+            print(f"error: {failure}", file=sys.stderr)
+            status = status or 1
 
     try:
         app.run(guarded, flags_parser=_parse)
@@ -137,7 +151,9 @@ def last_of_each(argv: list[str]) -> list[str]:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(last_of_each(argv))
+        arguments: list[str] = flags.FLAGS(last_of_each(argv))
+        refuse_empty(flags.FLAGS)
+        return arguments
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         # config_flags reports an override of an unknown field in one of several ways.
         print(f"error: {_sentence(error)}", file=sys.stderr)
@@ -155,6 +171,14 @@ def _guard(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except expected() as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return getattr(error, "exit_status", 1)
+    except OSError as error:
+        if failure := terminal.output_failure():
+            print(f"error: {failure}", file=sys.stderr)
+            return 1
+        if error.errno not in _NO_FAULT_OF_THE_CODE:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 1
     except Exception as error:
         if not _lost_another(error):
             raise

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 from mtp_jax import cli
 from mtp_jax.config import Config, ConfigError, from_config_dict
 from mtp_jax.decoding import registry
+from mtp_jax.paths import check_writable_file, to_path, write_whole
 
 
 def planned() -> tuple[str, ...]:
@@ -60,6 +61,9 @@ def main(argv: list[str]) -> None:
     if not isinstance(_CONFIG.value, ConfigDict):  # ml_collections keeps a failure to itself
         file = config_flags.get_config_filename(flags.FLAGS["config"])
         raise flags.Error(f"--config={file} is not a config file: configs/ holds some")
+    output = to_path(_OUTPUT.value) if _OUTPUT.value else None
+    if output:
+        check_writable_file(output, "output")
     config, vocabulary = sized(from_config_dict(_CONFIG.value))
 
     from mtp_jax.planning.chips import Slice  # imported late: errors in flags come at once
@@ -100,8 +104,8 @@ def main(argv: list[str]) -> None:
             show(planner.train(load))
         for name in _STRATEGY.value:
             show(planner.decode(name, load))
-    if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(rows, indent=1) + "\n")
+    if output:
+        write_whole(output, (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def numbers(flag: str, values: list[str]) -> list[int]:

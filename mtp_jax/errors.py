@@ -13,6 +13,7 @@ def expected() -> tuple[type[Exception], ...]:
     from mtp_jax.decoding import DraftsError
     from mtp_jax.distributed.multihost import ProcessError
     from mtp_jax.distributed.sharding import MeshError
+    from mtp_jax.paths import OutputError
     from mtp_jax.planning.chips import TopologyError
     from mtp_jax.planning.compiled import CompileError
     from mtp_jax.pretrained import PretrainedError
@@ -27,6 +28,7 @@ def expected() -> tuple[type[Exception], ...]:
         DataError,
         DraftsError,
         MeshError,
+        OutputError,
         PretrainedError,
         ProcessError,
         TokenizerError,

@@ -26,7 +26,8 @@ from absl import flags
 from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.decoding import registry
-from mtp_jax.paths import to_path
+from mtp_jax.flag_checks import check_tau
+from mtp_jax.paths import check_writable, to_path
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _ENCODER = cli.encoder_flag()
@@ -70,10 +71,18 @@ def main(argv: list[str]) -> None:
             raise flags.Error(f"--strategy={name} is not one of {', '.join(registry.names())}")
     if _TAU.value is not None and _INCREASE.value is not None:
         raise flags.Error("--tau and --max_wer_increase exclude each other: give one")
+    check_tau(_TAU.value)
     workdir = Workdir(_WORKDIR.value)
     config = workdir.read_config()
     data = _DATA.value or config.data.test
     output = to_path(_OUTPUT.value) if _OUTPUT.value else workdir.evaluation(data)
+    check_writable(output, "output")
+    tunes = _TAU.value is None and (_INCREASE.value is not None or not workdir.read_tau())
+    if tunes and _SAVE_TAU.value:
+        check_writable(workdir.path, "workdir")
+    from mtp_jax.data import check_sources
+
+    check_sources([data, *([config.data.dev] if tunes else [])], config.data)
     given: dict[str, Any] = {
         "batch_sizes": tuple(int(size) for size in _BATCH_SIZE.value or ()),
         "strategies": tuple(_STRATEGY.value or ()),

@@ -9,13 +9,13 @@ where ``--encoder`` says that others find it.
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
 from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import Workdir
+from mtp_jax.paths import to_path
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write", required=True)
@@ -27,10 +27,14 @@ _ENCODER = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
+    if "://" in _OUTPUT.value:
+        raise flags.Error(f"--output={_OUTPUT.value} lies in a bucket: export here, and copy")
+    workdir, folder = Workdir(_WORKDIR.value), to_path(_OUTPUT.value)
+    workdir.read_config()
     from mtp_jax.inference.load import load
-    from mtp_jax.pretrained.exported import export  # imported late: errors in flags come at once
+    from mtp_jax.pretrained.exported import check_target, export  # imported late, for the flags
 
-    workdir, folder = Workdir(_WORKDIR.value), pathlib.Path(_OUTPUT.value).expanduser()
+    check_target(workdir, folder)
     export(load(workdir), workdir, folder, _DTYPE.value, _ENCODER.value)
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")

@@ -22,6 +22,7 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.decoding import registry
+from mtp_jax.flag_checks import check_tau
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
 _ENCODER = cli.encoder_flag()
@@ -49,8 +50,7 @@ def main(argv: list[str]) -> int:
     for flag, name in (("strategy", _STRATEGY.value), *(("warm", name) for name in warm)):
         if name not in registry.names():
             raise flags.Error(f"--{flag}={name} is not one of {', '.join(registry.names())}")
-    if _TAU.value is not None and not 0 < _TAU.value <= 1:
-        raise flags.Error(f"--tau={_TAU.value:g} is no probability: choose one up to 1")
+    check_tau(_TAU.value)
     try:
         import uvicorn
 

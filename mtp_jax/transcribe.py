@@ -4,10 +4,11 @@
         [--format=txt,json,srt,vtt] [--strategy=verify] [--tau=0.9] [--batch_size=16]
 
 DIR is a workdir or a folder that a model was exported to. Recordings may be of any length, rate and
-number of channels; they are cut at pauses and decoded in batches over all of them. Without
---output_dir texts are printed. With it each recording gets a file a format, and the same command
-goes on where it stopped: it skips recordings whose files are there, none of them older, unless told
-to --overwrite.
+number of channels; ``-`` reads one from standard input. They are cut at pauses and decoded in
+batches over all of them. Without --output_dir texts are printed. With it each recording gets a file
+a format, and the same command goes on where it stopped: it skips recordings whose files are there
+and of this recording, model and strategy. It never takes the place of a text of another recording,
+or of a file that it did not write, unless told to --overwrite.
 
 A recording that cannot be used is reported, and the rest goes on. The exit status is 0 if all were
 transcribed, 1 if any could not be, 2 if the flags are wrong.
@@ -15,8 +16,11 @@ transcribed, 1 if any could not be, 2 if the flags are wrong.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +29,15 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.decoding import registry
+from mtp_jax.flag_checks import check_tau
+from mtp_jax.paths import OutputError, check_writable, to_path
+from mtp_jax.transcription.finding import Found, few, find
 from mtp_jax.transcription.formats import FORMATS, formatted
-from mtp_jax.transcription.outputs import Task, find, finished, outputs, shown, write
+from mtp_jax.transcription.marks import Model
+from mtp_jax.transcription.outputs import Clash, Job, Plan, State, plan, write
 
 if TYPE_CHECKING:
+    from mtp_jax.checkpoints.workdir import Workdir
     from mtp_jax.transcription.transcriber import Transcriber
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
@@ -41,10 +50,11 @@ _ENCODER = cli.encoder_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
 log = logging.getLogger("mtp_jax")
+_SENTENCES = 5  # of one kind
 
 
 def main(argv: list[str]) -> int:
-    formats = _FORMAT.value or ["txt"]
+    formats = list(dict.fromkeys(_FORMAT.value or ["txt"]))
     for kind in formats:
         if kind not in FORMATS:
             raise flags.Error(f"--format={kind} is not one of {', '.join(FORMATS)}")
@@ -52,38 +62,103 @@ def main(argv: list[str]) -> int:
         raise flags.Error(
             f"--strategy={_STRATEGY.value} is not one of {', '.join(registry.names())}"
         )
+    check_tau(_TAU.value)
     if len(argv) < 2:
         raise flags.Error("name recordings, folders or globs")
+    if "" in argv[1:]:
+        raise flags.Error("the name of a recording is empty (is a variable unset?)")
     if not _OUTPUT.value and len(formats) > 1:
         raise flags.Error("several formats need --output_dir: only one can be printed")
-    folder = Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
-    tasks, missing = find(argv[1:])
-    for sentence in missing:
+    if _OUTPUT.value and "://" in _OUTPUT.value:
+        raise flags.Error(f"--output_dir={_OUTPUT.value} lies in a bucket: mount it, or copy later")
+    folder = to_path(_OUTPUT.value) if _OUTPUT.value else None
+    if folder:
+        check_writable(folder, "output_dir")
+    with contextlib.ExitStack() as stack:
+        stdin = stack.enter_context(_spooled_stdin()) if "-" in argv[1:] else None
+        return _run(find(argv[1:], stdin), folder, formats)
+
+
+@contextlib.contextmanager
+def _spooled_stdin() -> Iterator[Path]:
+    """A file of what standard input holds, as readers of audio go back and forth."""
+    if sys.stdin.isatty():
+        raise flags.Error("- is standard input, which is a terminal: pipe a recording into it")
+    with tempfile.TemporaryDirectory(prefix="mtp_jax_") as folder:
+        file = Path(folder) / "stdin"
+        try:
+            with file.open("wb") as out:
+                shutil.copyfileobj(sys.stdin.buffer, out)
+        except OSError as error:
+            raise OutputError(
+                f"what standard input holds cannot be kept in {folder} ({error.strerror}): set"
+                " TMPDIR to a folder with room"
+            ) from None
+        yield file
+
+
+def _run(found: Found, folder: Path | None, formats: list[str]) -> int:
+    from mtp_jax.inference.model_folder import open_model_folder
+
+    for sentence in found.missing:
         log.error("error: %s", sentence)
-    todo = tasks
-    if folder and not _OVERWRITE.value:
-        todo = [t for t in tasks if not finished(t, outputs(t, folder, formats).values())]
-        if len(todo) < len(tasks):
-            log.info("%d finished before: skipped", len(tasks) - len(todo))
-    failed = len(missing)
-    if todo:
-        failed += _transcribe(_model(), todo, folder, formats)
+    if found.left_out:
+        log.warning("%s", found.left_out)
+    failed = len(found.missing)
+    if found.tasks:
+        workdir = open_model_folder(_MODEL.value)
+        made_by = _made_by(workdir) if folder else None
+        jobs = [Job(task) for task in found.tasks]
+        if folder and made_by:
+            todo = plan(found.tasks, folder, formats, made_by, _OVERWRITE.value)
+            _report(todo)
+            jobs = todo.jobs
+            failed += len(todo.clashes)
+        if jobs:
+            failed += _transcribe(_model(workdir), jobs, made_by, formats)
     if failed:
-        log.error("%d of %d could not be transcribed", failed, len(tasks) + len(missing))
+        log.error(
+            "%d of %d could not be transcribed", failed, len(found.tasks) + len(found.missing)
+        )
     return int(failed > 0)
 
 
-def _model() -> Transcriber:
-    from mtp_jax.checkpoints.workdir import Workdir
+def _made_by(workdir: Workdir) -> Model:
+    """What texts are marked with."""
+    from mtp_jax.inference.model_folder import model_digest
+    from mtp_jax.transcription.loading import default_tau
+    from mtp_jax.transcription.transcriber import strategy_of
+
+    tau = default_tau(workdir) if _TAU.value is None else _TAU.value
+    strategy = strategy_of(_STRATEGY.value, workdir.read_config(), tau)
+    return Model(model_digest(workdir), repr(strategy))
+
+
+def _report(todo: Plan) -> None:
+    """Says what of the outputs was there before."""
+    edited = [job.task for job in todo.finished if State.EDITED in job.states]
+    stale = [job.task for job in todo.jobs if State.STALE in job.states]
+    if todo.finished:
+        log.info("%d finished before: skipped", len(todo.finished))
+    if edited:
+        log.warning("%s changed since written: left as they are", few(edited))
+    if stale:
+        log.info("%s transcribed again: the recording, model or strategy is another", few(stale))
+    for sentence in todo.clashes[:_SENTENCES]:
+        log.error("error: %s", sentence)
+    if len(todo.clashes) > _SENTENCES:
+        log.error("error: and so with %d more", len(todo.clashes) - _SENTENCES)
+
+
+def _model(workdir: Workdir) -> Transcriber:
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
 
-    model = load(_MODEL.value, batch_size=_BATCH_SIZE.value, encoder=_ENCODER.value)
-    cli.start_jax(Workdir(_MODEL.value).read_config())
-    return model
+    cli.start_jax(workdir.read_config())  # before anything asks for a device
+    return load(workdir.path, batch_size=_BATCH_SIZE.value, encoder=_ENCODER.value)
 
 
 def _transcribe(
-    model: Transcriber, todo: list[Task], folder: Path | None, formats: list[str]
+    model: Transcriber, jobs: list[Job], made_by: Model | None, formats: list[str]
 ) -> int:
     """Transcribes and writes or prints; how many recordings failed."""
     import tqdm
@@ -91,18 +166,14 @@ def _transcribe(
 
     from mtp_jax.audio.reading import AudioError, audio_seconds
 
-    def seconds(task: Task) -> float:
+    def seconds(job: Job) -> float:
         try:
-            return audio_seconds(task.path)
+            return audio_seconds(job.task.path)
         except (AudioError, OSError):
             return 0.0  # what is wrong is said when it is its turn
 
-    def recordings() -> Iterator[tuple[Task, Path]]:
-        for task in todo:
-            yield task, task.path
-
     failed = 0
-    total = sum(map(seconds, todo))
+    total = sum(map(seconds, jobs))
     bar = tqdm.tqdm(
         total=total,
         bar_format="{percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s of audio{postfix}",
@@ -119,21 +190,28 @@ def _transcribe(
         bar.set_postfix_str(f"compiling for {rows} x {seconds:.0f} s ...")
 
     strategy = model.strategy(_STRATEGY.value, _TAU.value)
-    with bar, logging_redirect_tqdm([log], tqdm.tqdm):
-        for task, outcome in model.transcribe_all(
-            recordings(), strategy=strategy, progress=progress, on_compile=compiling
-        ):
+    recordings = ((job, job.begin()) for job in jobs)
+    outcomes = model.transcribe_all(
+        recordings, strategy=strategy, progress=progress, on_compile=compiling
+    )
+    with bar, logging_redirect_tqdm([log], tqdm.tqdm), contextlib.closing(outcomes):  # type: ignore[type-var]  # a generator
+        for job, outcome in outcomes:
             if isinstance(outcome, AudioError):
-                log.error("error: %s", " ".join(str(outcome).split()))
+                said = str(outcome).replace(str(job.task.path), job.task.shown)
+                log.error("error: %s", " ".join(said.split()))
                 failed += 1
-            elif folder:
+            elif made_by:
                 try:
-                    write(outcome, outputs(task, folder, formats))
+                    write(outcome, job, made_by)
+                except Clash as clash:
+                    log.error("error: %s", clash)
+                    failed += 1
                 except OSError as error:
-                    log.error("error: %s is not written: %s", shown(task.name), error.strerror)
+                    said = f"{error.strerror}: {error.filename}"
+                    log.error("error: %s is not written (%s)", job.task.shown, said)
                     failed += 1
             else:
-                name = f"{shown(task.path)}:\n" if len(todo) > 1 else ""
+                name = f"{job.task.shown}:\n" if len(jobs) > 1 else ""
                 bar.write(name + formatted(outcome, formats[0]), file=sys.stdout, end="")
     return failed
 

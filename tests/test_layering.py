@@ -49,7 +49,10 @@ COMMANDS = {
     )
 }
 # Modules that stand above the packages: they tie commands to them.
-ENDS = {"mtp_jax", "mtp_jax.cli", "mtp_jax.errors", *COMMANDS}
+ENDS = {
+    *("mtp_jax", "mtp_jax.cli", "mtp_jax.errors", "mtp_jax.flag_checks", "mtp_jax.terminal"),
+    *COMMANDS,
+}
 DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -18,9 +19,11 @@ import soundfile
 
 from mtp_jax.audio.reading import AudioError
 from mtp_jax.config import Data
-from mtp_jax.data import DataError, open_source
+from mtp_jax.data import DataError, open_source, packing
+from mtp_jax.data.files import Recording
 from mtp_jax.data.packing import pack
 from mtp_jax.data.source import Utterance
+from mtp_jax.paths import OutputError
 
 RATE = 8000
 DATA = Data(bucket_seconds=(0.5, 2.0))
@@ -134,6 +137,63 @@ def test_a_folder_of_other_data_is_refused(manifest, packed, tmp_path):
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(DataError, match="lists nothing to pack"):
         pack(str(tmp_path / "empty.jsonl"), tmp_path / "of_nothing")
+
+
+def test_a_mended_manifest_goes_on(manifest, packed, tmp_path):
+    """Only the shards of lines that changed are made again, and no more of a shorter one stay."""
+    lines = manifest.read_text().splitlines(keepends=True)
+    mended = manifest.with_name("mended.jsonl")
+    mended.write_text("".join(lines))
+    arguments = {"sample_rate": RATE, "shard_size": 4, "workers": 1}
+    assert pack(str(mended), tmp_path, **arguments) == (23, 4, 7, 7)
+    before = files(tmp_path)
+    assert before == files(packed)
+    mended.write_text("".join([*lines[:9], lines[9].replace('" "', '"mended"'), *lines[10:]]))
+    assert pack(str(mended), tmp_path, **arguments) == (24, 3, 7, 1)
+    after = files(tmp_path)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"00002.array_record", "index.safetensors"}
+    mended.write_text("".join(lines[:8]))
+    assert pack(str(mended), tmp_path, **arguments) == (7, 1, 2, 0)
+    assert {f.name for f in tmp_path.glob("0*")} == {"00000.array_record", "00001.array_record"}
+
+
+def test_text_that_is_not_unicode_is_left_out(manifest, tmp_path):
+    odd = manifest.with_name("odd.jsonl")
+    fields = [{"text": "a"}, {"text": "a \ud83d"}, {"text": "a", "id": "\ud83d"}]
+    odd.write_text("".join(json.dumps({"audio_filepath": "0.wav"} | f) + "\n" for f in fields))
+    assert pack(str(odd), tmp_path, sample_rate=RATE, shard_size=4, workers=1)[:2] == (1, 2)
+
+
+def test_wrong_sources_and_places_are_found_before_any_work(manifest, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "notes.txt").write_text("no line of a manifest\n")
+    for wrong, said in (
+        ("none.jsonl", "no manifest or Libri"),
+        ("notes.txt", "line 1 is not JSON"),
+    ):
+        with pytest.raises(DataError, match=said):
+            pack(f"{manifest}+{tmp_path / wrong}", out)
+        assert not out.exists()
+    with pytest.raises(OutputError, match=r"cannot be written .*choose another --output"):
+        pack(str(manifest), tmp_path / "notes.txt" / "out")
+
+
+def test_a_full_disk_gets_a_sentence_and_the_same_command_goes_on(manifest, tmp_path, monkeypatch):
+    def full(*unused):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "write_index", full)  # the last step, in this process
+        with pytest.raises(DataError, match=r"No space left on device.*same command goes on"):
+            pack(str(manifest), tmp_path, sample_rate=RATE, shard_size=8, workers=1)
+    assert not list(tmp_path.glob(".partial*"))
+    made = pack(str(manifest), tmp_path, sample_rate=RATE, shard_size=8, workers=1)
+    assert made == (23, 4, 4, 0)
+    with pytest.raises(OSError, match="No space left on device"):
+        packing._write_records(
+            Path("/dev/full"), [Recording("a", manifest.with_name("0.wav"), "a")], RATE
+        )
 
 
 def test_a_damaged_index_is_refused(packed, tmp_path):

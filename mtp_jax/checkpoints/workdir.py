@@ -79,15 +79,23 @@ class Workdir:
         """The config that the workdir, or the folder that a model was exported to, belongs to.
 
         Raises:
-            WorkdirError: there is none, or it cannot be read.
+            WorkdirError: there is none, it cannot be read, or it is of another program.
         """
         try:
-            values = json.loads(self.config.read_text())
-            return from_saved(values["mtp_jax"] if self.exported.exists() else values)
+            values = dict(json.loads(self.config.read_text()))
+            if "mtp_jax" in values and not self.exported.exists():
+                raise WorkdirError(f"{self.path} is an export that is not whole: export again")
+            values = dict(values.get("mtp_jax", values))
+            if other := _other_program(values):
+                raise WorkdirError(
+                    f"{self.path} is a {other}, not a workdir or export of mtp_jax: give a folder"
+                    " that mtp_jax.train or mtp_jax.export wrote"
+                )
+            return from_saved(values)
         except FileNotFoundError:
             raise WorkdirError(f"{self.path} is no workdir: it has no config.json") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ConfigError):
+            if isinstance(error, (ConfigError, WorkdirError)):
                 raise
             raise WorkdirError(f"{self.config} cannot be read: {error}") from error
 
@@ -133,6 +141,20 @@ class Workdir:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WorkdirError(f"{self.tau} cannot be read ({error}): remove it") from error
         return dict(kept)
+
+
+def _other_program(config: dict[str, Any]) -> str:
+    """What the folder of a config.json is if it is not ours; else empty."""
+    kind = config.get("architectures") or config.get("model_type")
+    name = kind[0] if isinstance(kind, list) else kind
+    if isinstance(name, str):
+        family = next(
+            (x for x in ("Whisper", "Llama") if x.lower() in name.lower()), "Hugging Face"
+        )
+        return f"{family} model (config.json says {name[:80]})"
+    if config.keys() & {field.name for field in dataclasses.fields(Config)}:
+        return ""
+    return f"folder of another program (config.json has {', '.join([*config][:3]) or 'nothing'})"
 
 
 def commit() -> str | None:

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtp_jax.data.checking import check_sources as check_sources
     from mtp_jax.data.pipeline import Batch as Batch
     from mtp_jax.data.pipeline import eval_batches as eval_batches
     from mtp_jax.data.pipeline import train_batches as train_batches
@@ -31,6 +32,7 @@ _HOME = {
     "Report": "source",
     "Source": "source",
     "Utterance": "source",
+    "check_sources": "checking",
     "open_source": "sources",
 }
 

@@ -1,12 +1,16 @@
 """Packs manifests of any size into the folders that `records` reads, in parallel, resumably.
 
 What goes into a shard depends on the manifest and the shard's size alone. A shard counts once its
-list of utterances stands beside it; one that was interrupted is made again.
+list of utterances stands beside it; one that was interrupted is made again, and so is one that the
+manifest has other lines for by now: a manifest may be mended, and only what it changes is redone.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
+import errno
+import hashlib
 import io
 import itertools
 import json
@@ -20,13 +24,17 @@ from typing import NamedTuple
 
 import soundfile
 import tqdm
+from safetensors import SafetensorError
 
 from mtp_jax.audio.reading import AudioError, read_audio
+from mtp_jax.data.checking import check_manifest
 from mtp_jax.data.files import Recording
 from mtp_jax.data.librispeech import read_tree
 from mtp_jax.data.manifest import iterate_manifest
 from mtp_jax.data.records import INDEX, from_lines, shard_name, to_line, write_index
 from mtp_jax.data.source import DataError, Problem, Utterance
+from mtp_jax.data.sources import parts_of
+from mtp_jax.paths import check_writable, partial_name, write_whole
 
 
 class Packed(NamedTuple):
@@ -63,12 +71,15 @@ def pack(
 
     Raises:
         DataError: nothing can be read, or the folder holds something else or cannot be written.
+        OutputError: the folder cannot be written, as is seen at the start.
     """
+    paths = _check(spec)
+    check_writable(folder, "output")
     parts = folder / "parts"
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        _claim(folder / "pack.json", spec, sample_rate, shard_size)
-        if (folder / INDEX).is_file():
+        finished = _claim(folder / "pack.json", spec, paths, sample_rate, shard_size)
+        if finished and (folder / INDEX).is_file():
             return Packed(*_count(_parts(parts)), made=0)
         made, shards = 0, 0
         with (
@@ -78,25 +89,32 @@ def pack(
             tqdm.tqdm(desc=f"packing {spec}", unit="utterance", delay=2) as bar,
         ):
             running: dict[concurrent.futures.Future[int], int] = {}
-            listed = _items(spec)
+            listed = _items(paths)
             while items := list(itertools.islice(listed, shard_size)):
                 shard, shards = shards, shards + 1
-                if _part(parts, shard).is_file():
+                digest = _digest(items)
+                if _digest_of_part(_part(parts, shard)) == digest:
                     bar.update(len(items))
                     continue
                 made += 1
-                running[pool.submit(_make, folder, shard, items, sample_rate)] = len(items)
+                running[pool.submit(_make, folder, shard, items, digest, sample_rate)] = len(items)
                 if len(running) >= 2 * workers:  # the manifest is read no faster than it is packed
                     _wait(running, bar, concurrent.futures.FIRST_COMPLETED)
             _wait(running, bar, concurrent.futures.ALL_COMPLETED)
         if not shards:
             raise DataError(f"{spec} lists nothing to pack")
-        partial = folder / f".{INDEX}.{os.getpid()}"
+        _remove_from(shards, folder)
+        partial = folder / partial_name()
         counts = write_index(partial, _parts(parts), sample_rate)
         partial.replace(folder / INDEX)
         return Packed(*counts, made)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error}") from error
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        said = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{folder} cannot be written ({said}): {'make room' if full else 'mend that'}, and the"
+            " same command goes on; finished files stay"
+        ) from error
     except concurrent.futures.BrokenExecutor as error:
         raise DataError(
             f"a process that packs {spec} was killed: run the same command again, with fewer"
@@ -104,74 +122,148 @@ def pack(
         ) from error
 
 
-def _items(spec: str) -> Iterator[Recording | Problem]:
-    """What `spec` lists, in order; no audio is opened."""
-    paths = [spec] if Path(spec).expanduser().exists() else spec.split("+")
-    for name in paths:
-        path = Path(name.strip()).expanduser()
+def _check(spec: str) -> list[Path]:
+    """What `spec` joins, all of it looked into before any of it is packed."""
+    paths = []
+    for name in parts_of(spec):
+        path = Path(name).expanduser()
+        if "://" in name:
+            raise DataError(f"{spec!r} lies in a bucket: mount the bucket as a folder")
+        if not name or not path.exists():
+            raise DataError(
+                f"{name!r} is no manifest or LibriSpeech directory: these are what can be packed"
+            )
+        if path.is_file() and path.stat().st_size:  # an empty one adds nothing
+            check_manifest(path)
+        paths.append(path)
+    return paths
+
+
+def _items(paths: Iterable[Path]) -> Iterator[Recording | Problem]:
+    """What `paths` list, in order; no audio is opened."""
+    for path in paths:
         if path.is_dir():
             recordings, problems = read_tree(path)
             yield from recordings
             yield from problems
-        elif path.exists():
+        else:
             yield from iterate_manifest(path)
-        else:
+
+
+def _claim(path: Path, spec: str, paths: list[Path], sample_rate: int, shard_size: int) -> bool:
+    """Notes what the folder is of, or checks it; whether it was of this, unchanged, before."""
+    stats = [p.stat() for p in paths]
+    files = [[s.st_size, s.st_mtime_ns] for s, p in zip(stats, paths, strict=True) if p.is_file()]
+    ours = {"data": spec, "sample_rate": sample_rate, "shard_size": shard_size, "files": files}
+    if path.is_file():
+        try:
+            theirs = dict(json.loads(path.read_text()))
+            changed = [n for n in ours if n != "files" and theirs[n] != ours[n]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} cannot be read: remove the folder") from error
+        if changed:
             raise DataError(
-                f"{name!r} is no manifest or LibriSpeech directory: these are what can be packed"
+                f"{path.parent} was begun with other {', '.join(changed)}: choose another folder,"
+                " or the same"
             )
+        if "files" not in theirs:
+            raise DataError(
+                f"{path.parent} was packed by an earlier version: train on it if it is finished, or"
+                " pack into another folder"
+            )
+        if theirs == ours:
+            return True
+    path.with_name(INDEX).unlink(missing_ok=True)  # until all shards are of this manifest
+    write_whole(path, (json.dumps(ours, indent=1) + "\n").encode())
+    return False
 
 
-def _claim(path: Path, spec: str, sample_rate: int, shard_size: int) -> None:
-    """Notes what the folder is of, or checks it."""
-    if any("://" in part for part in spec.split("+")):
-        raise DataError(f"{spec!r} lies in a bucket: mount the bucket as a folder")
-    files = [Path(part.strip()).expanduser() for part in spec.split("+")]
-    sizes = [f.stat().st_size if f.is_file() else 0 for f in files]
-    ours = {"data": spec, "sizes": sizes, "sample_rate": sample_rate, "shard_size": shard_size}
-    if not path.is_file():
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(ours, indent=1) + "\n")
-        partial.replace(path)
-        return
-    try:
-        theirs = json.loads(path.read_text())
-        changed = [name for name in ours if theirs[name] != ours[name]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: remove the folder") from error
-    if changed:
-        raise DataError(
-            f"{path.parent} was begun with other {', '.join(changed)}: choose another folder, or"
-            " the same"
-        )
-
-
-def _make(folder: Path, shard: int, items: list[Recording | Problem], sample_rate: int) -> int:
-    """Writes one shard, and then its list; in a process of its own."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    name = shard_name(shard)
-    partial = folder / f".{name}.{os.getpid()}"
-    # Groups of one: any record can be read without its neighbours.
-    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-    listed: list[Utterance | Problem] = []
+def _digest(items: Iterable[Recording | Problem]) -> str:
+    """SHA-256 of what a shard is made of, as the manifest has it."""
+    whole = hashlib.sha256()
     for item in items:
-        made = item if isinstance(item, Problem) else _record(item, sample_rate)
-        if isinstance(made, Problem):
-            listed.append(made)
-        else:
-            utterance, flac = made
-            writer.write(flac)
-            listed.append(utterance)
-    writer.close()
-    partial.replace(folder / name)
+        whole.update(
+            json.dumps([type(item).__name__, dataclasses.asdict(item)], default=str).encode()
+        )
+    return whole.hexdigest()
+
+
+def _digest_of_part(part: Path) -> str:
+    """The digest that a shard's list begins with; empty if there is none."""
+    try:
+        with part.open(encoding="utf-8") as lines:
+            return _header(lines.readline())
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _header(line: str) -> str:
+    kind, [digest] = json.loads(line)
+    return str(digest) if kind == "Items" else ""
+
+
+def _remove_from(shard: int, folder: Path) -> None:
+    """Removes shards of a manifest that was longer."""
+    for part in _listed(folder / "parts"):
+        if int(part.stem) >= shard:
+            part.unlink()
+            (folder / shard_name(int(part.stem))).unlink(missing_ok=True)
+
+
+def _make(
+    folder: Path, shard: int, items: list[Recording | Problem], digest: str, sample_rate: int
+) -> int:
+    """Writes one shard, and then its list; in a process of its own.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     part = _part(folder / "parts", shard)
-    partial = part.with_name(f".{part.name}.{os.getpid()}")
-    partial.write_text("".join(f"{to_line(item)}\n" for item in listed), encoding="utf-8")
-    partial.replace(part)
+    part.unlink(missing_ok=True)  # the list of what the shard was
+    partial = folder / partial_name()
+    try:
+        listed = _write_records(partial, items, sample_rate)
+        partial.replace(folder / shard_name(shard))
+    finally:
+        partial.unlink(missing_ok=True)
+    lines = [json.dumps(["Items", [digest]]), *map(to_line, listed)]
+    write_whole(part, "".join(f"{line}\n" for line in lines).encode())
     return shard
 
 
+def _write_records(
+    file: Path, items: list[Recording | Problem], sample_rate: int
+) -> list[Utterance | Problem]:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    listed: list[Utterance | Problem] = []
+    try:
+        # Groups of one: any record can be read without its neighbours.
+        writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+        try:
+            for item in items:
+                made = item if isinstance(item, Problem) else _record(item, sample_rate)
+                if isinstance(made, Problem):
+                    listed.append(made)
+                else:
+                    utterance, flac = made
+                    writer.write(flac)
+                    listed.append(utterance)
+        finally:
+            writer.close()
+    except RuntimeError as error:  # it tells neither number nor file apart
+        full = "No space left" in str(error)
+        said = os.strerror(errno.ENOSPC) if full else str(error).partition(";")[0]
+        raise OSError(errno.ENOSPC if full else errno.EIO, said) from None
+    return listed
+
+
 def _record(recording: Recording, sample_rate: int) -> tuple[Utterance, bytes] | Problem:
+    for field in ("id", "text", "speaker", "lang"):
+        try:
+            getattr(recording, field).encode()
+        except UnicodeEncodeError:
+            return Problem(recording.id, "wrong field", f"{field} is not Unicode")
     if not recording.text.strip():
         return Problem(recording.id, "no text")
     if not recording.path.is_file():
@@ -193,9 +285,14 @@ def _part(parts: Path, shard: int) -> Path:
 
 def _parts(parts: Path) -> Iterator[Iterator[Utterance | Problem]]:
     """What stands in the list of each shard, in order."""
-    for path in sorted(parts.glob("[0-9]*.jsonl"), key=lambda path: int(path.stem)):
+    for path in _listed(parts):
         with path.open(encoding="utf-8") as lines:
+            lines.readline()  # the digest
             yield from_lines(lines)
+
+
+def _listed(parts: Path) -> list[Path]:
+    return sorted(parts.glob("[0-9]*.jsonl"), key=lambda path: int(path.stem))
 
 
 def _count(shards: Iterable[Iterable[Utterance | Problem]]) -> tuple[int, int, int]:
@@ -207,9 +304,14 @@ def _count(shards: Iterable[Iterable[Utterance | Problem]]) -> tuple[int, int, i
 
 def _wait(running: dict[concurrent.futures.Future[int], int], bar: tqdm.tqdm, until: str) -> None:
     done, _ = concurrent.futures.wait(running, return_when=until)
-    for future in done:
-        bar.update(running.pop(future))
-        future.result()
+    try:
+        for future in done:
+            bar.update(running.pop(future))
+            future.result()
+    except OSError:
+        for future in running:  # each would fail as this one did
+            future.cancel()
+        raise
 
 
 def _end_with_parent(parent: int) -> None:

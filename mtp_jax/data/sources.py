@@ -41,8 +41,7 @@ def open_source(spec: str, data: Data, sample_rate: int) -> Source:
     Raises:
         DataError: there is no such source, or nothing in it can be used.
     """
-    parts = [spec] if Path(spec).expanduser().exists() else spec.split("+")
-    opened = [_open(part.strip(), data, sample_rate) for part in parts]
+    opened = [_open(part, data, sample_rate) for part in parts_of(spec)]
     whole = opened[0] if len(opened) == 1 else _concatenated(opened)
     if data.text == "plain":
         given = whole.utterances
@@ -55,10 +54,34 @@ def open_source(spec: str, data: Data, sample_rate: int) -> Source:
     return usable
 
 
+def parts_of(spec: str) -> list[str]:
+    """The sources that `spec` joins by ``+``."""
+    if Path(spec).expanduser().exists():  # a path may have a + in it
+        return [spec]
+    return [part.strip() for part in spec.split("+")]
+
+
+def is_dataset(spec: str) -> bool:
+    """Whether `spec` names a data set by name and split, not a file or folder."""
+    return _DATASET.fullmatch(spec) is not None and not Path(spec).expanduser().exists()
+
+
+def check_dataset(spec: str) -> None:
+    """Refuses a data set that is not known to exist, without making or downloading any.
+
+    Raises:
+        DataError: the embedded corpus has no such split.
+    """
+    dataset = _DATASET.fullmatch(spec)
+    if dataset and not dataset[3] and dataset[4].partition("[")[0] not in SPLITS:
+        raise DataError(f"source {spec!r} has no such split: choose of {', '.join(SPLITS)}")
+
+
 def _open(spec: str, data: Data, sample_rate: int) -> Source:
     path = Path(spec).expanduser()
     dataset = _DATASET.fullmatch(spec)
-    if dataset and not path.exists():
+    if dataset and is_dataset(spec):
+        check_dataset(spec)
         # Only here: TFDS is slow to import, and files do without it.
         from mtp_jax.data.embedded import embedded
         from mtp_jax.data.tfds_source import tfds_builder, tfds_source
@@ -67,10 +90,8 @@ def _open(spec: str, data: Data, sample_rate: int) -> Source:
         cache_dir = Path(data.cache_dir).expanduser()
         if catalogued:
             builder = tfds_builder(catalogued, data.tfds_dir)
-        elif split.partition("[")[0] in SPLITS:  # before minutes go into making it
-            builder = embedded(cache_dir, size or "default")
         else:
-            raise DataError(f"source {spec!r} has no such split: choose of {', '.join(SPLITS)}")
+            builder = embedded(cache_dir, size or "default")
         return tfds_source(name, builder, split, sample_rate, cache_dir)
     if not spec or not path.exists():
         raise DataError(

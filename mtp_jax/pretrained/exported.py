@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 
 from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import Workdir, write_json
@@ -30,8 +31,9 @@ from mtp_jax.config import Config, Lora, Mesh
 from mtp_jax.distributed.multihost import place_whole
 from mtp_jax.models.params import Params, by_path, merge_lora, nested, split
 from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.paths import check_writable, partial_name
 from mtp_jax.pretrained import export_llama, hf_config, import_llama
-from mtp_jax.tokenizer import CTC_NAME, Tokenizer
+from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 
 SPEECH = ("whisper/", "encoder/", "ctc/")
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
@@ -62,13 +64,12 @@ def export(
             default. Whoever loads the export is told if it is another.
 
     Raises:
-        CheckpointError: the folder cannot be written, or is a workdir.
+        CheckpointError: the folder cannot be written, or is a workdir; an export that was there
+            stays as it was.
+        OutputError: the folder cannot be written, as is seen before anything is.
     """
+    check_target(workdir, folder)
     target = Workdir(folder)
-    if target.path == workdir.path or (target.path / "checkpoints").exists():
-        raise CheckpointError(
-            f"{folder} is the model itself, or a workdir with checkpoints: choose another folder"
-        )
     updates = [path for path in by_path(trained.params) if path.endswith("lora_a")]
     config, params = merged(trained.model.config, jax.device_get(trained.params))
     parts = workdir.read_parts() or {"sha256": {}, "left_out": []}
@@ -92,25 +93,46 @@ def export(
     def cast(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
         return {k: np.ascontiguousarray(x, DTYPES[dtype]) for k, x in leaves.items()}
 
+    new = Workdir(target.path / partial_name())
     try:
-        target.path.mkdir(parents=True, exist_ok=True)
-        for old in (target.exported, *_of_another_export(target)):
-            old.unlink(missing_ok=True)
-        _save(cast(export_llama(decoder["decoder"])), target.path / "model.safetensors")
+        new.path.mkdir(parents=True)
+        _save(cast(export_llama(decoder["decoder"])), new.path / "model.safetensors")
         ours = {"mtp_jax": dataclasses.asdict(config), "torch_dtype": dtype}
-        write_json(target.config, llama | ours)
-        trained.tokenizer.save(target.path)
+        write_json(new.config, llama | ours)
+        trained.tokenizer.save(new.path)
         if left_out:
             digest = {"encoder": parts["sha256"]["encoder"]}
-            write_json(target.parts, {"sha256": digest, "left_out": left_out})
+            write_json(new.parts, {"sha256": digest, "left_out": left_out})
         if tau := workdir.read_tau():
-            write_json(target.tau, tau)
+            write_json(new.tau, tau)
         if workdir.confidence.exists():
-            shutil.copyfile(workdir.confidence, target.confidence)
-        _save(cast(heads), target.heads)
-        _save(cast(speech), target.exported)  # last: it is what makes the folder one of these
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error}") from error
+            shutil.copyfile(workdir.confidence, new.confidence)
+        _save(cast(heads), new.heads)
+        _save(cast(speech), new.exported)
+        for old in (target.exported, *_of_another_export(target)):
+            old.unlink(missing_ok=True)
+        for file in sorted(new.path.iterdir(), key=lambda file: file == new.exported):
+            file.replace(target.path / file.name)  # that one last: it makes the folder an export
+    except (OSError, SafetensorError, TokenizerError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{folder} cannot be written: {said}") from error
+    finally:
+        shutil.rmtree(new.path, ignore_errors=True)
+
+
+def check_target(workdir: Workdir, folder: Path) -> None:
+    """Finds out whether a model can be exported to `folder`, before it is loaded.
+
+    Raises:
+        CheckpointError: it is the model's own, or holds another one's checkpoints.
+        OutputError: it cannot be written.
+    """
+    itself = folder.exists() and workdir.path.exists() and folder.samefile(workdir.path)
+    if itself or any((folder / name).exists() for name in ("checkpoints", "best")):
+        raise CheckpointError(
+            f"{folder} is the model itself, or a workdir with checkpoints: choose another folder"
+        )
+    check_writable(folder, "output")
 
 
 def _of_another_export(target: Workdir) -> list[Path]:
@@ -148,7 +170,6 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
         CheckpointError: they are damaged, or not those that its config describes.
         PretrainedError: the same of the decoder.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     decoder = import_llama(workdir.path, shapes["decoder"], shardings["decoder"])

@@ -9,9 +9,9 @@ import jax
 
 from mtp_jax import config as configs
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.config import ConfigError
 from mtp_jax.distributed import sharding
 from mtp_jax.inference.load import load as load_recognizer
+from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.transcription.confidence import Calibration, read_calibration
 from mtp_jax.transcription.transcriber import Transcriber
 
@@ -35,23 +35,25 @@ def load(
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: the folder is incomplete,
             damaged or of another version; the message says what is wrong.
     """
-    workdir = Workdir(folder)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
-    if not workdir.path.is_dir():
-        raise WorkdirError(f"{workdir.path} is no folder of a model: give a workdir or an export")
-    try:
-        workdir.read_config()
-    except ConfigError as error:
-        raise WorkdirError(f"{workdir.path} is of another version of mtp_jax: {error}") from None
+    workdir = open_model_folder(folder)
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
         runner = load_recognizer(workdir, mesh, encoder)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
-    kept = workdir.read_tau()
-    tau = kept["tau"] if kept else 0.9
-    return Transcriber(runner, tau, calibration_of(workdir), batch_size)
+    return Transcriber(runner, default_tau(workdir), calibration_of(workdir), batch_size)
+
+
+def default_tau(workdir: Workdir) -> float:
+    """tau of threshold decoding where none is given: the one chosen on dev, if there is one.
+
+    Raises:
+        WorkdirError: its file cannot be read.
+    """
+    chosen = workdir.read_tau()
+    return float(chosen["tau"]) if chosen else 0.9
 
 
 def calibration_of(workdir: Workdir) -> Calibration | None:

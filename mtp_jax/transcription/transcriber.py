@@ -12,6 +12,7 @@ from typing import TypeVar, cast, overload
 import numpy as np
 
 from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks
+from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decoding import CtcGreedy, DraftsError, Strategy, registry
 from mtp_jax.inference.runner import Runner
@@ -79,20 +80,10 @@ class Transcriber:
         Raises:
             ValueError: there is no such strategy, or it is not one for this model.
         """
-        entry, config = registry.get(name), self.runner.model.config
+        made = strategy_of(name, self.runner.model.config, self.tau if tau is None else tau)
         if name not in self.strategies:
             raise DraftsError
-        e = config.evaluation
-        return entry.make(
-            registry.Options(
-                heads=config.heads.count,
-                tau=self.tau if tau is None else tau,
-                draft_width=e.draft_width,
-                beams=e.beams,
-                rounds=e.beam_rounds,
-                length_power=e.length_power,
-            )
-        )
+        return made
 
     @overload
     def transcribe(
@@ -369,3 +360,22 @@ class Transcriber:
             token_length=np.zeros(rows, np.int32),
             index=np.where(np.arange(rows) < len(waveforms), np.arange(rows), -1).astype(np.int32),
         )
+
+
+def strategy_of(name: str, config: Config, tau: float) -> Strategy:
+    """The strategy of that name, with the options of a model's config.
+
+    Raises:
+        ValueError: there is no such strategy.
+    """
+    e = config.evaluation
+    return registry.get(name).make(
+        registry.Options(
+            heads=config.heads.count,
+            tau=tau,
+            draft_width=e.draft_width,
+            beams=e.beams,
+            rounds=e.beam_rounds,
+            length_power=e.length_power,
+        )
+    )

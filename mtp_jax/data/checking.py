@@ -1,0 +1,73 @@
+"""Whether sources can be opened, found out before minutes go into loading a model or training."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from mtp_jax.config import Data
+from mtp_jax.data.files import Recording
+from mtp_jax.data.manifest import iterate_manifest
+from mtp_jax.data.records import is_packed
+from mtp_jax.data.source import DataError, Problem
+from mtp_jax.data.sources import check_dataset, is_dataset, parts_of
+
+_LINES = 50  # of a manifest
+
+
+def check_sources(specs: Iterable[str], data: Data) -> None:
+    """Opens sources as far as that is cheap: no audio is read, and no data set made.
+
+    A manifest's first lines are read, folders are looked into, and names of splits compared.
+    What is further down is met when the source is opened.
+
+    Args:
+        specs: as `open_source` takes them.
+        data: as `open_source` takes it.
+
+    Raises:
+        DataError: one of them is no source.
+    """
+    for spec in dict.fromkeys(specs):
+        for part in parts_of(spec):
+            _check(part, data)
+
+
+def _check(spec: str, data: Data) -> None:
+    path = Path(spec).expanduser()
+    if is_dataset(spec):
+        check_dataset(spec)
+    elif not spec or not path.exists():
+        raise DataError(
+            f"source {spec!r} is no file or directory, nor embedded:SPLIT or tfds:NAME:SPLIT"
+        )
+    elif not path.is_dir():
+        check_manifest(path)
+    elif not is_packed(path) and next(path.rglob("*.trans.txt"), None) is None:
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise DataError(f"{path} cannot be read: see to its permissions")
+        raise DataError(
+            f"{path} is neither a LibriSpeech directory, with SPEAKER/CHAPTER/*.trans.txt, nor one"
+            " that mtp_jax.pack wrote"
+        )
+
+
+def check_manifest(path: Path) -> None:
+    """Refuses a manifest whose first lines hold no recording.
+
+    Raises:
+        DataError: it cannot be read, or they do not.
+    """
+    first = list(itertools.islice(iterate_manifest(path), _LINES))
+    if any(isinstance(item, Recording) for item in first):
+        return
+    if not first:
+        raise DataError(f"manifest {path} is empty: a line for each recording is needed")
+    problem = next(item for item in first if isinstance(item, Problem))
+    said = f": {problem.detail}" if problem.detail else ""
+    raise DataError(
+        f"{path} is no manifest: of its first {len(first)} lines none is one of a manifest"
+        f" ({problem.id} is {problem.reason}{said})"
+    )
