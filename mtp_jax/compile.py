@@ -21,15 +21,14 @@ import sys
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from mtp_jax import cli
-from mtp_jax.config import Config, ConfigError, from_config_dict
+from mtp_jax.config import Config, ConfigError
 
 # verify_ctc and prefix_beam_ctc are the same with other drafts.
 STRATEGIES = ("greedy", "threshold", "verify", "beam", "prefix_beam")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the run, a file of configs/")
+_CONFIG = cli.ConfigFlag("the run")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "of the slice, as in v5e:4x4", required=True)
 _TRAIN = flags.DEFINE_bool("train", True, "compile the training step")
 _STRATEGY = flags.DEFINE_list("strategy", list(STRATEGIES), "to compile; empty for none")
@@ -53,10 +52,7 @@ def main(argv: list[str]) -> None:
         if name not in STRATEGIES:
             raise flags.Error(f"--strategy={name} is not one of {', '.join(STRATEGIES)}")
     sizes, widths = numbers("calls", _CALLS.value), numbers("call_widths", _WIDTHS.value)
-    if not isinstance(_CONFIG.value, ConfigDict):  # ml_collections keeps a failure to itself
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise flags.Error(f"--config={file} is not a config file: configs/ holds some")
-    config, vocabulary = sized(from_config_dict(_CONFIG.value))
+    config, vocabulary = sized(_CONFIG.value)
 
     from mtp_jax.planning.chips import Slice  # imported late: errors in flags come at once
     from mtp_jax.planning.plan import Planner
@@ -202,5 +198,4 @@ def _ms(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     sys.exit(cli.run(main))

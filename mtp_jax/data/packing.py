@@ -7,6 +7,7 @@ list of utterances stands beside it; one that was interrupted is made again.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import io
 import itertools
 import json
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import soundfile
 import tqdm
 
+from mtp_jax import interrupts
 from mtp_jax.audio.reading import AudioError, read_audio
 from mtp_jax.data.files import Recording
 from mtp_jax.data.librispeech import read_tree
@@ -63,6 +65,7 @@ def pack(
 
     Raises:
         DataError: nothing can be read, or the folder holds something else or cannot be written.
+        Interrupted: before another file is begun; the same call goes on with it.
     """
     parts = folder / "parts"
     try:
@@ -76,6 +79,7 @@ def pack(
                 workers, multiprocessing.get_context("spawn"), _end_with_parent, (os.getpid(),)
             ) as pool,
             tqdm.tqdm(desc=f"packing {spec}", unit="utterance", delay=2) as bar,
+            _ended_at_once(),
         ):
             running: dict[concurrent.futures.Future[int], int] = {}
             listed = _items(spec)
@@ -84,11 +88,13 @@ def pack(
                 if _part(parts, shard).is_file():
                     bar.update(len(items))
                     continue
+                interrupts.raise_if_requested()
                 made += 1
-                running[pool.submit(_make, folder, shard, items, sample_rate)] = len(items)
-                if len(running) >= 2 * workers:  # the manifest is read no faster than it is packed
-                    _wait(running, bar, concurrent.futures.FIRST_COMPLETED)
-            _wait(running, bar, concurrent.futures.ALL_COMPLETED)
+                with interrupts.shielded():  # a process may be started for it
+                    future = pool.submit(_make, folder, shard, items, sample_rate)
+                running[future] = len(items)
+                _wait(running, 2 * workers - 1, bar)  # the manifest is read as fast as it is packed
+            _wait(running, 0, bar)
         if not shards:
             raise DataError(f"{spec} lists nothing to pack")
         partial = folder / f".{INDEX}.{os.getpid()}"
@@ -98,6 +104,7 @@ def pack(
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error}") from error
     except concurrent.futures.BrokenExecutor as error:
+        interrupts.raise_if_requested()  # SIGTERM to a whole group of processes
         raise DataError(
             f"a process that packs {spec} was killed: run the same command again, with fewer"
             " --workers if memory was short"
@@ -205,11 +212,26 @@ def _count(shards: Iterable[Iterable[Utterance | Problem]]) -> tuple[int, int, i
     return sum(map(len, found)) - problems, problems, len(found)
 
 
-def _wait(running: dict[concurrent.futures.Future[int], int], bar: tqdm.tqdm, until: str) -> None:
-    done, _ = concurrent.futures.wait(running, return_when=until)
-    for future in done:
-        bar.update(running.pop(future))
-        future.result()
+def _wait(running: dict[concurrent.futures.Future[int], int], most: int, bar: tqdm.tqdm) -> None:
+    """Returns once no more than `most` are running."""
+    while len(running) > most:
+        first = concurrent.futures.FIRST_COMPLETED
+        done, _ = concurrent.futures.wait(running, timeout=0.2, return_when=first)
+        for future in done:
+            bar.update(running.pop(future))
+            future.result()
+        interrupts.raise_if_requested()
+
+
+@contextlib.contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """Ends worker processes where its body is interrupted: what they have begun is made again."""
+    try:
+        yield
+    except interrupts.Interrupted:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
 
 
 def _end_with_parent(parent: int) -> None:
