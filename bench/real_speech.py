@@ -58,7 +58,7 @@ ADDED = (
     "--config.train.dev_every=3000",  # head 1 is as it was
 )
 FRONT = (
-    "--config.adaptor.training_room=0.25",  # its decoder need not read all
+    "--config.adaptor.training_capacity=0.25",  # its decoder need not read all
     "--config.optim.steps=6000",
     "--config.decoder.layers=1",
     "--config.decoder.width=64",
@@ -146,7 +146,7 @@ def runs(llama: str) -> dict[str, Run]:
             )
     if llama:
         pretrained = f"--config.pretrained.decoder={llama}"
-        room = "--config.adaptor.training_room=0.25"
+        room = "--config.adaptor.training_capacity=0.25"
         found["llama_m1"] = Run((*one, pretrained, room), config="llama.py")
         found["llama_m4"] = Run(
             (*heads("latent", 4), HEADS_ONLY, "--config.heads.layers=1", pretrained, room),

@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
             ),
             # What CTC reads in pieces of its own is cut into the LLaMA's tokens.
             tokenizer=Tokenizer(ctc_vocab_size=500),
-            adaptor=Adaptor(ctc_compression=True, retokenized=True, training_room=0.5),
+            adaptor=Adaptor(ctc_compression=True, retokenized=True, training_capacity=0.5),
             decoder=Decoder(lora=Lora(rank=32, alpha=64.0), remat=True, scan_layers=True),
             heads=Heads(count=4, layers=1, detached=True),
             loss=Loss(ctc=1.0),

@@ -69,7 +69,7 @@ def get_config(folder: str = "../shared/speech") -> ConfigDict:
                 dropout=0.2,
             ),
             # One in a hundred recordings of LibriSpeech has more labels than 0.46 a frame.
-            adaptor=Adaptor(ctc_compression=True, aligned_positions=True, training_room=0.5),
+            adaptor=Adaptor(ctc_compression=True, aligned_positions=True, training_capacity=0.5),
             decoder=Decoder(
                 width=192,
                 layers=3,

@@ -1,4 +1,4 @@
-"""What the command lines share: starting JAX, and turning expected errors into one sentence.
+"""What the command lines share: --config, starting JAX, signals, and errors as one sentence.
 
 A command that runs a model may be started as several processes, each with ``--coordinator``,
 ``--processes`` and ``--process_id``, or the environment variables MTP_COORDINATOR, MTP_PROCESSES
@@ -12,14 +12,17 @@ import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
 
-from mtp_jax import terminal
-from mtp_jax.config import Config, ConfigError
+from mtp_jax import interrupts, terminal
+from mtp_jax.config import Config, ConfigError, check_field, from_config_dict, load_config
 from mtp_jax.flag_checks import refuse_empty
 
 _COORDINATOR = flags.DEFINE_string(
@@ -38,8 +41,58 @@ _LOST_AFTER = flags.DEFINE_integer(
     os.environ.get("MTP_LOST_AFTER", "60"),
     "seconds without a sign of life after which a process is taken for dead and the others end",
 )
+# A disk that is failing, or a folder that may not be written.
+_NO_FAULT_OF_THE_CODE = {
+    *(errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+}
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # What is defined by functions of this module belongs to the commands that call them, in --help too.
 flags.disclaim_key_flags()
+
+
+class _ConfigParser(config_flags.config_flags.ConfigFileFlagParser):
+    """Of --config: a file or a name, of which config_flags then makes --config.FIELD flags."""
+
+    def __init__(self) -> None:
+        super().__init__("config")
+
+    def parse(self, given: str) -> ConfigDict:
+        config = load_config(*given.split(":", 1))
+        for argument in sys.argv[1:]:
+            if override := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+                check_field(override[1])
+        config.lock()
+        return config
+
+
+class ConfigFlag:
+    """``--config=FILE_OR_NAME[:ARGUMENT]`` and ``--config.FIELD=VALUE``; defined when it is built.
+
+    Args:
+        meaning: of the config, for --help.
+    """
+
+    def __init__(self, meaning: str) -> None:
+        config_flags.DEFINE_config_file("config", None, f"{meaning}: a file or name of configs/")
+        flags.FLAGS["config"].parser = _ConfigParser()
+        flags.mark_flag_as_required("config")
+
+    @property
+    def value(self) -> Config:
+        """The config.
+
+        Raises:
+            ConfigError: a value of it is wrong.
+        """
+        values: Any = flags.FLAGS["config"].value
+        return from_config_dict(values)
+
+    @property
+    def name(self) -> str:
+        """Its file's, and its argument if it has one: a run of its own each."""
+        file, *argument = config_flags.get_config_filename(flags.FLAGS["config"]).split(":", 1)
+        stem = pathlib.Path(file).name.removesuffix(".py")
+        return "_".join([stem, *(re.sub(r"[^\w.-]+", "_", text) for text in argument)])
 
 
 def encoder_flag() -> flags.FlagHolder[str]:
@@ -58,40 +111,36 @@ def refuse_arguments(argv: list[str]) -> None:
 
 
 def start_jax(config: Config) -> None:
-    """Joins the other processes of the run, and turns on JAX's persistent compilation cache.
+    """Settles how JAX starts, and joins the other processes of the run; before any use of JAX.
 
     Raises:
         ProcessError: the other processes cannot be found.
     """
-    import jax  # imported late: help and errors in flags come at once
+    from mtp_jax.distributed import multihost, startup  # imported late: errors in flags come first
 
-    from mtp_jax.distributed import multihost
-
+    startup.start(config.data.cache_dir)
     multihost.join(
         multihost.Group(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _LOST_AFTER.value)
     )
     if not multihost.is_process_zero():  # what all have to say is said once
         logging.getLogger("mtp_jax").setLevel(logging.WARNING)
 
-    folder = pathlib.Path(config.data.cache_dir).expanduser() / "compiled"
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
-
-# A disk that is full or failing, a quota, a folder that may not be written.
-_NO_FAULT_OF_THE_CODE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM),
-    *(errno.EMFILE, errno.ENFILE, errno.ESTALE),
-}
-
-
-def run(main: Callable[[list[str]], int | None]) -> int:
+def run(
+    main: Callable[[list[str]], int | None], goes_on: Callable[[], bool] = lambda: False
+) -> int:
     """Runs a command; expected errors become one sentence on stderr.
+
+    Ctrl-C and SIGTERM end it where a loop looks at `interrupts`.
+
+    Args:
+        main: the command; its argument is what flags have left over of the command line.
+        goes_on: whether the same command, once interrupted, goes on where it stopped. Asked once
+            the flags are parsed.
 
     Returns:
         Exit status: what `main` returns (0 for None), 1 after an expected error, 2 if the flags are
-        wrong, 75 where another process of the run is gone, 143 after SIGTERM.
+        wrong, 75 where another process of the run is gone, 130 after Ctrl-C, 143 after SIGTERM.
     """
     status = 0
     terminal.show_every_character()
@@ -99,16 +148,19 @@ def run(main: Callable[[list[str]], int | None]) -> int:
     def guarded(argv: list[str]) -> None:
         nonlocal status
         _quiet()
-        status = _guard(main, argv)
+        status = _guard(main, argv, goes_on)
         if failure := terminal.output_failure():
             print(f"error: {failure}", file=sys.stderr)
             status = status or 1
 
-    try:
-        app.run(guarded, flags_parser=_parse)
-    except SystemExit as stop:
-        status = status or int(stop.code or 0)
-    _leave(status)
+    # What comes after the command is no loop: there a signal ends the process, without a trace.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with interrupts.handled():
+        try:
+            app.run(guarded, flags_parser=_parse)
+        except SystemExit as stop:
+            status = status or int(stop.code or 0)
+        _leave(status)
     return status
 
 
@@ -160,37 +212,44 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(2)
 
 
-def _guard(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
+def _guard(
+    main: Callable[[list[str]], int | None], argv: list[str], goes_on: Callable[[], bool]
+) -> int:
     from mtp_jax.errors import expected  # imported late, as above
 
     try:
         return main(argv) or 0
     except (flags.Error, ConfigError) as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 2
+        return _refuse(_sentence(error), 2)
+    except interrupts.Interrupted as stopped:
+        more = " (the same command goes on where it stopped)" if goes_on() else ""
+        print(f"{stopped}{'' if stopped.saved else more}", file=sys.stderr)
+        return stopped.exit_status
     except expected() as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return getattr(error, "exit_status", 1)
+        return _refuse(_sentence(error), getattr(error, "exit_status", 1))
     except OSError as error:
         if failure := terminal.output_failure():
-            print(f"error: {failure}", file=sys.stderr)
-            return 1
+            return _refuse(failure, 1)
+        if error.errno in _NO_SPACE:
+            more = "; the same command then goes on where it stopped" if goes_on() else ""
+            where = error.filename or "a file"
+            return _refuse(f"{where} cannot be written ({error.strerror}): make room{more}", 1)
         if error.errno not in _NO_FAULT_OF_THE_CODE:
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 1
+        return _refuse(_sentence(error), 1)
     except Exception as error:
         if not _lost_another(error):
             raise
-        print(
-            f"error: another process of the run ended or cannot be reached ({_sentence(error)}):"
+        return _refuse(
+            f"another process of the run ended or cannot be reached ({_sentence(error)}):"
             " start all of them again to go on from the last checkpoint",
-            file=sys.stderr,
+            sys.modules["mtp_jax.distributed.multihost"].LOST,
         )
-        return sys.modules["mtp_jax.distributed.multihost"].LOST
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-        return 130
+
+
+def _refuse(sentence: str, status: int) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return status
 
 
 def _lost_another(error: Exception) -> bool:

@@ -21,10 +21,9 @@ import sys
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from mtp_jax import cli
-from mtp_jax.config import Config, ConfigError, from_config_dict
+from mtp_jax.config import Config, ConfigError
 from mtp_jax.decoding import registry
 from mtp_jax.paths import check_writable_file, to_path, write_whole
 
@@ -34,7 +33,7 @@ def planned() -> tuple[str, ...]:
     return registry.names(lambda entry: entry.calls_decoder and not entry.needs_ctc_hypothesis)
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the run, a file of configs/")
+_CONFIG = cli.ConfigFlag("the run")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "of the slice, as in v5e:4x4", required=True)
 _TRAIN = flags.DEFINE_bool("train", True, "compile the training step")
 _STRATEGY = flags.DEFINE_list("strategy", list(planned()), "to compile; empty for none")
@@ -58,13 +57,10 @@ def main(argv: list[str]) -> None:
         if name not in planned():
             raise flags.Error(f"--strategy={name} is not one of {', '.join(planned())}")
     sizes, widths = numbers("calls", _CALLS.value), numbers("call_widths", _WIDTHS.value)
-    if not isinstance(_CONFIG.value, ConfigDict):  # ml_collections keeps a failure to itself
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise flags.Error(f"--config={file} is not a config file: configs/ holds some")
     output = to_path(_OUTPUT.value) if _OUTPUT.value else None
     if output:
         check_writable_file(output, "output")
-    config, vocabulary = sized(from_config_dict(_CONFIG.value))
+    config, vocabulary = sized(_CONFIG.value)
 
     from mtp_jax.planning.chips import Slice  # imported late: errors in flags come at once
     from mtp_jax.planning.plan import Planner
@@ -210,5 +206,4 @@ def _ms(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     sys.exit(cli.run(main))

@@ -18,7 +18,7 @@ def expected() -> tuple[type[Exception], ...]:
     from mtp_jax.planning.compiled import CompileError
     from mtp_jax.pretrained import PretrainedError
     from mtp_jax.tokenizer import TokenizerError
-    from mtp_jax.training.loop import TrainingStopped
+    from mtp_jax.training.monitor import TrainingStopped
 
     return (
         AudioError,

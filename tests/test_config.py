@@ -170,7 +170,7 @@ REFUSED = [
     ("optim.weight_decay", -1.0, "must not be negative"),
     ("train.dtype", "float16", "choose one of float32, bfloat16"),
     ("train.log_every", 0, "must be positive"),
-    ("train.explosion", 1.0, "must exceed 1"),
+    ("train.max_loss_ratio", 1.0, "must exceed 1"),
     ("mesh.data", 0, "each must be 1 or more"),
     ("mesh.tensor", -1, "at most one may be -1"),
     ("evaluation.batch_sizes", [], "must hold positive sizes"),

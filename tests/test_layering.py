@@ -18,18 +18,19 @@ FILES = {
 # What the modules of a package may import of other packages. Every module is in one of these: a new
 # package needs a row here. `audio.ctc_hypothesis` and `config` bring no JAX (test below).
 LAYERS: dict[str, set[str]] = {
+    "interrupts": set(),
     "paths": set(),
     "config": {"decoding.registry"},
     "audio": {"config"},
     "tokenizer": {"paths"},
-    "data": {"config", "paths", "audio", "tokenizer"},
+    "data": {"config", "interrupts", "paths", "audio", "tokenizer"},
     "distributed": {"config", "data"},
     "models": {"config", "audio", "tokenizer", "data", "distributed"},
     "decoding": {"models.kv_cache"},
     "checkpoints": {"config", "paths", "models.params"},
     "pretrained": {"config", "paths", "tokenizer", "distributed", "models", "checkpoints"},
     "inference": {
-        *("config", "audio", "tokenizer", "data", "distributed"),
+        *("config", "interrupts", "audio", "tokenizer", "data", "distributed"),
         *("models", "decoding", "checkpoints", "pretrained"),
     },
 }

@@ -32,7 +32,9 @@ from mtp_jax.config import (
 )
 from mtp_jax.evaluation.scalars import read_scalars
 from mtp_jax.inference.load import load
+from mtp_jax.interrupts import Interrupted
 from mtp_jax.training import loop
+from mtp_jax.training.monitor import LossMonitor, TrainingStopped
 from mtp_jax.training.step import noisy_tokens
 
 STEPS = 6
@@ -153,7 +155,7 @@ def test_a_pattern_that_fits_nothing_is_told(config, tmp_path, caplog):
 
 
 def test_sigterm_saves_the_step_it_came_in(config, uninterrupted, tmp_path, monkeypatch):
-    with pytest.raises(loop.TrainingStopped, match="SIGTERM: step 4 is saved") as stopped:
+    with pytest.raises(Interrupted, match="SIGTERM: step 4 is saved") as stopped:
         train(config, tmp_path, monkeypatch, 4, terminate)
     assert stopped.value.exit_status == 143
     with Checkpoints(tmp_path) as checkpoints:
@@ -178,21 +180,38 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(
         return step
 
     monkeypatch.setattr(loop, "make_train_step", making)
-    with pytest.raises(loop.TrainingStopped, match=r"loss is nan .* at step 5"):
+    with pytest.raises(TrainingStopped, match=r"loss is nan .* at step 5"):
         train(config, tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 3
 
 
 def test_a_loss_that_explodes_stops(config):
-    watch = loop.Watch(explosion=10.0)
+    monitor = LossMonitor(max_loss_ratio=10.0)
     scalars = {"gradient_norm": np.float32(1), "audio_seconds": np.float32(1)}
     losses = {"loss": np.float32(0.1), "head_1": np.float32(2)}
-    watch.pending = [(step, scalars | losses) for step in range(3)]
-    assert watch.look()["head_1"] == 2
-    watch.pending = [(3, scalars | losses | {"head_1": np.float32(21)})]
-    with pytest.raises(loop.TrainingStopped, match="rose to 21 by step 3"):
-        watch.look()
+    monitor.pending = [(step, scalars | losses) for step in range(3)]
+    assert monitor.check()["head_1"] == 2
+    monitor.pending = [(3, scalars | losses | {"head_1": np.float32(21)})]
+    with pytest.raises(TrainingStopped, match="rose to 21 by step 3"):
+        monitor.check()
+
+
+def test_ratios_of_losses_near_zero_say_nothing():
+    monitor = LossMonitor(max_loss_ratio=10.0)
+    scalars = {"gradient_norm": np.float32(1), "audio_seconds": np.float32(1)}
+
+    def check(step: int, loss: float) -> None:
+        monitor.pending = [(step, scalars | {"loss": np.float32(loss), "head_1": np.float32(loss)})]
+        monitor.check()
+
+    for step in range(40):
+        check(step, 1e-6)
+    check(40, 2e-3)
+    check(41, 0.9)
+    check(42, 1e-6)
+    with pytest.raises(TrainingStopped, match=r"rose to 21 by step 43"):
+        check(43, 21)
 
 
 def test_a_used_workdir_refuses_another_config(config, uninterrupted):

@@ -42,6 +42,7 @@ class Workdir:
         self.confidence = self.path / "confidence.json"
         self.hypotheses = self.path / "hypotheses"
         self.report = self.path / "data_report.json"
+        self.dev = self.path / "dev.json"
         self.tensorboard = self.path / "tensorboard"
 
     @property
@@ -141,6 +142,23 @@ class Workdir:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WorkdirError(f"{self.tau} cannot be read ({error}): remove it") from error
         return dict(kept)
+
+    def read_dev(self) -> dict[int, float] | None:
+        """WER on dev (per cent) by the step that it was decoded behind; None if none is noted.
+
+        Raises:
+            WorkdirError: its file cannot be read.
+        """
+        try:
+            return {int(step): float(wer) for step, wer in json.loads(self.dev.read_text())}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise WorkdirError(f"{self.dev} cannot be read ({error}): remove it") from error
+
+    def write_dev(self, wer_by_step: dict[int, float]) -> None:
+        """Writes what `read_dev` reads."""
+        write_json(self.dev, sorted(wer_by_step.items()))
 
 
 def _other_program(config: dict[str, Any]) -> str:

@@ -29,7 +29,14 @@ from mtp_jax.config.run import (
     Tokenizer,
     Train,
 )
-from mtp_jax.config.whole import Config, differences, from_config_dict, from_saved, to_config_dict
+from mtp_jax.config.whole import (
+    Config,
+    check_field,
+    differences,
+    from_config_dict,
+    from_saved,
+    to_config_dict,
+)
 
 __all__ = [
     "Adaptor",
@@ -52,6 +59,7 @@ __all__ = [
     "Tokenizer",
     "Train",
     "Whisper",
+    "check_field",
     "config_file",
     "differences",
     "from_config_dict",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import traceback
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -41,13 +42,23 @@ def load_config(name: str | os.PathLike[str], *arguments: str) -> ConfigDict:
         arguments: of its ``get_config``, as ``--config=NAME:ARGUMENT`` gives one.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or it fails; the message says where.
     """
     file = config_file(name)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None or not file.is_file():
-        raise ConfigError(f"{file} is no file")
+        raise ConfigError(f"{file} is no file: configs/ holds some")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config: ConfigDict = module.get_config(*arguments)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*arguments)
+    except Exception as error:  # it is a program of the user's, and may raise anything
+        of_file = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        line = getattr(error, "lineno", None) or (of_file[-1].lineno if of_file else "?")
+        named = ":".join([str(file), *arguments])
+        raise ConfigError(
+            f"{named} fails with {type(error).__name__} ({error}), line {line}: mend it"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"get_config of {file} returns no ConfigDict: end it with to_config_dict")
     return config

@@ -156,16 +156,16 @@ class Adaptor:
         aligned_positions: the text starts at the position of the audio's first embedding, not
             behind the last. With `ctc_compression` the n-th token then stands about where what was
             heard of it does, which a decoder finds from little data.
-        training_room: embeddings that training leaves room for with `ctc_compression`, as a share
-            of the encoder's frames: labels beyond them count as part of the last, tokens are left
-            out. Speech has far fewer of either than frames, and empty places cost a decoder as much
-            as full ones. Decoding leaves room for all.
+        training_capacity: the most embeddings that training gives the decoder with
+            `ctc_compression`, as a share of the encoder's frames: labels beyond them count as part
+            of the last, tokens are left out. Speech has far fewer of either than frames, and empty
+            places cost a decoder as much as full ones. Decoding has a place for all.
     """
 
     ctc_compression: bool = False
     retokenized: bool = False
     aligned_positions: bool = False
-    training_room: float = 1.0
+    training_capacity: float = 1.0
 
     def __post_init__(self) -> None:
         check(
@@ -173,7 +173,7 @@ class Adaptor:
             "adaptor.retokenized",
             "needs config.adaptor.ctc_compression",
         )
-        check(0 < self.training_room <= 1, "adaptor.training_room", "must be within (0, 1]")
+        check(0 < self.training_capacity <= 1, "adaptor.training_capacity", "must be within (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -286,8 +286,8 @@ class Train:
         dev_every: steps between greedy decodings of dev, which choose the best checkpoint.
         checkpoint_every: steps between checkpoints to resume from.
         keep_best: checkpoints kept by dev WER.
-        explosion: training stops once the mean loss of `log_every` steps exceeds this multiple of
-            its running mean.
+        max_loss_ratio: training stops once head 1's mean loss over `log_every` steps exceeds this
+            multiple of its running mean, or of `training.monitor.LOSS_FLOOR` if that is greater.
     """
 
     dtype: str = "float32"
@@ -295,13 +295,13 @@ class Train:
     dev_every: int = 500
     checkpoint_every: int = 250
     keep_best: int = 1
-    explosion: float = 10.0
+    max_loss_ratio: float = 10.0
 
     def __post_init__(self) -> None:
         one_of(self.dtype, ("float32", "bfloat16"), "train.dtype")
         for name in ("log_every", "dev_every", "checkpoint_every", "keep_best"):
             check(getattr(self, name) > 0, f"train.{name}", "must be positive")
-        check(self.explosion > 1, "train.explosion", "must exceed 1")
+        check(self.max_loss_ratio > 1, "train.max_loss_ratio", "must exceed 1")
 
 
 @dataclasses.dataclass(frozen=True)

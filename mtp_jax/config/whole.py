@@ -105,6 +105,8 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
 
 # Fields that saved configs may have: what they are called now, or nothing.
 _RETIRED = {
+    "adaptor.training_room": "adaptor.training_capacity",
+    "train.explosion": "train.max_loss_ratio",
     "evaluation.ctc_width": "evaluation.draft_width",
     "evaluation.beam_tau": "",
     "mwer.tau": "",
@@ -124,15 +126,38 @@ def from_saved(values: Mapping[str, Any]) -> Config:
     return from_config_dict(groups)
 
 
+def check_field(path: str) -> None:
+    """Checks that a config has a field, or a group of fields, such as ``optim.steps``.
+
+    Raises:
+        ConfigError: it has not; the message names the nearest, or what it is called now.
+    """
+    cls, prefix = Config, "config"
+    for key in path.split("."):
+        _check_field(cls, key, prefix)
+        cls, prefix = typing.get_type_hints(cls)[key], f"{prefix}.{key}"
+
+
+def _check_field(cls: type, key: str, prefix: str) -> None:
+    fields = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+    if key in fields:
+        return
+    name = f"{prefix}.{key}"
+    if now := _RETIRED.get(name.removeprefix("config.")):
+        hint = f"it is config.{now} now"
+    elif close := difflib.get_close_matches(key, list(fields), n=1):
+        hint = f"did you mean {prefix}.{close[0]}?"
+    else:
+        hint = f"it has {', '.join(fields)}" if fields else f"{prefix} is one value"
+    raise ConfigError(f"{name} is not a field: {hint}")
+
+
 def _build(cls: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix} must be a group of fields, not {values!r}")
-    fields = typing.get_type_hints(cls)
     for key in values:
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), list(fields), n=1)
-            hint = f"did you mean {prefix}.{close[0]}?" if close else f"it has {', '.join(fields)}"
-            raise ConfigError(f"{prefix}.{key} is not a field: {hint}")
+        _check_field(cls, str(key), prefix)
+    fields = typing.get_type_hints(cls)
     return cls(**{key: _value(fields[key], v, f"{prefix}.{key}") for key, v in values.items()})
 
 

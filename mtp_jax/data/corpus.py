@@ -24,6 +24,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from mtp_jax import interrupts
 from mtp_jax.data import espeak, grammar
 
 SAMPLE_RATE = 16_000
@@ -150,23 +151,26 @@ def spoken(
 
     Raises:
         espeak.EspeakError: a worker failed; the message is the last that it said.
+        Interrupted: between two utterances.
     """
     # -P: modules come from where this one came from, never from the current directory.
     command = [sys.executable, "-P", "-m", "mtp_jax.data.corpus"]
     command += [str(seed), split, str(count), str(int(noisy))]
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    processes = [
-        subprocess.Popen(
-            [*command, str(worker), str(workers)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        for worker in range(workers)
-    ]
+    with interrupts.shielded():
+        processes = [
+            subprocess.Popen(
+                [*command, str(worker), str(workers)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+            for worker in range(workers)
+        ]
     try:
         for index in range(count):
+            interrupts.raise_if_requested()
             yield _read(processes[index % workers])
     finally:
         for process in processes:
@@ -184,6 +188,7 @@ def _read(process: subprocess.Popen[bytes]) -> Spoken:
         flac = output.read(size)
         if len(flac) == size:
             return Spoken(**header, flac=flac)
+    interrupts.raise_if_requested()  # SIGTERM to a whole group of processes ends the workers too
     said = errors.read().decode(errors="replace").strip().splitlines()
     raise espeak.EspeakError(said[-1] if said else "a process that speaks the corpus was killed")
 

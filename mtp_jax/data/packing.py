@@ -8,6 +8,7 @@ manifest has other lines for by now: a manifest may be mended, and only what it 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -26,6 +27,7 @@ import soundfile
 import tqdm
 from safetensors import SafetensorError
 
+from mtp_jax import interrupts
 from mtp_jax.audio.reading import AudioError, read_audio
 from mtp_jax.data.checking import check_manifest
 from mtp_jax.data.files import Recording
@@ -72,6 +74,7 @@ def pack(
     Raises:
         DataError: nothing can be read, or the folder holds something else or cannot be written.
         OutputError: the folder cannot be written, as is seen at the start.
+        Interrupted: before another file is begun; the same call goes on with it.
     """
     paths = _check(spec)
     check_writable(folder, "output")
@@ -87,6 +90,7 @@ def pack(
                 workers, multiprocessing.get_context("spawn"), _end_with_parent, (os.getpid(),)
             ) as pool,
             tqdm.tqdm(desc=f"packing {spec}", unit="utterance", delay=2) as bar,
+            _ended_at_once(),
         ):
             running: dict[concurrent.futures.Future[int], int] = {}
             listed = _items(paths)
@@ -96,11 +100,13 @@ def pack(
                 if _digest_of_part(_part(parts, shard)) == digest:
                     bar.update(len(items))
                     continue
+                interrupts.raise_if_requested()
                 made += 1
-                running[pool.submit(_make, folder, shard, items, digest, sample_rate)] = len(items)
-                if len(running) >= 2 * workers:  # the manifest is read no faster than it is packed
-                    _wait(running, bar, concurrent.futures.FIRST_COMPLETED)
-            _wait(running, bar, concurrent.futures.ALL_COMPLETED)
+                with interrupts.shielded():  # a process may be started for it
+                    future = pool.submit(_make, folder, shard, items, digest, sample_rate)
+                running[future] = len(items)
+                _wait(running, 2 * workers - 1, bar)  # the manifest is read as fast as it is packed
+            _wait(running, 0, bar)
         if not shards:
             raise DataError(f"{spec} lists nothing to pack")
         _remove_from(shards, folder)
@@ -116,6 +122,7 @@ def pack(
             " same command goes on; finished files stay"
         ) from error
     except concurrent.futures.BrokenExecutor as error:
+        interrupts.raise_if_requested()  # SIGTERM to a whole group of processes
         raise DataError(
             f"a process that packs {spec} was killed: run the same command again, with fewer"
             " --workers if memory was short"
@@ -302,15 +309,30 @@ def _count(shards: Iterable[Iterable[Utterance | Problem]]) -> tuple[int, int, i
     return sum(map(len, found)) - problems, problems, len(found)
 
 
-def _wait(running: dict[concurrent.futures.Future[int], int], bar: tqdm.tqdm, until: str) -> None:
-    done, _ = concurrent.futures.wait(running, return_when=until)
+def _wait(running: dict[concurrent.futures.Future[int], int], most: int, bar: tqdm.tqdm) -> None:
+    """Returns once no more than `most` are running."""
+    while len(running) > most:
+        first = concurrent.futures.FIRST_COMPLETED
+        done, _ = concurrent.futures.wait(running, timeout=0.2, return_when=first)
+        try:
+            for future in done:
+                bar.update(running.pop(future))
+                future.result()
+        except OSError:
+            for future in running:  # each would fail as this one did
+                future.cancel()
+            raise
+        interrupts.raise_if_requested()
+
+
+@contextlib.contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """Ends worker processes where its body is interrupted: what they have begun is made again."""
     try:
-        for future in done:
-            bar.update(running.pop(future))
-            future.result()
-    except OSError:
-        for future in running:  # each would fail as this one did
-            future.cancel()
+        yield
+    except interrupts.Interrupted:
+        for process in multiprocessing.active_children():
+            process.terminate()
         raise
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mtp_jax import interrupts
 from mtp_jax.data import Batch, Source
 from mtp_jax.decoding import CtcGreedy, NBest, Strategy
 from mtp_jax.distributed import multihost
@@ -99,13 +100,16 @@ def decode_source(
         source: that the rows of `batches` are of.
         batches: each utterance once.
         strategy: what decodes.
+
+    Raises:
+        Interrupted: between two batches, where a command was told to end.
     """
     hypotheses: dict[int, Hypothesis] = {}
     proposed = accepted = np.zeros(1, int)  # broadcast to as many drafts as the strategy has
     steps = limit = rows = 0
     audio = wall = compiling = 0.0
     spell = Speller(runner.tokenizer, strategy)
-    for batch in batches:
+    for batch in interrupts.checked(batches):
         rows = len(batch.index)
         compiling += runner.compile(batch, strategy)
         start = time.perf_counter()

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import tqdm
 
+from mtp_jax import interrupts
 from mtp_jax.audio.log_mel import feature_length
 from mtp_jax.audio.reading import AudioError, change_speed, changed_length
 from mtp_jax.config import Config
@@ -127,6 +128,7 @@ def with_encoder_cache(source: Source, runner: Runner, speeds: Sequence[float] =
 
     Raises:
         DataError: the cache cannot be written.
+        Interrupted: between two batches; what was made is kept.
     """
     config = runner.model.config
     if not config.whisper.cached:
@@ -196,7 +198,7 @@ def _encoded(
     listen = jax.jit(speech_features, static_argnums=0)
     batches = eval_batches(played, runner.tokenizer, config, _BATCH)
     with tqdm.tqdm(total=len(todo), desc=f"encoding {source.title}", dynamic_ncols=True) as bar:
-        for batch in batches:
+        for batch in interrupts.checked(batches):
             batch = batch._replace(tokens=batch.tokens[:, :0])  # fewer shapes to compile
             features, length = jax.device_get(
                 listen(runner.model, runner.params, runner.place(batch))

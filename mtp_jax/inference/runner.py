@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections.abc import Collection
@@ -41,17 +40,30 @@ class Runner:
         mesh: jax.sharding.Mesh,
         imported: Collection[str] = (),
     ) -> None:
-        self.model, self.params, self.tokenizer, self.mesh = model, params, tokenizer, mesh
+        self.model, self.tokenizer, self.mesh = model, tokenizer, mesh
+        self._params: Any = params
+        self._layout: Any = None
         self.imported = frozenset(imported)
         self._programs: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
-    @functools.cached_property
+    @property
+    def params(self) -> Any:
+        """The parameters of the model; others may be set, which programs then take."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Any) -> None:
+        self._params, self._layout = params, None
+
+    @property
     def _laid_out(self) -> Any:
         """The parameters as programs take them: on a CPU laid out for decoding, once."""
-        if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
-            return self.params
-        return for_decoding(self.params, self.model.config.decoder.lora)
+        if self._layout is None:
+            on_cpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
+            lora = self.model.config.decoder.lora
+            self._layout = for_decoding(self.params, lora) if on_cpu else self.params
+        return self._layout
 
     def place(self, batch: Batch) -> Batch:
         """`batch`, which every process has whole, on the devices."""

@@ -119,7 +119,7 @@ class SpeechLlama(nn.Module):
             return Encoded(self.adaptor(x), frames, logits, frames, reading)
         capacity = x.shape[1]
         if not deterministic:
-            capacity = math.ceil(capacity * self.config.adaptor.training_room)
+            capacity = math.ceil(capacity * self.config.adaptor.training_capacity)
         if self.vocabulary.merges is None:
             share, length = label_weights(logits, frames, capacity)
             # In the decoder's own words: it has only to learn to copy.

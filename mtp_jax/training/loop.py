@@ -1,22 +1,18 @@
-"""The training loop: resumable to the bit, stopped by SIGTERM without loss, halted by NaN."""
+"""The training loop: resumable to the bit, stopped by signals without loss, halted by NaN."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
-import math
-import signal
 import time
-from collections.abc import Collection, Iterator
-from types import FrameType
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
-from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 
+from mtp_jax import interrupts
 from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.config import Config, ConfigError
@@ -30,111 +26,22 @@ from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.params import by_path, count, matches, merge
 from mtp_jax.training.initialization import starting_point
+from mtp_jax.training.monitor import LossMonitor
 from mtp_jax.training.mwer import search_seconds
 from mtp_jax.training.optimizer import learning_rate, make_optimizer
 from mtp_jax.training.run_tokenizer import open_tokenizer
 from mtp_jax.training.step import TrainState, init_state, make_train_step
+from mtp_jax.training.stop import Stop
 from mtp_jax.training.word_hashes import Spelling
 
 log = logging.getLogger("mtp_jax")
 
 
-class TrainingStopped(RuntimeError):
-    """Training ended before its last step; the message says why, and how to go on.
-
-    Args:
-        message: one sentence.
-        exit_status: of the command.
-    """
-
-    def __init__(self, message: str, exit_status: int = 1) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status
-
-
-@dataclasses.dataclass
-class LossMonitor:
-    """Scalars of the steps since the last look: kept on the device, checked and logged together.
-
-    Attributes:
-        explosion: head 1's mean loss between two looks may not exceed this multiple of what it
-            was (the whole loss may be near 0 or below it, with MWER).
-    """
-
-    explosion: float
-    pending: list[tuple[int, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
-    mean_loss: float = math.inf
-    audio_seconds: float = 0.0
-    since: float = dataclasses.field(default_factory=time.perf_counter)
-
-    def check(self) -> dict[str, float]:
-        """Means over the pending steps.
-
-        Raises:
-            TrainingStopped: a loss or gradient is not finite, or the loss exploded.
-        """
-        steps = [step for step, _ in self.pending]
-        scalars = jax.device_get([metrics for _, metrics in self.pending])
-        self.pending.clear()
-        for step, values in zip(steps, scalars, strict=True):
-            loss = float(values["loss"])
-            if not (math.isfinite(loss) and math.isfinite(values["gradient_norm"])):
-                raise TrainingStopped(
-                    f"the loss is {loss:g} and the gradient norm {values['gradient_norm']:g} at"
-                    f" step {step}: the last good checkpoint is intact; lower"
-                    " config.optim.learning_rate or config.optim.clip_norm"
-                )
-        means = {k: float(np.mean([s[k] for s in scalars])) for k in scalars[0]}
-        # Means are compared, as one hard batch late in training is no explosion.
-        loss = means["head_1"]
-        if loss > self.explosion * self.mean_loss:
-            raise TrainingStopped(
-                f"head 1's loss rose to {loss:.4g} by step {steps[-1]} from a mean of"
-                f" {self.mean_loss:.4g}: the last good checkpoint is intact; lower"
-                " config.optim.learning_rate, or raise config.train.explosion"
-            )
-        known = math.isfinite(self.mean_loss)
-        self.mean_loss = 0.5 * self.mean_loss + 0.5 * loss if known else loss
-        now = time.perf_counter()
-        means["steps_per_second"] = len(steps) / (now - self.since)
-        means["audio_seconds_per_second"] = sum(float(s["audio_seconds"]) for s in scalars) / (
-            now - self.since
-        )
-        self.since = now
-        return means
-
-
-class Terminated:
-    """Whether SIGTERM has been received; use as a context manager.
-
-    Of several processes one may receive it (a machine is to be taken away): JAX then chooses a
-    step that none has passed, and all stop there.
-    """
-
-    def __enter__(self) -> Terminated:
-        self._received = False
-        self._before: Any = signal.SIG_DFL
-        if jax.process_count() == 1:  # otherwise JAX listens for the signal, from the start
-            self._before = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def at(self, step: int) -> bool:
-        """Whether to stop behind `step`; asked once a step."""
-        if jax.process_count() == 1:
-            return self._received
-        return bool(multihost_utils.reached_preemption_sync_point(step))
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
-
-
 def finished(config: Config, workdir: Workdir) -> bool:
-    """Whether the run has made its last step."""
+    """Whether the run has made its last step, and decoded dev behind it."""
+    last = config.optim.steps * config.optim.accumulate
     with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
-        return checkpoints.latest_step == config.optim.steps * config.optim.accumulate
+        return checkpoints.latest_step == last and _is_evaluated(workdir, last)
 
 
 def train(config: Config, workdir: Workdir) -> Runner:
@@ -144,22 +51,24 @@ def train(config: Config, workdir: Workdir) -> Runner:
         The best checkpoint on dev, ready to decode.
 
     Raises:
-        TrainingStopped: by SIGTERM (after a checkpoint was saved) or by a loss gone wrong.
+        TrainingStopped: a loss went wrong.
+        Interrupted: by Ctrl-C or SIGTERM, after a checkpoint was saved.
     """
+    with interrupts.handled():
+        return _train(config, workdir)
+
+
+def _train(config: Config, workdir: Workdir) -> Runner:
     mesh = sharding.make_mesh(config.mesh)
-    rate = config.front_end.sample_rate
-    source = open_source(config.data.train, config.data, rate)
-    dev = open_source(config.data.dev, config.data, rate)
-    for what, opened in (("training data", source), ("dev data", dev)):
-        multihost.assert_same(
-            what, [len(opened.utterances), sum(u.seconds for u in opened.utterances)]
-        )
+    source, dev = _open_data(config)
     with multihost.process_zero_first("making the tokenizer"):
         tokenizer = open_tokenizer(config, workdir, source)
+    interrupts.raise_if_requested()
     model = make_model(config, tokenizer)
     optimizer = make_optimizer(config.optim)
-    start = starting_point(model, tokenizer, workdir, mesh)
-    state, shardings = init_state(model, optimizer, mesh, *start)
+    state, shardings = init_state(
+        model, optimizer, mesh, *starting_point(model, tokenizer, workdir, mesh)
+    )
     runner = Runner(model, state.model_params, tokenizer, mesh, by_path(state.imported))
     if config.whisper.cached and "whisper" in state.params:
         raise ConfigError(
@@ -168,6 +77,7 @@ def train(config: Config, workdir: Workdir) -> Runner:
     _warn_of_patterns(config, by_path(state.model_params))
     source = with_encoder_cache(source, runner, config.augment.speeds)
     dev = with_encoder_cache(dev, runner)
+    runner.params = None  # the first step donates them
     log.info(
         "%.2f M parameters, %.2f M of them trained, %d devices (%s), %d utterances, %.2f h",
         count(state.model_params) / 1e6,
@@ -181,6 +91,9 @@ def train(config: Config, workdir: Workdir) -> Runner:
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state, shardings)
             log.info("going on from step %d", int(state.step))
+        elif multihost.is_process_zero():
+            workdir.write_dev({})
+        interrupts.raise_if_requested()
         batches, report = train_batches(
             source,
             tokenizer,
@@ -191,13 +104,32 @@ def train(config: Config, workdir: Workdir) -> Runner:
         )
         log.info("%s", report)
         _write_report(workdir, report)
-        state = _loop(
-            config, workdir, checkpoints, runner, dev, state, shardings, optimizer, batches
-        )
+        with contextlib.closing(batches):  # its threads read ahead
+            state = _Loop(config, workdir, checkpoints, runner, dev, optimizer, shardings).run(
+                state, batches
+            )
         _write_report(workdir, report)
         own = merge(state.params, state.frozen), merge(shardings.params, shardings.frozen)
         runner.params = merge(checkpoints.restore_best(*own), state.imported)
     return runner
+
+
+def _open_data(config: Config) -> tuple[Source, Source]:
+    """Training data and dev. Test is opened too: a slip in its name is found before training."""
+    opened = {}
+    for name in ("train", "dev", "test"):
+        interrupts.raise_if_requested()
+        spec, rate = getattr(config.data, name), config.front_end.sample_rate
+        source = opened[name] = open_source(spec, config.data, rate)
+        held = [len(source.utterances), sum(u.seconds for u in source.utterances)]
+        multihost.assert_same(f"{name} data", held)
+    return opened["train"], opened["dev"]
+
+
+def _is_evaluated(workdir: Workdir, step: int) -> bool:
+    """Whether dev was decoded behind `step`. Earlier versions did so before they saved a step."""
+    outcomes = workdir.read_dev()
+    return outcomes is None or step in outcomes
 
 
 def _warn_of_patterns(config: Config, paths: Collection[str]) -> None:
@@ -217,78 +149,137 @@ def _write_report(workdir: Workdir, report: Report) -> None:
 def _board(workdir: Workdir, start: int) -> SummaryWriter:
     """A writer of scalars, which of several processes only the first keeps."""
     if multihost.is_process_zero():
-        return SummaryWriter(str(workdir.tensorboard), purge_step=start)
+        return SummaryWriter(str(workdir.tensorboard), purge_step=start + 1)
     return SummaryWriter(write_to_disk=False)
 
 
-def _loop(
-    config: Config,
-    workdir: Workdir,
-    checkpoints: Checkpoints,
-    runner: Runner,
-    dev: Source,
-    state: TrainState,
-    shardings: Any,
-    optimizer: Any,
-    batches: Iterator[Batch],
-) -> TrainState:
-    """Steps up to the last; the state behind it."""
-    c, last = config.train, config.optim.steps * config.optim.accumulate
-    start = int(state.step)
-    spelling = Spelling.of(runner.tokenizer) if config.mwer.weight else None
-    step_fn = make_train_step(runner.model, optimizer, shardings, spelling)
-    monitor, rate = LossMonitor(c.explosion), learning_rate(config.optim)
-    n_best_timed = False
-    dev_task = Task.of(dev, runner)
-    with (
-        _board(workdir, start) as board,
-        tqdm.tqdm(
-            total=last,
-            initial=start,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not multihost.is_process_zero(),
-        ) as bar,
-        Terminated() as terminated,
-    ):
-        say = bar.write if multihost.is_process_zero() else log.debug
-        for step in range(start, last):
-            batch = multihost.place_share(next(batches), runner.mesh)
-            state, metrics = step_fn(state, batch)
-            done = step + 1
-            monitor.pending.append((done, metrics))
-            bar.update()
-            stop = terminated.at(done)
-            at_dev = done % c.dev_every == 0 or done == last
-            saving = done % c.checkpoint_every == 0 or done == last or stop
-            if done % c.log_every == 0 or at_dev or saving:
-                means = monitor.check()
-                for name, value in means.items():
-                    board.add_scalar(f"train/{name}", value, done)
-                updates = done // config.optim.accumulate
-                board.add_scalar("train/learning_rate", float(rate(updates)), done)
-                bar.set_postfix(loss=f"{means['loss']:.3f}", head_1=f"{means['head_1']:.3f}")
-            if at_dev:
-                runner.params = state.model_params
-                size = max(config.evaluation.batch_sizes)
-                outcome = decode_source(runner, dev, dev_task.batches(size), Greedy())
-                wer = word_error_rate(outcome, config.evaluation.normalizer)
-                board.add_scalar("dev/wer", wer, done)
-                say(f"step {done}: loss {means['loss']:.3f}, dev WER {wer:.2f} %")
-                checkpoints.save_best(state, wer)
-                if spelling and not n_best_timed:
-                    n_best_timed = True
-                    seconds = search_seconds(runner.model, state.model_params, batch)
-                    share = seconds * means["steps_per_second"]
-                    board.add_scalar("train/nbest_share", share, done)
-                    say(f"making n-best lists takes about {100 * share:.0f} % of a step")
-                monitor.since = time.perf_counter()
-            if saving:
-                checkpoints.save(state)
-            if stop:
-                checkpoints.wait()
-                raise TrainingStopped(
-                    f"SIGTERM: step {done} is saved, and the same command goes on from there",
-                    exit_status=128 + signal.SIGTERM,
-                )
-    return state
+class _Loop:
+    """The steps of a run, and what is between them.
+
+    Args:
+        config: of the run; `workdir` and `checkpoints`: where it is saved.
+        runner: decodes dev. It holds parameters only while it does: each step donates them.
+        dev: the data that chooses the best checkpoint.
+        optimizer: of the run; `shardings`: of its state.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Workdir,
+        checkpoints: Checkpoints,
+        runner: Runner,
+        dev: Source,
+        optimizer: Any,
+        shardings: Any,
+    ) -> None:
+        self._config, self._workdir, self._checkpoints = config, workdir, checkpoints
+        self._runner, self._dev, self._stop = runner, dev, Stop()
+        self._last = config.optim.steps * config.optim.accumulate
+        self._spelling = Spelling.of(runner.tokenizer) if config.mwer.weight else None
+        self._step_fn = make_train_step(runner.model, optimizer, shardings, self._spelling)
+        self._monitor = LossMonitor(config.train.max_loss_ratio)
+        self._rate = learning_rate(config.optim)
+
+    def run(self, state: TrainState, batches: Iterator[Batch]) -> TrainState:
+        """Steps up to the last; the state behind it.
+
+        Raises:
+            Interrupted: once the state is saved.
+            TrainingStopped: a loss went wrong.
+        """
+        c, start = self._config.train, int(state.step)
+        n_best_timed = self._spelling is None
+        with (
+            _board(self._workdir, start) as self._board,
+            tqdm.tqdm(
+                total=self._last,
+                initial=start,
+                unit="step",
+                dynamic_ncols=True,
+                disable=not multihost.is_process_zero(),
+            ) as self._bar,
+            interrupts.deferred(),  # self._stop decides
+        ):
+            try:
+                if self._has_dev(start) and not _is_evaluated(self._workdir, start):
+                    self._evaluate(state)  # which was stopped
+                for done in range(start + 1, self._last + 1):
+                    batch = multihost.place_share(next(batches), self._runner.mesh)
+                    state, metrics = self._step_fn(state, batch)
+                    self._monitor.pending.append((done, metrics))
+                    self._bar.update()
+                    has_dev = self._has_dev(done)
+                    saving = done % c.checkpoint_every == 0 or done == self._last
+                    if done % c.log_every == 0 or has_dev or saving:
+                        means = self._log(done)
+                    if saving:
+                        self._checkpoints.save(state)
+                    self._stop.raise_if_requested()
+                    if has_dev:
+                        self._evaluate(state)
+                        if not n_best_timed:
+                            self._time_n_best(state, batch, means["steps_per_second"])
+                            n_best_timed = True
+                        self._monitor.since = time.perf_counter()
+            except interrupts.Interrupted as stopped:
+                if self._monitor.pending:  # a state that went wrong is not saved
+                    self._log(int(state.step))
+                self._checkpoints.save(state)
+                self._checkpoints.wait()
+                saved = f"step {int(state.step)} is saved, and the same command goes on from there"
+                raise interrupts.Interrupted(stopped.number, saved) from None
+        return state
+
+    def _has_dev(self, step: int) -> bool:
+        """Whether dev is decoded behind `step`."""
+        return step > 0 and (step % self._config.train.dev_every == 0 or step == self._last)
+
+    def _log(self, step: int) -> dict[str, float]:
+        """Checks and writes the scalars of the steps since the last time; their means.
+
+        Raises:
+            TrainingStopped: a loss went wrong.
+        """
+        means = self._monitor.check()
+        for name, value in means.items():
+            self._board.add_scalar(f"train/{name}", value, step)
+        updates = step // self._config.optim.accumulate
+        self._board.add_scalar("train/learning_rate", float(self._rate(updates)), step)
+        self._bar.set_postfix(loss=f"{means['loss']:.3f}", head_1=f"{means['head_1']:.3f}")
+        return means
+
+    def _evaluate(self, state: TrainState) -> None:
+        """Decodes dev, and offers the parameters as the best.
+
+        Raises:
+            Interrupted: between two batches.
+        """
+        step, options = int(state.step), self._config.evaluation
+        self._runner.params = state.model_params
+        try:
+            batches = Task.of(self._dev, self._runner).batches(max(options.batch_sizes))
+            outcome = decode_source(self._runner, self._dev, self._until_stop(batches), Greedy())
+        finally:
+            self._runner.params = None
+        wer = word_error_rate(outcome, options.normalizer)
+        self._board.add_scalar("dev/wer", wer, step)
+        self._say(f"step {step}: dev WER {wer:.2f} %")
+        self._checkpoints.save_best(state, wer)
+        if multihost.is_process_zero():
+            self._workdir.write_dev((self._workdir.read_dev() or {}) | {step: wer})
+
+    def _until_stop(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._stop.raise_if_requested()
+            yield batch
+
+    def _time_n_best(self, state: TrainState, batch: Batch, steps_per_second: float) -> None:
+        seconds = search_seconds(self._runner.model, state.model_params, batch)
+        share = seconds * steps_per_second
+        self._board.add_scalar("train/nbest_share", share, int(state.step))
+        self._say(f"making n-best lists takes about {100 * share:.0f} % of a step")
+
+    def _say(self, sentence: str) -> None:
+        if multihost.is_process_zero():
+            self._bar.write(sentence)
