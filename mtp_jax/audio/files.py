@@ -139,6 +139,10 @@ def _open(
             ) from None
         if not container.streams.audio:
             raise AudioError(f"{name} holds no audio, only other streams: leave it out")
+        if container.streams.audio[0].codec_context is None:  # a codec that FFmpeg has no name for
+            raise AudioError(
+                f"{name} holds audio of an unknown kind: convert it to WAV or FLAC, or leave it out"
+            )
         file = _FFmpeg(container, stream)
         if file.rate == 0:
             raise AudioError(_empty(name))
