@@ -55,12 +55,39 @@ def test_a_manifest_lists_what_it_says(tmp_path):
         np.testing.assert_array_equal(source.waveform(i), wave)
 
 
-@pytest.mark.parametrize("duration", [0.001, 0.25, 100, None, -1, "long"])
-def test_the_duration_of_a_whole_file_is_not_believed(tmp_path, duration):
-    wave = write(tmp_path / "a.wav", 4000)
-    source = open_source(manifest(tmp_path, entry("a.wav", duration=duration)), DATA, RATE)
-    assert source.utterances[0].seconds == 0.25
-    np.testing.assert_array_equal(source.waveform(0), wave)
+def test_a_duration_without_an_offset_is_the_start_of_the_file(tmp_path):
+    wave = write(tmp_path / "a.wav", 8000)
+    spec = manifest(tmp_path, *(entry("a.wav", duration=x) for x in (0.25, 100, None)))
+    source = open_source(spec, DATA, RATE)
+    for i, samples in enumerate((4000, 8000, 8000)):
+        assert source.utterances[i].seconds == samples / RATE
+        np.testing.assert_array_equal(source.waveform(i), wave[:samples])
+
+
+def test_half_a_character_and_fields_of_others_are_named(tmp_path):
+    write(tmp_path / "a.wav", 4000)
+    spec = manifest(
+        tmp_path,
+        entry("a.wav"),
+        entry("a.wav", text="left \ud83d now"),
+        entry("a.wav", id="a\ud83d"),
+        {"audio": "a.wav", "transcript": "left"},
+        entry("a.wav", duration="long"),
+    )
+    source = open_source(spec, DATA, RATE)
+    assert [u.id for u in source.utterances] == ["a.wav"]
+    assert {p.id: (p.reason, p.detail) for p in source.problems} == {
+        "line 2": ("wrong field", "text holds half of a character (a lone surrogate)"),
+        "line 3": ("wrong field", "id holds half of a character (a lone surrogate)"),
+        "line 4": (
+            "wrong field",
+            "audio_filepath is missing or not a string; the line has audio, transcript instead",
+        ),
+        "line 5": ("wrong field", "duration is 'long', not a number of seconds"),
+    }
+    report = str(Report(source.title, 1, source.problems))
+    assert "4 wrong field (line 2: text holds half of a character" in report
+    report.encode()
 
 
 def test_texts_are_made_plain_when_asked(tmp_path):
@@ -155,7 +182,7 @@ def test_bad_items_are_skipped_counted_and_named(tmp_path):
     assert len(source.problems) == 18
     report = Report(source.title, 1, source.problems)
     assert report.to_json()["skipped"]["unreadable audio"] == 3
-    assert "7 wrong field (line 3, line 4, line 5, ...)" in str(report)
+    assert "7 wrong field (line 3: the line is not a JSON object, line 4: audio" in str(report)
     assert json.loads(json.dumps(report.to_json()))["problems"][0]["id"] == "line 2"
 
 
@@ -200,6 +227,22 @@ def test_a_librispeech_tree(tmp_path):
         for i, u in enumerate(source.utterances):
             assert (u.text, u.speaker) == (f"TEXT OF {u.id}", u.id.split("-")[0])
             np.testing.assert_array_equal(source.waveform(i), waves[u.id])
+
+
+def test_a_byte_order_mark_in_a_transcript_is_no_text(tmp_path):
+    waves = librispeech(tmp_path)
+    transcript = tmp_path / "dev-clean" / "84" / "1" / "84-1.trans.txt"
+    transcript.write_bytes(b"\xef\xbb\xbf" + transcript.read_bytes())
+    source = open_source(str(tmp_path), DATA, RATE)
+    assert [u.id for u in source.utterances] == sorted(waves) and not source.problems
+
+
+def test_half_a_recording_is_not_trained_on(tmp_path):
+    write(tmp_path / "a.wav", 8000)
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:8000])
+    source = open_source(manifest(tmp_path, entry("a.wav")), DATA, RATE)
+    with pytest.raises(AudioError, match=r"a\.wav is damaged or cut off: 0\.3 s are missing"):
+        source.waveform(0)
 
 
 def test_bad_items_of_a_librispeech_tree(tmp_path):

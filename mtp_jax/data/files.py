@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtp_jax.audio.reading import AudioError, audio_seconds, read_audio
+from mtp_jax.audio.reading import AudioError, audio_seconds, read_audio, refuse
 from mtp_jax.data.source import Problem, Source, Utterance
 
 
@@ -41,14 +41,14 @@ def file_source(
     sample_rate: int,
     workers: int,
 ) -> Source:
-    """A source of `recordings`, whose true lengths are read from the files' headers.
+    """A source of `recordings`, whose true lengths are read from the files.
 
     Args:
         name: of the source.
         recordings: in the order of the source.
         problems: those found by whoever listed them.
         sample_rate: Hz of the waveforms.
-        workers: threads that read headers.
+        workers: threads that read them.
     """
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         lengths = list(pool.map(_seconds, recordings))
@@ -57,8 +57,9 @@ def file_source(
     utterances = [Utterance(r.id, r.text, x, r.speaker, r.lang) for r, x in good]
 
     def waveform(i: int) -> np.ndarray:
-        recording = good[i][0]
-        return read_audio(recording.path, sample_rate, recording.offset, recording.duration)
+        r = good[i][0]
+        # A text of the whole does not go with a part of its audio.
+        return read_audio(r.path, sample_rate, r.offset, r.duration, warn=refuse)
 
     def digest(i: int) -> str:
         recording = good[i][0]

@@ -29,7 +29,7 @@ def read_tree(root: Path) -> tuple[list[Recording], list[Problem]]:
         chapter = transcript.parent
         untold = {file.stem: file for file in sorted(chapter.glob("*.flac"))}
         try:
-            lines = transcript.read_text(encoding="utf-8").splitlines()
+            lines = transcript.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             problems.append(Problem(str(transcript), "unreadable transcript", str(error)))
             continue

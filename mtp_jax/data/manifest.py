@@ -1,9 +1,8 @@
 """Manifests as NVIDIA NeMo writes them: a JSON object a line.
 
 ``audio_filepath`` (relative to the manifest, or absolute) and ``text`` are needed; ``speaker``,
-``lang`` and ``id`` may be given. With ``offset`` a line is the part of its file that starts
-there and lasts ``duration`` seconds. Without, it is the whole file, and ``duration`` is not
-believed: the audio tells its own length.
+``lang`` and ``id`` may be given. A line is the part of its file that starts at ``offset``, 0 by
+default, and lasts ``duration`` seconds, or as long as the audio does if that is less.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from typing import Any
 
 from mtp_jax.data.files import Recording
 from mtp_jax.data.source import DataError, Problem
+
+_FIELDS = ("audio_filepath", "text", "id", "speaker", "lang", "offset", "duration")
 
 
 def read_manifest(path: Path) -> tuple[list[Recording], list[Problem]]:
@@ -60,7 +61,14 @@ def _recording(entry: Any, folder: Path) -> Recording:
         raise DataError("the line is not a JSON object")
     for field in ("audio_filepath", "text"):
         if not isinstance(entry.get(field), str):
-            raise DataError(f"{field} is missing or not a string")
+            others = ", ".join(str(key) for key in entry if key not in _FIELDS)
+            instead = f"; the line has {others} instead" if others and field not in entry else ""
+            raise DataError(f"{field} is missing or not a string{instead}")
+    for field in _FIELDS[:5]:
+        try:
+            str(entry.get(field, "")).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{field} holds half of a character (a lone surrogate)") from None
     file = entry["audio_filepath"]
     offset = _number(entry, "offset")
     name = file if offset is None else f"{file}@{offset:g}"
@@ -71,7 +79,7 @@ def _recording(entry: Any, folder: Path) -> Recording:
         speaker=str(entry.get("speaker", "")),
         lang=str(entry.get("lang", "")),
         offset=offset or 0.0,
-        duration=None if offset is None else _number(entry, "duration"),
+        duration=_number(entry, "duration"),
     )
 
 

@@ -28,7 +28,7 @@ import tqdm
 from safetensors import SafetensorError
 
 from mtp_jax import interrupts
-from mtp_jax.audio.reading import AudioError, read_audio
+from mtp_jax.audio.reading import AudioError, read_audio, refuse
 from mtp_jax.data.checking import check_manifest
 from mtp_jax.data.files import Recording
 from mtp_jax.data.librispeech import read_tree
@@ -277,7 +277,7 @@ def _record(recording: Recording, sample_rate: int) -> tuple[Utterance, bytes] |
         return Problem(recording.id, "missing file", str(recording.path))
     r = recording
     try:
-        audio = read_audio(r.path, sample_rate, r.offset, r.duration)
+        audio = read_audio(r.path, sample_rate, r.offset, r.duration, warn=refuse)
     except AudioError as error:
         return Problem(r.id, "unreadable audio", str(error))
     file = io.BytesIO()

@@ -8,17 +8,14 @@ that a run begins without listing a folder or opening a file of audio; `packing`
 from __future__ import annotations
 
 import functools
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-import soxr
 
-from mtp_jax.audio.reading import AudioError
+from mtp_jax.audio.reading import AudioError, read_audio, refuse
 from mtp_jax.data.source import DataError, Problem, Source, Utterance
 from mtp_jax.data.views import View
 
@@ -161,7 +158,7 @@ def record_source(folder: Path, sample_rate: int) -> Source:
     """
     arrays = read_index(folder / INDEX)
     utterances = _utterances(arrays)
-    ends, rate = np.cumsum(arrays["sizes"]), int(arrays["sample_rate"])
+    ends = np.cumsum(arrays["sizes"])
 
     @functools.lru_cache(maxsize=_OPEN_FILES)
     def reader(shard: int) -> Any:
@@ -173,18 +170,13 @@ def record_source(folder: Path, sample_rate: int) -> Source:
     def waveform(i: int) -> np.ndarray:
         shard = int(np.searchsorted(ends, i, side="right"))
         place = i - (int(ends[shard - 1]) if shard else 0)
+        name = f"record {place} of {folder / shard_name(shard)}"
         try:
             [record] = reader(shard).read([place])
-            audio, _ = soundfile.read(io.BytesIO(record), dtype="int16")
         except (RuntimeError, IndexError, OSError, ValueError, TypeError) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise AudioError(
-                f"record {place} of {folder / shard_name(shard)} cannot be read: {said}"
-            ) from None
-        if rate != sample_rate:
-            wave = soxr.resample(audio.astype(np.float32), rate, sample_rate)
-            audio = np.clip(np.rint(wave), -(2**15), 2**15 - 1).astype(np.int16)
-        return np.asarray(audio)
+            raise AudioError(f"{name} cannot be read: {said}") from None
+        return read_audio(record, sample_rate, name=name, warn=refuse)
 
     left_out = int(arrays["left_out"])
     problems = [Problem(f"{left_out} items", "left out in packing")] if left_out else []

@@ -93,9 +93,11 @@ class Report:
         """How many were skipped and why, with three names a reason; "none" if none was."""
         reasons = []
         for reason, count in self.counts().items():
-            names = [p.id for p in self.problems if p.reason == reason][:3]
-            more = ", ..." if count > len(names) else ""
-            reasons.append(f"{count} {reason} ({', '.join(names)}{more})")
+            alike = [p for p in self.problems if p.reason == reason][:3]
+            # A line has no name that tells what is wrong with it.
+            told = [f"{p.id}: {p.detail}" if reason == "wrong field" else p.id for p in alike]
+            more = ", ..." if count > len(told) else ""
+            reasons.append(f"{count} {reason} ({', '.join(told)}{more})")
         return "; ".join(reasons) or "none"
 
     def __str__(self) -> str:

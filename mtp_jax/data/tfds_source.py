@@ -7,7 +7,6 @@ Audio feature, as its catalogue's librispeech does: that imports TensorFlow.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-import soxr
 import tensorflow_datasets as tfds
 import tqdm
 
-from mtp_jax.audio.reading import AudioError
+from mtp_jax.audio.reading import AudioError, array_blocks, audio_seconds, read_audio, refuse
+from mtp_jax.audio.waveform import to_int16
 from mtp_jax.data.source import DataError, Problem, Source, Utterance
 
 # Names under which catalogue datasets keep things, the likeliest first.
@@ -158,39 +156,19 @@ class _Decoder:
 
     def waveform(self, example: dict[str, Any], name: str) -> np.ndarray:
         """int16[T] at the sample rate asked for."""
-        audio, rate = example[self._audio], self._stored_rate
+        audio, title = example[self._audio], f"the audio of {name} in {self._name}"
         if isinstance(audio, bytes):
-            try:
-                audio, rate = soundfile.read(io.BytesIO(audio), dtype="int16")
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise AudioError(f"the audio of {name} in {self._name}: {error}") from None
+            return read_audio(audio, self._rate, name=title, warn=refuse)
+        audio = np.asarray(audio)
+        if audio.dtype.kind in "iu":  # 16-bit steps in a wider type
+            audio = to_int16(audio)
         try:
-            return _pcm(np.asarray(audio), rate, self._rate)
+            return np.concatenate(list(array_blocks(audio, self._stored_rate, self._rate)))
         except AudioError as error:
-            raise AudioError(f"the audio of {name} in {self._name} {error}") from None
+            raise AudioError(f"{title}: {error}") from None
 
     def _seconds(self, audio: Any) -> float:
-        if not isinstance(audio, bytes):
-            return len(audio) / self._stored_rate
-        try:
-            info = soundfile.info(io.BytesIO(audio))
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise AudioError(str(error)) from None
-        return float(info.frames / info.samplerate)
-
-
-def _pcm(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """int16[T] at `sample_rate` of [T] or [T, channels]: floats within 1, or 16-bit integers."""
-    if audio.dtype == np.int16 and audio.ndim == 1 and rate == sample_rate:
-        return audio
-    wave = audio.astype(np.float32) * (2**15 if audio.dtype.kind == "f" else 1)
-    if wave.ndim == 2:
-        wave = wave.mean(axis=1)
-    if not np.isfinite(wave).all():
-        raise AudioError("holds samples that are not finite numbers")
-    if rate != sample_rate:
-        wave = soxr.resample(wave, rate, sample_rate)
-    return np.clip(np.round(wave), -(2**15), 2**15 - 1).astype(np.int16)
+        return audio_seconds(audio) if isinstance(audio, bytes) else len(audio) / self._stored_rate
 
 
 def _audible(key: str, feature: Any) -> bool:

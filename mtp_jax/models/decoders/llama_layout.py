@@ -1,4 +1,4 @@
-"""Parameters of the decoder with one array per layer, so that no call copies a layer out of a stack.
+"""Parameters of the decoder with one array per layer: no call copies a layer out of a stack.
 
 Training stacks the layers, and a program that loops over a stack copies every layer out of it at
 each call, which takes about as long as the products. For decoding, each layer has arrays of its
