@@ -1,6 +1,7 @@
 """The training loop and the two commands, on a tiny model and a tiny corpus."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -162,6 +163,97 @@ def test_sigterm_saves_the_step_it_came_in(config, uninterrupted, tmp_path, monk
         assert checkpoints.latest_step == 4
     train(config, tmp_path)
     assert final_state(config, tmp_path) == final_state(config, uninterrupted)
+
+
+def terminate_in_dev(monkeypatch: pytest.MonkeyPatch, at: int | None) -> list[int]:
+    """SIGTERM in the first batch of the evaluation of dev with that number.
+
+    Returns:
+        For each batch of dev that is decoded from now on the number of its evaluation.
+    """
+    decoded, evaluations = [], itertools.count()
+    decode = loop.decode_source
+
+    def stopped(runner, source, batches, strategy):
+        evaluation = next(evaluations)
+
+        def counted():
+            for batch in batches:
+                if evaluation == at:
+                    terminate()
+                decoded.append(evaluation)
+                yield batch
+
+        return decode(runner, source, counted(), strategy)
+
+    monkeypatch.setattr(loop, "decode_source", stopped)
+    return decoded
+
+
+def test_sigterm_in_dev_saves_first_and_dev_is_redone(config, tmp_path, monkeypatch):
+    two = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, dev_every=3, checkpoint_every=4),
+        evaluation=dataclasses.replace(config.evaluation, batch_sizes=(4,)),
+    )
+    train(two, tmp_path / "undisturbed")
+    disturbed = Workdir(tmp_path / "disturbed")
+    for at, step in enumerate((3, STEPS)):  # the second time, that of step 3 is redone first
+        with monkeypatch.context() as patch:
+            decoded = terminate_in_dev(patch, at)
+            with pytest.raises(Interrupted, match=f"SIGTERM: step {step} is saved"):
+                train(two, disturbed.path)
+        assert decoded.count(at) == 1  # of two
+        assert step not in disturbed.read_dev()
+        assert not loop.finished(two, disturbed)
+        with Checkpoints(disturbed.path) as checkpoints:
+            assert checkpoints.latest_step == step
+    train(two, disturbed.path)
+    assert loop.finished(two, disturbed)
+    assert final_state(two, disturbed.path) == final_state(two, tmp_path / "undisturbed")
+    assert disturbed.read_dev() == Workdir(tmp_path / "undisturbed").read_dev()
+    assert sorted(disturbed.read_dev()) == [3, STEPS]
+    best = []
+    for path in (disturbed.path, tmp_path / "undisturbed"):
+        with Checkpoints(path) as checkpoints:
+            best.append(checkpoints.best())
+    assert best[0] == best[1]
+
+
+def test_sigterm_at_a_step_that_dev_follows_decodes_nothing(config, tmp_path, monkeypatch):
+    decoded = terminate_in_dev(monkeypatch, None)
+    with pytest.raises(Interrupted, match=f"step {STEPS} is saved"):
+        train(config, tmp_path, monkeypatch, STEPS, terminate)
+    assert decoded == []
+
+
+def test_nothing_holds_parameters_that_a_step_has_donated(config, tmp_path, monkeypatch):
+    runners, held = [], []
+
+    class Kept(loop.Runner):
+        def __init__(self, *args):
+            super().__init__(*args)
+            runners.append(self)
+
+    monkeypatch.setattr(loop, "Runner", Kept)
+    often = dataclasses.replace(config.train, dev_every=2)
+    make = loop.make_train_step
+
+    def making(*args):
+        step_fn = make(*args)
+
+        def step(state, batch):
+            done = step_fn(state, batch)
+            held.extend(x.is_deleted() for x in jax.tree.leaves(runners[0].params))
+            return done
+
+        return step
+
+    monkeypatch.setattr(loop, "make_train_step", making)
+    train(dataclasses.replace(config, train=often), tmp_path)
+    assert len(runners) == 1
+    assert not any(held)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(runners[0].params))
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(
