@@ -143,15 +143,13 @@ def run(
         wrong, 75 where another process of the run is gone, 130 after Ctrl-C, 143 after SIGTERM.
     """
     status = 0
-    terminal.show_every_character()
+    terminal.prepare()
 
     def guarded(argv: list[str]) -> None:
         nonlocal status
         _quiet()
         status = _guard(main, argv, goes_on)
-        if failure := terminal.output_failure():
-            print(f"error: {failure}", file=sys.stderr)
-            status = status or 1
+        terminal.finish()
 
     # What comes after the command is no loop: there a signal ends the process, without a trace.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -218,7 +216,9 @@ def _guard(
     from mtp_jax.errors import expected  # imported late, as above
 
     try:
-        return main(argv) or 0
+        status = main(argv) or 0
+        sys.stdout.flush()  # here, where its failure gets a sentence
+        return status
     except (flags.Error, ConfigError) as error:
         return _refuse(_sentence(error), 2)
     except interrupts.Interrupted as stopped:
@@ -228,8 +228,6 @@ def _guard(
     except expected() as error:
         return _refuse(_sentence(error), getattr(error, "exit_status", 1))
     except OSError as error:
-        if failure := terminal.output_failure():
-            return _refuse(failure, 1)
         if error.errno in _NO_SPACE:
             more = "; the same command then goes on where it stopped" if goes_on() else ""
             where = error.filename or "a file"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import os
 import sys
+from typing import Any
+
+from mtp_jax.paths import OutputError
 
 _ESCAPE = "mtp_jax.escape"
 
@@ -17,27 +21,60 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-def show_every_character() -> None:
-    r"""Has standard output and error write what they cannot encode as JSON does, ``\u00fc``.
+class _Raw(io.RawIOBase):
+    """A file descriptor that fails once with a sentence, or never, and takes all after that.
 
-    So an ASCII terminal, or a name that is not Unicode, ends no command; and JSON stays JSON.
+    So neither a traceback follows the sentence, nor does Python fail again as it ends.
+    """
+
+    def __init__(self, descriptor: int, reports: bool) -> None:
+        self._descriptor, self._reports, self._failed = descriptor, reports, False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, content: Any) -> int:
+        if not self._failed:
+            try:
+                return os.write(self._descriptor, content)
+            except OSError as error:
+                self._failed = True
+                if self._reports:
+                    raise OutputError(
+                        f"what is printed cannot be written ({error.strerror}): see to standard"
+                        " output"
+                    ) from None
+        return memoryview(content).nbytes
+
+
+def prepare() -> None:
+    r"""Has standard output and error show every character, and fail with a sentence if at all.
+
+    What they cannot encode is written as JSON does, ``\u00fc``: an ASCII terminal, or a name that
+    is not Unicode, ends no command, and JSON stays JSON. Output that cannot be written raises
+    `OutputError`; messages that cannot be written are lost, and the work goes on.
     """
     codecs.register_error(_ESCAPE, _escape)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_ESCAPE)
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _over(sys.stdout, reports=True)
+    if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = _over(sys.stderr, reports=False)
 
 
-def output_failure() -> str | None:
-    """Writes out what was printed; why that failed, None if it did not.
+def _over(stream: io.TextIOWrapper, reports: bool) -> io.TextIOWrapper:
+    stream.flush()
+    raw = _Raw(stream.fileno(), reports)
+    lines = raw.isatty() or not reports
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, _ESCAPE, line_buffering=lines)
 
-    What was not written is given up, so that Python does not fail over it again as it ends.
-    """
-    try:
+
+def finish() -> None:
+    """Writes out what was printed, where its failure is not news any more."""
+    with contextlib.suppress(OutputError):
         sys.stdout.flush()
-    except OSError as error:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # a device, not a path
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        sys.stdout.flush()
-        return f"what is printed cannot be written ({error.strerror}): see to standard output"
-    return None
