@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from mtp_jax import interrupts, terminal
 from mtp_jax.config import Config, ConfigError, check_field, from_config_dict, load_config
 from mtp_jax.flag_checks import refuse_empty
+from mtp_jax.paths import OutputError
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -149,7 +150,6 @@ def run(
         nonlocal status
         _quiet()
         status = _guard(main, argv, goes_on)
-        terminal.finish()
 
     # What comes after the command is no loop: there a signal ends the process, without a trace.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -158,6 +158,10 @@ def run(
             app.run(guarded, flags_parser=_parse)
         except SystemExit as stop:
             status = status or int(stop.code or 0)
+        try:
+            sys.stdout.flush()
+        except OutputError as error:
+            status = status or _refuse(_sentence(error), 1)
         _leave(status)
     return status
 
@@ -216,9 +220,7 @@ def _guard(
     from mtp_jax.errors import expected  # imported late, as above
 
     try:
-        status = main(argv) or 0
-        sys.stdout.flush()  # here, where its failure gets a sentence
-        return status
+        return main(argv) or 0
     except (flags.Error, ConfigError) as error:
         return _refuse(_sentence(error), 2)
     except interrupts.Interrupted as stopped:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import io
 import json
 import os
@@ -72,9 +71,3 @@ def _over(stream: io.TextIOWrapper, reports: bool) -> io.TextIOWrapper:
     raw = _Raw(stream.fileno(), reports)
     lines = raw.isatty() or not reports
     return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, _ESCAPE, line_buffering=lines)
-
-
-def finish() -> None:
-    """Writes out what was printed, where its failure is not news any more."""
-    with contextlib.suppress(OutputError):
-        sys.stdout.flush()
