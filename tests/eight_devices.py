@@ -29,7 +29,7 @@ from mtp_jax import config as configs
 from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads, Mwer, Optim
 from mtp_jax.data import Batch, Source, Utterance
-from mtp_jax.decoding import BeamSearch, Greedy, PrefixBeam, Threshold, Verify
+from mtp_jax.decoding import BeamSearch, CtcGreedy, Greedy, PrefixBeam, Threshold, Verify
 from mtp_jax.distributed.sharding import (
     MeshError,
     batch_divisor,
@@ -85,7 +85,7 @@ RUNS = {
     "data_and_tensor": (PLAIN, configs.Mesh(data=4, tensor=2)),
 }
 STRATEGIES = {
-    "ctc": None,
+    "ctc": CtcGreedy(),
     "greedy": Greedy(),
     "threshold": Threshold(0.1),
     "verify": Verify(),
