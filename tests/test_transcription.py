@@ -315,7 +315,7 @@ def test_wrong_samples_get_a_sentence(model, samples, rate, said):
 
 
 def test_an_unknown_strategy_is_refused(model):
-    with pytest.raises(ValueError, match="'fast' is not one of greedy"):
+    with pytest.raises(ValueError, match="'fast' is not one of ctc, greedy"):
         model.transcribe(np.zeros(999, np.int16), rate=RATE, strategy="fast")
 
 
