@@ -63,10 +63,11 @@ def main(argv: list[str]) -> int:
             error.name,
         )
         return 1
-    from mtp_jax.checkpoints.workdir import Workdir
+    from mtp_jax.inference.model_folder import open_model_folder
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
 
-    cli.start_jax(Workdir(_MODEL.value).read_config())  # before anything asks for a device
+    workdir = open_model_folder(_MODEL.value)
+    cli.start_jax(workdir.read_config())  # before anything asks for a device
     model = load(_MODEL.value, batch_size=_BATCH.value, encoder=_ENCODER.value)
     for name in (_STRATEGY.value, *warm):
         model.strategy(name)  # says if it is not one for this model

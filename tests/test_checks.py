@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import Data
 from mtp_jax.data import DataError, check_sources
+from mtp_jax.inference import load as load_module
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import model_digest, open_model_folder
 from mtp_jax.paths import OutputError, check_writable, check_writable_file, write_whole
 from mtp_jax.pretrained import exported
 from mtp_jax.pretrained.exported import export
+from mtp_jax.transcription import loading
 from tests.commands import run
 from tests.models import tiny_workdir
 
@@ -96,8 +99,8 @@ def test_commands_refuse_before_they_load_a_model(workdir, command, flags, said,
     def loaded(*unused, **also):
         raise AssertionError
 
-    monkeypatch.setattr("mtp_jax.inference.load.load", loaded)
-    monkeypatch.setattr("mtp_jax.transcription.loading.load", loaded)
+    for module in (loading, load_module):  # commands import them when they are called
+        monkeypatch.setattr(module, "load", loaded)
     done = run(command, f"--workdir={workdir}", *flags)
     assert done.status in (1, 2)
     assert said in done.err
@@ -123,8 +126,6 @@ def test_a_model_of_another_program_is_named(tmp_path, config, said):
 
 
 def test_a_model_is_known_by_what_decides_its_texts(workdir, tmp_path):
-    import shutil
-
     digest = model_digest(Workdir(workdir))
     copy = Workdir(shutil.copytree(workdir, tmp_path / "copy"))
     (copy.path / "results.json").write_text("{}")

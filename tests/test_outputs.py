@@ -11,6 +11,7 @@ from mtp_jax.transcription import marks, outputs
 from mtp_jax.transcription.finding import Task, find, shown
 from mtp_jax.transcription.marks import Model, mark_path, read_mark
 from mtp_jax.transcription.outputs import Clash, State
+from mtp_jax.transcription.results import Transcript
 from tests.test_transcription import transcript
 
 MODEL = Model("a model", "Verify()")
@@ -27,10 +28,10 @@ def planned(task: Task, folder: Path, model: Model = MODEL, overwrite: bool = Fa
     return outputs.plan([task], folder, ["txt"], model, overwrite)
 
 
-def finish(task: Task, folder: Path, model: Model = MODEL) -> Path:
+def finish(task: Task, folder: Path, model: Model = MODEL, text: Transcript = TEXT) -> Path:
     [job] = planned(task, folder, model).jobs
     job.begin()
-    outputs.write(TEXT, job, model)
+    outputs.write(text, job, model)
     return folder / "sub" / "a.txt"
 
 
@@ -48,10 +49,9 @@ def test_names_that_would_collide_are_kept_apart(tmp_path):
     assert not found.missing
     whole = [f"{tmp_path}/{d}/talk.wav".lstrip("/") for d in "xy"]
     assert [str(task.name) for task in found.tasks] == [*whole, "other", "talk.mp3"]
-    names = [
-        str(task.name) for task in find([str(tmp_path / "[xy]/o*"), str(tmp_path / "y/O*")]).tasks
-    ]
-    assert names == ["other.wav", "OTHER.wav"]
+    cased = find([str(tmp_path / "[xy]/o*"), str(tmp_path / "y/O*")]).tasks
+    whole = [f"{tmp_path}/{name}".lstrip("/") for name in ("x/other.wav", "y/OTHER.wav")]
+    assert [str(task.name) for task in cased] == whole  # one file where case does not count
     assert shown("a\nb\udcff") == "a\\nb\\xff"
 
 
@@ -126,7 +126,8 @@ def test_killed_at_any_moment_it_is_done_again(task, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    for model in (MODEL, Model("another", "Verify()")):
+    other = Model("another", "Verify()"), transcript(("b", 0, 1))
+    for model, text in ((MODEL, TEXT), other):
         for survives in (0, 1):
             left = [survives]
 
@@ -138,11 +139,11 @@ def test_killed_at_any_moment_it_is_done_again(task, tmp_path, monkeypatch):
 
             monkeypatch.setattr(marks, "write_whole", write_whole)
             with pytest.raises(Killed):
-                finish(task, out, model)
+                finish(task, out, model, text)
             plan = planned(task, out, model)
             assert not plan.clashes and not plan.finished
         monkeypatch.setattr(marks, "write_whole", real)
-        finish(task, out, model)
+        finish(task, out, model, text)
         assert states(planned(task, out, model)) == {State.FINISHED}
 
 
