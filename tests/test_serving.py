@@ -158,7 +158,7 @@ def test_wrong_files_get_one_sentence_about_their_own_name(client, files):
         assert message.startswith("my")
         assert "/tmp" not in message
     late = stream_or_error(client, np.random.default_rng(0).normal(0, 9000, 50 * RATE))
-    assert late.status_code == 400
+    assert late.status_code == 200  # what was sent of it is transcribed
 
 
 def stream_or_error(client, samples: np.ndarray) -> httpx.Response:
