@@ -13,9 +13,8 @@ import optax
 import pytest
 
 from mtp_jax.config import Mwer
-from mtp_jax.config.run import SEARCHES
 from mtp_jax.data import Batch
-from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy
+from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy, registry
 from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.models.params import by_path
 from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
@@ -96,7 +95,7 @@ def test_hypotheses_are_scored_as_the_search_scored_them(strategy: Strategy) -> 
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", registry.names(lambda entry: entry.makes_nbest))
 def test_every_search_makes_the_lists_that_it_is_asked_for(search: str) -> None:
     model, params, encoded, batch = case(search=search)
     loss, metrics = loss_of(model, params, encoded, batch)
