@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.audio import log_mel
+from mtp_jax.audio import log_mel as features
 from mtp_jax.config import Augment, FrontEnd
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "features.npz")
@@ -24,8 +24,8 @@ WINDOW = 400
 WHISPER_TOLERANCE = 5e-5  # of values that span 2
 KALDI_TOLERANCE = 2e-3  # nepers, that is 0.2 % of an energy
 
-log_mel = jax.jit(log_mel.log_mel, static_argnames="front_end")
-spec_augment = jax.jit(log_mel.spec_augment, static_argnames="augment")
+log_mel = jax.jit(features.log_mel, static_argnames="front_end")
+spec_augment = jax.jit(features.spec_augment, static_argnames="augment")
 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray:
@@ -64,14 +64,14 @@ def test_whisper_equals_transformers_on_a_window_of_30_seconds():
 
 @pytest.mark.parametrize("mel_bins", [80, 128])
 def test_whisper_filters_equal_transformers(mel_bins):
-    filters = log_mel._slaney_filters(WINDOW, mel_bins)
+    filters = features._slaney_filters(WINDOW, mel_bins)
     np.testing.assert_allclose(filters, GOLDEN[f"whisper_filters_{mel_bins}"], atol=1e-8)
 
 
 @pytest.mark.parametrize(("mel_bins", "sample_rate"), [(80, 16_000), (23, 8_000)])
 def test_kaldi_fbank_equals_kaldi(mel_bins, sample_rate):
     front_end = FrontEnd("kaldi", mel_bins, sample_rate)
-    result = log_mel.kaldi_fbank(GOLDEN["audio"][None], front_end)
+    result = features.kaldi_fbank(GOLDEN["audio"][None], front_end)
     golden = GOLDEN[f"kaldi_{mel_bins}"]
     np.testing.assert_allclose(result[0], golden, rtol=0, atol=KALDI_TOLERANCE)
 
@@ -83,7 +83,7 @@ def test_kaldi_fbank_equals_kaldi(mel_bins, sample_rate):
 @hypothesis.given(samples=st.integers(0, 5000))
 @hypothesis.settings(max_examples=50, deadline=None)
 def test_feature_length_counts_windows_and_is_the_same_for_every_kind_of_number(front_end, samples):
-    frames = log_mel.feature_length(samples, front_end)
+    frames = features.feature_length(samples, front_end)
     assert type(frames) is int
     starts = range(0, samples, 160)
     if front_end.flavour == "kaldi":
@@ -93,7 +93,7 @@ def test_feature_length_counts_windows_and_is_the_same_for_every_kind_of_number(
     else:
         assert frames == 0
     for array in (np.array([samples], np.int32), jnp.array([samples], jnp.int32)):
-        result = log_mel.feature_length(array, front_end)
+        result = features.feature_length(array, front_end)
         assert type(result) is type(array) and result.dtype == np.int32
         assert result.tolist() == [frames]
 
@@ -104,7 +104,7 @@ def test_features_have_the_promised_shape_and_type(front_end):
         audio = jnp.zeros((2, width), jnp.int16)
         length = jnp.array([width, 0])
         result, frames = jax.eval_shape(lambda a, n: log_mel(a, n, front_end), audio, length)
-        assert result.shape == (2, log_mel.feature_length(width, front_end), 80)
+        assert result.shape == (2, features.feature_length(width, front_end), 80)
         assert (result.dtype, frames.dtype) == (np.float32, np.int32)
 
 
@@ -167,7 +167,7 @@ def test_digital_silence_is_constant(front_end):
 
 def test_whisper_is_refused_at_another_rate():
     with pytest.raises(ValueError, match=r"config\.front_end\.sample_rate \(8000\) must be 16000"):
-        log_mel.log_mel(np.zeros((1, 800)), np.array([800]), FrontEnd("whisper", 80, 8_000))
+        features.log_mel(np.zeros((1, 800)), np.array([800]), FrontEnd("whisper", 80, 8_000))
 
 
 @BOTH
@@ -177,8 +177,8 @@ def test_gradients_are_finite(front_end):
     audio[3] = 0
 
     def total(audio):
-        result, frames = log_mel.log_mel(audio, length, front_end)
-        return jnp.sum(log_mel.spec_augment(jax.random.key(0), result, frames, Augment()) ** 2)
+        result, frames = features.log_mel(audio, length, front_end)
+        return jnp.sum(features.spec_augment(jax.random.key(0), result, frames, Augment()) ** 2)
 
     gradient = jax.jit(jax.grad(total))(audio)
     assert np.isfinite(gradient).all() and gradient[2].any()
