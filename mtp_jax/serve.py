@@ -20,7 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mtp_jax import cli
+from mtp_jax import cli, interrupts
 from mtp_jax.decoding import registry
 from mtp_jax.flag_checks import check_tau
 
@@ -93,7 +93,8 @@ def main(argv: list[str]) -> int:
             *(_HOST.value, _PORT.value, reason),
         )
         return 1
-    with listener:
+    interrupts.raise_if_requested()
+    with listener, interrupts.deferred():  # uvicorn ends it, once what it holds is answered
         shown = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
         log.info(
             "http://%s:%d serves %s; compiling, see /health/ready",

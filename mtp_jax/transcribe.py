@@ -217,4 +217,4 @@ def _transcribe(
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(cli.run(main, goes_on=lambda: bool(_OUTPUT.value)))

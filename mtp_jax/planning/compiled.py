@@ -7,6 +7,7 @@ process of its own, `mtp_jax.planning.worker`, which can be stopped so.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -19,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mtp_jax import interrupts
 from mtp_jax.config import Config, from_config_dict
 
 # These only read what the compiler made.
@@ -137,12 +139,34 @@ def _run_worker(task: Task, file: Path, given: str) -> None:
         }
         command = [sys.executable, "-m", "mtp_jax.planning.worker"]
         command += [str(path) for path in (spec, file, dump, error)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        status, said = _run(command, env)
         if error.exists():
             raise CompileError(error.read_text())
         if not file.exists():
-            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            lines = said.strip().splitlines() or [f"exit status {status}"]
             raise CompileError(f"the TPU compiler failed on {task.program}: {lines[-1][:400]}")
+
+
+def _run(command: list[str], env: dict[str, str]) -> tuple[int, str]:
+    """Exit status of a process, and what it said on stderr.
+
+    Raises:
+        Interrupted: this process was told to end; that one is ended.
+    """
+    with interrupts.shielded():
+        process = subprocess.Popen(
+            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+    with process:
+        try:
+            while True:
+                interrupts.raise_if_requested()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    _, said = process.communicate(timeout=0.2)
+                    return process.returncode, said
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _key(task: Task, flags: str) -> str:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+from mtp_jax import interrupts
+
 T = TypeVar("T")
 _END = object()
 
@@ -22,6 +24,9 @@ def prefetch(items: Iterable[T], size: int, stopped: threading.Event | None = No
         items: made in a thread.
         size: at most so many wait.
         stopped: set when the iterator is closed: `items` that take long to make one look at it.
+
+    Raises:
+        Interrupted: between two items, where a command was told to end.
     """
     made: queue.Queue[Any] = queue.Queue(size)
     stopped = stopped or threading.Event()
@@ -49,7 +54,14 @@ def prefetch(items: Iterable[T], size: int, stopped: threading.Event | None = No
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        while (taken := made.get()) is not _END:
+        while True:
+            interrupts.raise_if_requested()
+            try:
+                taken = made.get(timeout=0.2)
+            except queue.Empty:  # hours of silence may lie between two items
+                continue
+            if taken is _END:
+                return
             item, error = taken
             if error is not None:
                 raise error

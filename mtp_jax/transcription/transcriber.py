@@ -11,6 +11,7 @@ from typing import TypeVar, cast, overload
 
 import numpy as np
 
+from mtp_jax import interrupts
 from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks
 from mtp_jax.config import Config
 from mtp_jax.data import Batch
@@ -168,6 +169,7 @@ class Transcriber:
         read = prefetch(self._read(recordings, rate, stopped), pool, stopped)
 
         def work() -> None:
+            interrupts.raise_if_requested()
             self._work(waiting, chosen, progress, on_compile)
 
         try:
