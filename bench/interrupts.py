@@ -112,7 +112,9 @@ def main(argv: list[str]) -> None:
                 ends[f"{name}: ignored {number.name}"] += 1
                 continue
             wrong = problem(name, number, status, said.read_text(errors="replace"))
-            ends[f"{name}: {wrong or f'status {status}, as it should'}"] += 1
+            end = f"{name}: {wrong or f'status {status}, as it should'}"
+            ends[end] += 1
+            print(f"{i + 1}/{_TIMES.value} {number.name} {end}", file=sys.stderr, flush=True)
         for end, count in sorted(ends.items()):
             print(f"{count:4d}  {end}")
 
