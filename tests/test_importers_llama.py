@@ -230,6 +230,11 @@ def test_rope_of_either_transformers(fields, expected, tmp_path):
             "attention_f",
         ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {"rope_theta": 5e5, "factor": 8.0}}, "a factor and no rope_type"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+            "for full_attention are not supported",
+        ),
     ],
 )
 def test_another_architecture_is_refused_by_name(fields, culprit, tmp_path):

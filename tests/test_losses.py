@@ -87,6 +87,28 @@ def test_cross_entropy_is_its_definition(smoothing):
     np.testing.assert_allclose(gradient, finite_differences(plain, logits), atol=1e-4)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+def test_cross_entropy_of_any_rank_is_a_plain_log_softmax(rank):
+    rng = np.random.default_rng(rank)
+    shape, size, width = (2, 3, 1, 2, 2)[:rank], 7, 4
+    hidden = rng.normal(size=(*shape, width)).astype(np.float32)
+    kernel = rng.normal(size=(size, width)).astype(np.float32)
+    targets = rng.integers(0, size, shape)
+    weight = rng.uniform(0.5, 1, shape).astype(np.float32)
+
+    def plain(hidden, kernel):
+        log_p = jax.nn.log_softmax(hidden @ kernel.T)
+        return -jnp.sum(weight * jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0])
+
+    def ours(hidden, kernel):
+        return cross_entropy(hidden, kernel, targets, weight, 3)[0]
+
+    (a, of_a), (b, of_b) = (jax.value_and_grad(f, (0, 1))(hidden, kernel) for f in (ours, plain))
+    assert float(a) == pytest.approx(float(b), rel=1e-5)
+    for x, y in zip(of_a, of_b, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
 def test_cross_entropy_does_not_see_padding():
     """Nor do its gradients: NaN there, as everywhere else, is nothing."""
     logits = np.random.default_rng(1).normal(size=(4, 5, 9)).astype(np.float32)

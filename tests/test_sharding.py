@@ -13,7 +13,14 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
 from mtp_jax.config import Mesh
-from mtp_jax.distributed.sharding import AXES, MeshError, make_mesh, parameter_shardings, platform
+from mtp_jax.distributed.sharding import (
+    AXES,
+    MeshError,
+    constrain,
+    make_mesh,
+    parameter_shardings,
+    platform,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +41,11 @@ def test_the_platform_is_that_of_the_mesh_one_compiles_for():
     with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1, 1), AXES, abstract_device=tpu)):
         assert platform() == "tpu"
     assert platform() == jax.default_backend()
+
+
+def test_an_axis_that_the_rules_do_not_know_is_refused_by_name():
+    with pytest.raises(MeshError, match="logical axis 'batches' is not in sharding"):
+        constrain(np.zeros((2, 3)), "batches", None)
 
 
 def test_one_device_is_a_mesh_of_ones():

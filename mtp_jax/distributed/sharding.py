@@ -101,16 +101,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         axes: a name for each of its axes; None is whole on every device.
 
     Raises:
-        MeshError: two of the axes share a mesh axis.
+        MeshError: `RULES` does not know an axis, or two of the axes share a mesh axis.
     """
+    rules = dict(RULES)
+    if unknown := [axis for axis in axes if axis is not None and axis not in rules]:
+        raise MeshError(
+            f"logical axis {unknown[0]!r} is not in sharding.RULES: add it there, or mend its name"
+        )
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    rules = dict(RULES)
     used: set[str] = set()
     split: list[tuple[str, ...] | None] = []
     for axis, size in zip(axes, x.shape, strict=True):
-        names = _mesh_axes(rules.get(axis) if axis else None)
+        names = _mesh_axes(rules[axis] if axis else None)
         if twice := used.intersection(names):
             raise MeshError(
                 f"logical axes {', '.join(map(str, axes))} use mesh axis {min(twice)} twice:"

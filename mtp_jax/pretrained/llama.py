@@ -223,7 +223,14 @@ def _rope(where: Path, config: Fields) -> tuple[float, RopeScaling]:
     rope = Fields(where, values)
     theta = rope.number("rope_theta", config.number("rope_theta", 10_000.0))
     rope.must("partial_rotary_factor", (1.0,), config.get("partial_rotary_factor", 1.0))
+    if nested := [name for name, value in values.items() if isinstance(value, Mapping)]:
+        raise PretrainedError(
+            f"{where}: rope_parameters of their own for {nested[0]} are not supported: give a model"
+            " whose layers share theirs"
+        )
     key = "rope_type" if "rope_type" in values else "type"
+    if values.get(key) is None and "factor" in values:
+        raise PretrainedError(f"{where}: rope_parameters have a factor and no rope_type: add it")
     rope.must(key, ("default", "linear", "llama3", "yarn"), "default")
     kind = rope.get(key, "default")
     if kind == "default":

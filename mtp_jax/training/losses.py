@@ -116,7 +116,7 @@ def _nats_backward(
 ) -> tuple[jax.Array, jax.Array | None, None]:
     hidden, kernel, targets, log_z, trained = saved
     cotangent = materialised(cotangent)
-    size, rows = kernel.shape[0], "".join("abcdefg"[: targets.ndim])
+    size, leading = kernel.shape[0], tuple(range(targets.ndim))
 
     def part(of_hidden: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
         logits = _part_logits(hidden, x[0], x[1], size)
@@ -126,8 +126,11 @@ def _nats_backward(
             error -= jnp.where(x[1] < size, smoothing / size, 0.0)
         error = (error * cotangent[..., None]).astype(hidden.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        of_kernel = None if trained is None else product(f"{rows}v,{rows}d->vd", error, hidden)
-        return of_hidden + product(f"{rows}v,vd->{rows}d", error, x[0]), of_kernel
+        sums = functools.partial(
+            jnp.tensordot, axes=(leading, leading), preferred_element_type=jnp.float32
+        )
+        of_kernel = None if trained is None else sums(error, hidden)
+        return of_hidden + product("...v,vd->...d", error, x[0]), of_kernel
 
     start = jnp.zeros(hidden.shape, jnp.float32)
     of_hidden, of_kernel = jax.lax.scan(part, start, _in_parts(hidden, kernel, parts))
