@@ -275,7 +275,7 @@ def test_a_ctranslate2_folder_is_refused(tmp_path):
 ON_EIGHT_DEVICES = """
 import jax, numpy as np
 import flax.linen as nn
-from mtp_jax import importers
+from mtp_jax import pretrained
 from mtp_jax.config import Mesh
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.distributed.sharding import make_mesh, parameter_shardings

@@ -6,17 +6,24 @@ for a checkpoint, and the one before it stays.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
+import logging
 import pathlib
+import sys
+from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar, cast
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from mtp_jax.checkpoints.digest import DamageError, check, digests
 from mtp_jax.models.params import Params, by_path, merge
 from mtp_jax.paths import absolute
 
 _policies = ocp.training.preservation_policies
+_LONGEST = 160  # characters of a reason
 
 
 class CheckpointError(ValueError):
@@ -89,7 +96,10 @@ class Checkpoints:
         """Saves the training state in the background; its step is the position in the data."""
         step, own = int(state.step), _without_imported(state)
         if step != self.latest_step:
-            self._latest.save_checkpointables_async(step, {"state": own}, force=True)
+            noted = {"sha256": digests(own)}
+            self._latest.save_checkpointables_async(
+                step, {"state": own}, force=True, custom_metadata=noted
+            )
 
     def wait(self) -> None:
         """Returns once every save has reached the disk."""
@@ -105,21 +115,31 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be read, or does not fit the config.
         """
+        step, directory = self.latest_step, self._latest.directory
         like = {"state": _abstract(_without_imported(state), _without_imported(shardings))}
         try:
-            restored = self._latest.load_checkpointables(self.latest_step, like)["state"]
+            restored = _read(self._latest, step, like)["state"]
             return cast(Saved, dataclasses.replace(restored, imported=state.imported))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except DamageError as error:
+            earlier = [c.step for c in self._latest.checkpoints if c.step != step]
+            goes_on = f"from step {earlier[-1]}" if earlier else "from the start"
             raise CheckpointError(
-                f"checkpoint {self.latest_step} in {self._latest.directory} cannot be restored:"
-                f" remove it to go on from the one before ({_first_line(error)})"
+                f"checkpoint {step} in {directory} is damaged or does not fit the config"
+                f" ({error}): remove {directory / str(step)}, and the same command goes on"
+                f" {goes_on}"
             ) from error
 
     def save_best(self, state: State, wer: float) -> None:
         """Offers parameters whose dev WER (per cent) is `wer`; the best are kept."""
         step, own = int(state.step), merge(state.params, state.frozen)
         if step not in {c.step for c in self._best.checkpoints}:
-            self._best.save_checkpointables(step, {"params": own}, force=True, metrics={"wer": wer})
+            self._best.save_checkpointables(
+                step,
+                {"params": own},
+                force=True,
+                metrics={"wer": wer},
+                custom_metadata={"sha256": digests(own)},
+            )
 
     def best(self) -> tuple[int, float] | None:
         """Step and dev WER of the best checkpoint; the later of equals."""
@@ -142,15 +162,13 @@ class Checkpoints:
         if best is None:
             raise CheckpointError(f"{self._best.directory} holds no checkpoint: train first")
         try:
-            stored = self._best.checkpointables_metadata(best[0]).metadata["params"]
-            _refuse_misfit(stored, shapes)
             like = {"params": _abstract(shapes, shardings)}
-            params: Params = self._best.load_checkpointables(best[0], like)["params"]
+            params: Params = _read(self._best, best[0], like)["params"]
             return params
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except DamageError as error:
             raise CheckpointError(
                 f"checkpoint {best[0]} in {self._best.directory} does not fit the workdir's config"
-                f" or is damaged ({_first_line(error)})"
+                f" or is damaged ({error}): put it back from a copy, or train again"
             ) from error
 
 
@@ -164,5 +182,48 @@ def _refuse_misfit(stored: Params, expected: Params) -> None:
             raise ValueError(f"{path} is {found[path].shape}, not {x.shape}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _read(
+    checkpointer: ocp.training.Checkpointer, step: int | None, like: dict[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint holds, compared with the digests that were saved with it.
+
+    Args:
+        checkpointer: of the checkpoint; `step`: which.
+        like: shapes and shardings of what is expected.
+
+    Raises:
+        DamageError: it is not what was saved, or does not fit; the message is short.
+    """
+    with _without_noise():
+        try:
+            stored = checkpointer.checkpointables_metadata(step)
+            if "params" in like:
+                _refuse_misfit(stored.metadata["params"], like["params"])
+            whole: dict[str, Any] = checkpointer.load_checkpointables(step, like)
+            saved = dict((stored.custom_metadata or {}).get("sha256", {}))
+            for tree in whole.values():
+                check(tree, saved)
+            return whole
+        except Exception as error:  # damaged files make Orbax raise anything
+            reason = _reason(error)
+        gc.collect()  # of the reads that failed beside the first
+    raise DamageError(reason)
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Orbax reads all arrays at a time, and Python would tell of each read that nobody awaits."""
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+    disabled = logger.disabled
+    sys.unraisablehook, logger.disabled = lambda unused: None, True
+    try:
+        yield
+    finally:
+        sys.unraisablehook, logger.disabled = hook, disabled
+
+
+def _reason(error: Exception) -> str:
+    """The beginning of what Orbax says, which may go on with the whole state."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    short = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+    return short or type(error).__name__
