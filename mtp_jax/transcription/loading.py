@@ -9,7 +9,7 @@ import jax
 
 from mtp_jax import config as configs
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.distributed import sharding
+from mtp_jax.distributed import sharding, startup
 from mtp_jax.inference.load import load as load_recognizer
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.transcription.confidence import Calibration, read_calibration
@@ -38,6 +38,7 @@ def load(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
     workdir = open_model_folder(folder)
+    startup.start(workdir.read_config().data.cache_dir)  # before anything asks for a device
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
         runner = load_recognizer(workdir, mesh, encoder)
