@@ -49,10 +49,12 @@ def get_config():
 
 
 def start(arguments: list[str], said: Path) -> subprocess.Popen[bytes]:
-    """The command, in a group of processes of its own; what it says goes to a file."""
+    """The command, in a group of processes of its own; its stderr goes to a file."""
     command = [sys.executable, "-m", *arguments]
     with said.open("wb") as file:
-        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True
+        )
 
 
 def problem(command: str, number: int, status: int, said: str) -> str:
