@@ -13,7 +13,6 @@ from mtp_jax.data import Batch, Source
 from mtp_jax.decoding import CtcGreedy, NBest, Strategy
 from mtp_jax.distributed import multihost
 from mtp_jax.inference.runner import Runner
-from mtp_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,7 @@ def decode_source(
     proposed = accepted = np.zeros(1, int)  # broadcast to as many drafts as the strategy has
     steps = limit = rows = 0
     audio = wall = compiling = 0.0
-    spell = Speller(runner.tokenizer, strategy)
+    spell = Speller(runner, strategy)
     for batch in interrupts.checked(batches):
         rows = len(batch.index)
         compiling += runner.compile(batch, strategy)
@@ -149,17 +148,18 @@ class Speller:
     """Tokens of a strategy to text.
 
     Args:
-        tokenizer: of the model.
+        runner: the model.
         strategy: whose tokens these are; those of `CtcGreedy` are labels of CTC.
     """
 
-    def __init__(self, tokenizer: Tokenizer, strategy: Strategy) -> None:
+    def __init__(self, runner: Runner, strategy: Strategy) -> None:
         self._is_ctc = isinstance(strategy, CtcGreedy)
-        self._tokenizer = tokenizer.ctc if self._is_ctc else tokenizer
+        self._tokenizer = runner.tokenizer.ctc if self._is_ctc else runner.tokenizer
+        self._eos = runner.model.vocabulary.eos
 
     def is_complete(self, tokens: tuple[int, ...]) -> bool:
         """Whether the text ended before the limit."""
-        return self._is_ctc or (bool(tokens) and tokens[-1] == self._tokenizer.eos)
+        return self._is_ctc or (bool(tokens) and tokens[-1] == self._eos)
 
     def __call__(self, tokens: tuple[int, ...]) -> str:
         """The text."""
