@@ -15,7 +15,8 @@ import pytest
 from hypothesis import strategies as st
 
 from mtp_jax.decoding import Decoded, Greedy, Strategy, Threshold, Verify
-from mtp_jax.decoding.text import most_likely, tested
+from mtp_jax.decoding import text as text_functions
+from mtp_jax.decoding.text import most_likely
 from tests import toy
 from tests.toy import DRAFTS, EOS, PERFECT, WRONG, ByHand, Toy, by_hand, make
 
@@ -370,7 +371,7 @@ def test_tested_drafts_by_hand() -> None:
     passed = jnp.array([[True, False, True], [False, True, True], [True, True, True]])
     ended = jnp.array([[False, False, False], [False, False, False], [False, False, True]])
     expected = [[True, True, False], [True, False, False], [True, True, False]]
-    assert tested(passed, ended).tolist() == expected
+    assert text_functions.tested(passed, ended).tolist() == expected
 
 
 def test_nothing_is_compiled_anew_for_other_acceptance_lengths_or_taus() -> None:
