@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
 
     def show(row: dict[str, Any]) -> None:
         rows.append(row)
-        print(report(row, where.chip.hbm_bytes), flush=True)
+        print(report(row, where.chip.hbm_bytes, _PROFILE.value), flush=True)
 
     if _SWEEP.value:
         for row in planner.sweep(load):
@@ -154,7 +154,7 @@ def sized(config: Config) -> tuple[Config, Any]:
     return config, Vocabulary(size, bos=1, eos=2, labels=labels, merges=merges)
 
 
-def report(row: dict[str, Any], hbm: float) -> str:
+def report(row: dict[str, Any], hbm: float, profile: bool = False) -> str:
     """What one program costs a chip, in a few lines."""
     name = row.get("program", "train")
     if not row["fits"] and "flops" not in row:
@@ -196,7 +196,7 @@ def report(row: dict[str, Any], hbm: float) -> str:
             f" {_ms(row['call_seconds'])} a call; {slow:,.0f} tokens/s at one a call, {fast:,.0f}"
             " at the most"
         )
-    if _PROFILE.value:
+    if profile:
         lines += [f"    {_ms(seconds):>10}  {what}" for what, seconds in row["spent"].items()]
     return "\n".join(lines)
 

@@ -211,7 +211,7 @@ def test_a_training_step_compiled_for_tpus(tmp_path):
     assert 0 < row["mfu"] < 1
     assert row["step_seconds"] >= max(row["compute_seconds"], row["exposed_ici_seconds"])
     assert {what["chips"] for what in row["collectives"]} <= {2, 4}
-    assert "train on v5e:2x2, mesh 2x2x1, 8 utterances" in report_of(row)
+    assert "train on v5e:2x2, mesh 2x2x1, 8 utterances" in report(row, 16e9)
     files = list(tmp_path.iterdir())
     again = planner(tmp_path).train(load)
     assert again == row
@@ -229,13 +229,6 @@ def test_a_decoder_call_compiled_for_tpus(tmp_path):
     assert 0 < one["call_seconds"] < three["call_seconds"]
     assert three["flops"] > one["flops"] > 0
     assert json.dumps(three)
-
-
-def report_of(row) -> str:
-    from absl import flags
-
-    flags.FLAGS.mark_as_parsed()
-    return report(row, 16e9)
 
 
 def test_matrices_in_the_type_of_their_products_change_nothing():
