@@ -28,8 +28,8 @@ import numpy as np
 from absl import app, flags
 from safetensors.numpy import save_file
 
+from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.decoders.llama import Llama
-from mtp_jax.models.decoders.llama_layout import for_decoding
 from mtp_jax.pretrained.llama import export_llama, hf_config, import_llama, llama_architecture
 
 _MODEL = flags.DEFINE_string("model", None, "a GGUF file or Hugging Face folder", required=True)

@@ -29,8 +29,8 @@ from mtp_jax.evaluation.compare import Task
 from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference.load import load
 from mtp_jax.inference.runner import Runner
+from mtp_jax.models.recogniser import Recogniser, call
 from mtp_jax.models.speech_features import speech_features
-from mtp_jax.models.speech_llama import SpeechLlama, call
 from mtp_jax.tokenizer import Tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "a trained model", required=True)
@@ -44,12 +44,12 @@ PLACES = ("1st of its word", "2nd", "3rd", "4th or later", "end of the text")
 
 @functools.partial(jax.jit, static_argnums=0)
 def drafts(
-    model: SpeechLlama, params: Any, batch: Batch, tokens: jax.Array, length: jax.Array
+    model: Recogniser, params: Any, batch: Batch, tokens: jax.Array, length: jax.Array
 ) -> jax.Array:
     """int32[B, L, M], what head m says at each position of int32[B, L] `tokens`."""
     features, frames = speech_features(model, params, batch)
-    hidden, _ = call(SpeechLlama.__call__, model, params, features, frames, tokens, length)
-    return jnp.argmax(call(SpeechLlama.all_logits, model, params, hidden), axis=-1)
+    hidden, _ = call(Recogniser.__call__, model, params, features, frames, tokens, length)
+    return jnp.argmax(call(Recogniser.all_logits, model, params, hidden), axis=-1)
 
 
 def places(tokenizer: Tokenizer, tokens: tuple[int, ...]) -> tuple[list[int], list[str]]:

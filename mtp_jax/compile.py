@@ -131,7 +131,7 @@ def sized(config: Config) -> tuple[Config, Any]:
         ConfigError, PretrainedError, TokenizerError, WorkdirError: a size cannot be found out, or
             the config wants labels made into tokens and has none.
     """
-    from mtp_jax.models.speech_llama import Vocabulary
+    from mtp_jax.models.recogniser import Vocabulary
     from mtp_jax.pretrained.published_sizes import with_published_sizes
     from mtp_jax.pretrained.sizes import completed
     from mtp_jax.tokenizer import Tokenizer

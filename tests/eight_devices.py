@@ -40,7 +40,8 @@ from mtp_jax.distributed.sharding import (
 from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.runner import Runner
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary, call
+from mtp_jax.models.recogniser import Vocabulary, call
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import TrainState, init_state, make_train_step
 from mtp_jax.training.word_hashes import Spelling

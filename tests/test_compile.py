@@ -31,7 +31,8 @@ from mtp_jax.config import (
 )
 from mtp_jax.decoding import Greedy
 from mtp_jax.distributed.sharding import MeshError, make_mesh
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.planning.chips import Slice
 from mtp_jax.planning.compiled import Task
 from mtp_jax.planning.model_flops import count, train_step_flops
@@ -234,7 +235,7 @@ def test_a_decoder_call_compiled_for_tpus(tmp_path):
 def test_matrices_in_the_type_of_their_products_change_nothing():
     from mtp_jax.models.initialization import init_params
     from mtp_jax.models.params import by_path, products_type
-    from mtp_jax.models.speech_llama import call
+    from mtp_jax.models.recogniser import call
 
     config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, dtype="bfloat16"))
     model = SpeechLlama(config, Vocabulary(64, 1, 2))

@@ -14,7 +14,8 @@ from mtp_jax.config import Adaptor, Config, ConfigError, Decoder, Encoder, Front
 from mtp_jax.models.ctc_compression import label_posteriors, label_weights
 from mtp_jax.models.initialization import init_params
 from mtp_jax.models.layers import zero_padding
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary, call
+from mtp_jax.models.recogniser import Vocabulary, call
+from mtp_jax.models.speech_llama import SpeechLlama
 
 T, D, CLASSES = 7, 3, 3
 BLANK = CLASSES - 1

@@ -29,7 +29,8 @@ from mtp_jax.inference import decoder_functions
 from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.inference.programs import infer
 from mtp_jax.models.kv_cache import KVCache
-from mtp_jax.models.speech_llama import Encoded, SpeechLlama, Vocabulary, call, in_type
+from mtp_jax.models.recogniser import Encoded, Vocabulary, call, in_type
+from mtp_jax.models.speech_llama import SpeechLlama
 
 M = 4
 LIMIT = 20

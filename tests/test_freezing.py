@@ -17,7 +17,8 @@ from mtp_jax.data import Batch
 from mtp_jax.distributed.sharding import make_mesh
 from mtp_jax.models.initialization import init_params
 from mtp_jax.models.params import by_path, matches, split
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import init_state, loss_fn, make_train_step
 

@@ -11,7 +11,8 @@ import pytest
 from mtp_jax import config as configs
 from mtp_jax.config import Config, Decoder, Heads
 from mtp_jax.models.heads import start_as_lm_head
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary, call
+from mtp_jax.models.recogniser import Vocabulary, call
+from mtp_jax.models.speech_llama import SpeechLlama
 
 M, V, D = 4, 7, 8
 KINDS = pytest.mark.parametrize("kind", ["independent", "latent"])

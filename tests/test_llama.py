@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mtp_jax.config import Decoder, Lora, RopeScaling
+from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.decoders.llama import Llama
-from mtp_jax.models.decoders.llama_layout import for_decoding
 from mtp_jax.models.kv_cache import KVCache
 
 GOLDEN = Path(__file__).parent / "golden"

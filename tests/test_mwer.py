@@ -17,7 +17,8 @@ from mtp_jax.data import Batch
 from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy, registry
 from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.models.params import by_path
-from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
+from mtp_jax.models.recogniser import Encoded, call
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.training.mwer import mwer_loss, sequence_log_probs, with_reference, word_errors
 from mtp_jax.training.step import loss_fn
 from mtp_jax.training.word_hashes import Spelling

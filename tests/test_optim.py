@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from mtp_jax.config import Config, Decoder, Heads, Optim
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.training.optimizer import decayed, learning_rate, make_optimizer
 
 CONFIG = Optim(

@@ -16,7 +16,8 @@ from mtp_jax.config import Adaptor, Config, ConfigError, Decoder, Encoder, Front
 from mtp_jax.models.bpe import Merges, retokenize
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import init_params
-from mtp_jax.models.speech_llama import SpeechLlama, call
+from mtp_jax.models.recogniser import call
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 from mtp_jax.tokenizer.merges import merges_of
 from tests.test_tokenizer_json import byte_level, write_json

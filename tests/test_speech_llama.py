@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary, call
+from mtp_jax.models.recogniser import Vocabulary, call
+from mtp_jax.models.speech_llama import SpeechLlama
 
 B, T, Z, L, V = 3, 12, 4, 6, 9
 CONFIG = Config(

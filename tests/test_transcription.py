@@ -25,8 +25,9 @@ from mtp_jax.checkpoints.workdir import WorkdirError
 from mtp_jax.data import grammar
 from mtp_jax.decoding import Decoded, Verify
 from mtp_jax.inference.programs import Inference
+from mtp_jax.models.recogniser import call
 from mtp_jax.models.speech_features import speech_features
-from mtp_jax.models.speech_llama import SpeechLlama, call
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.tokenizer import TokenizerError
 from mtp_jax.transcription import formats, spelling
 from mtp_jax.transcription.alignment import align

@@ -15,7 +15,8 @@ from mtp_jax.config import Augment, Config, Decoder, Encoder, FrontEnd, Heads, L
 from mtp_jax.data import Batch
 from mtp_jax.models.initialization import init_params
 from mtp_jax.models.params import by_path
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.training.step import loss_fn
 
 STILL = Augment(freq_masks=0, time_masks=0)

@@ -16,6 +16,7 @@ from mtp_jax.config.model import (
     Lora,
     RopeScaling,
     Whisper,
+    WhisperDecoder,
 )
 from mtp_jax.config.run import (
     Augment,
@@ -59,6 +60,7 @@ __all__ = [
     "Tokenizer",
     "Train",
     "Whisper",
+    "WhisperDecoder",
     "check_field",
     "config_file",
     "differences",

@@ -65,6 +65,8 @@ class Whisper:
         cached: training reads its outputs from disk, made once for each utterance and each of
             `config.augment.speeds` (about 50 kB a second of audio for D = 512); it must be frozen,
             its LoRA included.
+        silence: seconds of silence that Whisper's own decoder gets to hear behind an utterance, as
+            far as the window has place for them; 30 fill it always, as in its training.
         lora: trained beside it.
     """
 
@@ -74,9 +76,11 @@ class Whisper:
     positions: int = 1500
     padded: bool = False
     cached: bool = False
+    silence: float = 30.0
     lora: Lora = Lora()
 
     def __post_init__(self) -> None:
+        check(self.silence >= 0, "whisper.silence", "must not be negative")
         for name in ("width", "layers", "heads"):
             check(getattr(self, name) >= 0, f"whisper.{name}", "must not be negative")
         check(self.positions > 0, "whisper.positions", "must be positive")
@@ -259,6 +263,41 @@ class Decoder:
         check(self.head_size % 2 == 0, "decoder.head_size", "must be even, for rotary positions")
         self.lora.check("decoder")
         check(0 <= self.dropout < 1, "decoder.dropout", "must be within [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperDecoder:
+    """Whisper's decoder (Radford et al., 2022), in place of adaptor and LLaMA.
+
+    `config.pretrained.model` fills it in.
+
+    Attributes:
+        width, layers, heads: D, depth (0 for a model without one) and attention heads.
+        positions: tokens in its window, those before the text included.
+        lora: trained beside its matrices, but for those that make keys and values of the audio.
+    """
+
+    width: int = 0
+    layers: int = 0
+    heads: int = 0
+    positions: int = 448
+    lora: Lora = Lora()
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            check(getattr(self, name) >= 0, f"whisper_decoder.{name}", "must not be negative")
+        check(self.positions > 8, "whisper_decoder.positions", "must be above 8")
+        self.lora.check("whisper_decoder")
+        check(
+            not self.layers or (self.heads > 0 and self.width > 0 and not self.width % self.heads),
+            "whisper_decoder.width",
+            f"({self.width}) must be a multiple of config.whisper_decoder.heads ({self.heads})",
+        )
+
+    @property
+    def present(self) -> bool:
+        """Whether the model has Whisper's decoder."""
+        return self.layers > 0
 
 
 @dataclasses.dataclass(frozen=True)

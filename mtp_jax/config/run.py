@@ -100,7 +100,9 @@ class Pretrained:
     """Where parts of the model come from: folders or files, or ``hf://OWNER/NAME``.
 
     Attributes:
-        encoder: a Whisper model, as Hugging Face or CTranslate2 keep it; fills in
+        model: a whole Whisper, as Hugging Face or CTranslate2 keep it, its decoder and tokenizer
+            included; fills in `config.whisper`, `config.whisper_decoder` and `config.front_end`.
+        encoder: the encoder of a Whisper model, as Hugging Face or CTranslate2 keep it; fills in
             `config.whisper` and `config.front_end`.
         decoder: a LLaMA model, as Hugging Face keeps it or in GGUF; fills in `config.decoder`, and
             brings its tokenizer.
@@ -109,6 +111,7 @@ class Pretrained:
             its tokenizer becomes that of CTC.
     """
 
+    model: str = ""
     encoder: str = ""
     decoder: str = ""
     ctc: str = ""

@@ -12,7 +12,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtp_jax.config.checks import ConfigError, check
-from mtp_jax.config.model import Adaptor, Decoder, Encoder, FrontEnd, Heads, Whisper
+from mtp_jax.config.model import (
+    Adaptor,
+    Decoder,
+    Encoder,
+    FrontEnd,
+    Heads,
+    Whisper,
+    WhisperDecoder,
+)
 from mtp_jax.config.run import (
     Augment,
     Data,
@@ -49,6 +57,7 @@ class Config:
     encoder: Encoder = Encoder()
     adaptor: Adaptor = Adaptor()
     decoder: Decoder = Decoder()
+    whisper_decoder: WhisperDecoder = WhisperDecoder()
     heads: Heads = Heads()
     loss: Loss = Loss()
     mwer: Mwer = Mwer()
@@ -67,6 +76,11 @@ class Config:
             not self.tokenizer.retrained or bool(self.init_from),
             "tokenizer.retrained",
             "needs config.init_from; a run of its own trains its tokenizer anyway",
+        )
+        check(
+            self.whisper.present or not self.whisper_decoder.present,
+            "whisper_decoder.layers",
+            "needs config.whisper, the encoder that it attends to",
         )
         if not self.whisper.present:
             return

@@ -1,4 +1,4 @@
-"""`SpeechLlama` as decoding strategies see it: its decoder functions, for audio already encoded."""
+"""A recogniser as decoding strategies see it: its decoder functions, for audio already encoded."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mtp_jax.distributed import sharding
 from mtp_jax.models.ctc import best_labels
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.params import products_type
+from mtp_jax.models.recogniser import Encoded, Recogniser, call, in_type
 from mtp_jax.models.speech_features import speech_features
-from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call, in_type
 
 PROMPT_BLOCK = 64  # positions of the prompt that one forward pass of the prefill takes
 
 
-def encode(model: SpeechLlama, params: Any, batch: Batch) -> Encoded:
+def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
     """Runs front end and encoder over a batch."""
-    return call(SpeechLlama.encode, model, params, *speech_features(model, params, batch))
+    return call(Recogniser.encode, model, params, *speech_features(model, params, batch))
 
 
-def bind_decoder(model: SpeechLlama, params: Any, encoded: Encoded) -> DecoderFunctions:
+def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFunctions:
     """The decoder functions of `model`, to be used inside the ``jit`` that calls this.
 
     A decoder call multiplies few rows, one per position. A CPU does that ten times as fast in
@@ -42,8 +42,8 @@ def bind_decoder(model: SpeechLlama, params: Any, encoded: Encoded) -> DecoderFu
     logits, hypothesis = encoded.ctc_logits, encoded.ctc_hypothesis
     return DecoderFunctions(
         prefill=functools.partial(_prefill, model, params, encoded),
-        extend=lambda *args: call(SpeechLlama.extend, model, params, *args),
-        next_token=lambda hidden: call(SpeechLlama.next_token, model, params, hidden),
+        extend=lambda *args: call(Recogniser.extend, model, params, *args),
+        next_token=lambda hidden: call(Recogniser.next_token, model, params, hidden),
         draft=functools.partial(_draft, model, params),
         heads=model.config.heads.count,
         eos=model.vocabulary.eos,
@@ -52,24 +52,25 @@ def bind_decoder(model: SpeechLlama, params: Any, encoded: Encoded) -> DecoderFu
     )
 
 
-def _draft(model: SpeechLlama, params: Any, hidden: jax.Array) -> Drafts:
+def _draft(model: Recogniser, params: Any, hidden: jax.Array) -> Drafts:
     """The most likely token of each of heads 2..M, independently of one another."""
-    tokens, log_probs = most_likely(call(SpeechLlama.draft_logits, model, params, hidden))
+    tokens, log_probs = most_likely(call(Recogniser.draft_logits, model, params, hidden))
     return Drafts(tokens, jnp.exp(log_probs))
 
 
 def _prefill(
-    model: SpeechLlama, params: Any, encoded: Encoded, capacity: int
+    model: Recogniser, params: Any, encoded: Encoded, capacity: int
 ) -> tuple[jax.Array, KVCache]:
-    """`SpeechLlama.prefill` in blocks, which ends with the longest prompt of the batch.
+    """`Recogniser.prefill` in blocks, which ends with the longest prompt of the batch.
 
     A compressed prompt has one slot per encoder frame, of which most stay empty.
     """
-    x, real, offset = call(SpeechLlama.prompt, model, params, encoded)
-    cache = call(SpeechLlama.cache, model, params, offset, x.shape[1] + capacity)
-    blocks = -(-x.shape[1] // PROMPT_BLOCK)
+    x, real, offset = call(Recogniser.prompt, model, params, encoded)
+    cache = call(Recogniser.cache, model, params, encoded, x.shape[1] + capacity)
+    size = min(PROMPT_BLOCK, x.shape[1])
+    blocks = -(-x.shape[1] // size)
     padding_last = jnp.argsort(~real, axis=1, stable=True)
-    empty = ((0, 0), (0, blocks * PROMPT_BLOCK - x.shape[1]))
+    empty = ((0, 0), (0, blocks * size - x.shape[1]))
     x = jnp.pad(jnp.take_along_axis(x, padding_last[..., None], axis=1), (*empty, (0, 0)))
     real, offset = (
         jnp.pad(jnp.take_along_axis(y, padding_last, axis=1), empty) for y in (real, offset)
@@ -79,15 +80,15 @@ def _prefill(
     def block(state: tuple[jax.Array, jax.Array, KVCache]) -> tuple[jax.Array, jax.Array, KVCache]:
         start, last, cache = state
         x_now, real_now, offset_now = (
-            jax.lax.dynamic_slice_in_dim(y, start, PROMPT_BLOCK, 1) for y in (x, real, offset)
+            jax.lax.dynamic_slice_in_dim(y, start, size, 1) for y in (x, real, offset)
         )
         hidden, cache = call(
-            SpeechLlama.extend_prompt, model, params, x_now, real_now, offset_now, cache
+            Recogniser.extend_prompt, model, params, x_now, real_now, offset_now, cache
         )
         ends = length - 1 - start
-        here = (ends >= 0) & (ends < PROMPT_BLOCK)
-        at_end = select_position(hidden, jnp.clip(ends, 0, PROMPT_BLOCK - 1))
-        return start + PROMPT_BLOCK, jnp.where(here[:, None], at_end, last), cache
+        here = (ends >= 0) & (ends < size)
+        at_end = select_position(hidden, jnp.clip(ends, 0, size - 1))
+        return start + size, jnp.where(here[:, None], at_end, last), cache
 
     last = jnp.zeros((x.shape[0], model.hidden_width), model.config.train.dtype)
     state = jnp.int32(0), last, cache

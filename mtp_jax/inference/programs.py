@@ -12,7 +12,7 @@ from flax import struct
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Decoded, Strategy
 from mtp_jax.inference.decoder_functions import bind_decoder, encode
-from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.recogniser import Recogniser
 
 
 @struct.dataclass
@@ -32,7 +32,7 @@ class Inference:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def infer(
-    model: SpeechLlama,
+    model: Recogniser,
     kind: type[Strategy],
     with_ctc: bool,
     params: Any,
@@ -53,16 +53,17 @@ def infer(
     limit = model.config.data.max_tokens
     encoded = encode(model, params, batch)
     functions = bind_decoder(model, params, encoded)
+    logits = encoded.ctc_logits if with_ctc else None
     return Inference(
         decoded=strategy.decode(functions, jnp.asarray(batch.index) >= 0, limit),
-        ctc_log_probs=jax.nn.log_softmax(encoded.ctc_logits) if with_ctc else None,
+        ctc_log_probs=None if logits is None else jax.nn.log_softmax(logits),
         ctc_length=encoded.ctc_length,
     )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def two_best_logits(
-    model: SpeechLlama, params: Any, batch: Batch, text: jax.Array, count: jax.Array
+    model: Recogniser, params: Any, batch: Batch, text: jax.Array, count: jax.Array
 ) -> jax.Array:
     """float32[2], head 1's greatest logits behind the first int32[1] `count` of int32[1, L]."""
     functions = bind_decoder(model, params, encode(model, params, batch))

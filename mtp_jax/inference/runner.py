@@ -15,8 +15,8 @@ from mtp_jax.data import Batch
 from mtp_jax.decoding import Strategy
 from mtp_jax.distributed import multihost, sharding
 from mtp_jax.inference.programs import Inference, infer, two_best_logits
-from mtp_jax.models.decoders.llama_layout import for_decoding
-from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.decoders.layout import for_decoding
+from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.tokenizer import Tokenizer
 
 
@@ -34,7 +34,7 @@ class Runner:
 
     def __init__(
         self,
-        model: SpeechLlama,
+        model: Recogniser,
         params: Any,
         tokenizer: Tokenizer,
         mesh: jax.sharding.Mesh,

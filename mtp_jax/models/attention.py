@@ -1,4 +1,4 @@
-"""Attention without a cache, as each platform does it fastest."""
+"""Attention of every kind, as each platform does it fastest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mtp_jax.models.mixed_precision import matmul_by_row
 
+Prompt = tuple[jax.Array, jax.Array] | None  # a layer's keys and values that rows share
 _LONG = 256  # frames from which one head's scores no longer stay in a CPU's caches with the others'
 
 
@@ -81,3 +82,55 @@ def _group_by_group(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -
     shares = jax.nn.softmax(scores).astype(q.dtype).reshape(rows * groups, -1, k.shape[1])
     y = matmul_by_row(shares, apart(v), 1, q.dtype)
     return jnp.moveaxis(y.reshape(rows, heads, width, size), 1, 2)
+
+
+def attend_with_prompt(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    prompt_keys: jax.Array,
+    prompt_values: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """Attention of rows over a prompt that K of them share, and over what is their own.
+
+    Args:
+        q: [B K, S, N, H].
+        keys, values: [B K, C, G, H]; `prompt_keys`, `prompt_values`: [B, P, G, H].
+        mask: bool[B K, S, P + C].
+
+    Returns:
+        [B K, S, N, H].
+    """
+    (rows, width, heads, size), (prompts, shared, groups, _) = q.shape, prompt_keys.shape
+    q = q.reshape(prompts, rows // prompts, width, groups, heads // groups, size) * size**-0.5
+    own = (prompts, rows // prompts, *keys.shape[1:])
+    scores = jnp.concatenate(
+        [
+            jnp.einsum("bksgnh,bpgh->bksgnp", q, prompt_keys),
+            jnp.einsum("bksgnh,bkcgh->bksgnc", q, keys.reshape(own)),
+        ],
+        axis=-1,
+    ).astype(jnp.float32)
+    mask = mask.reshape(prompts, rows // prompts, width, 1, 1, mask.shape[-1])
+    shares = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(q.dtype)
+    y = jnp.einsum("bksgnp,bpgh->bksgnh", shares[..., :shared], prompt_values)
+    y += jnp.einsum("bksgnc,bkcgh->bksgnh", shares[..., shared:], values.reshape(own))
+    return y.reshape(rows, width, heads, size)
+
+
+def attend_across(q: jax.Array, keys: jax.Array, values: jax.Array, real: jax.Array) -> jax.Array:
+    """Attention of texts to the audio that K of them share.
+
+    Args:
+        q: [B K, S, N, H].
+        keys, values: [B, T, N, H].
+        real: bool[B, T].
+
+    Returns:
+        [B K, S, N, H].
+    """
+    together = q.reshape(len(keys), -1, *q.shape[2:])
+    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+    y = jax.nn.dot_product_attention(together, keys, values, mask=real[:, None, None])
+    return y.reshape(q.shape)

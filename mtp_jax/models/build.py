@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from mtp_jax.config import Config
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.models.recogniser import Recogniser, Vocabulary
+from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.whisper import WhisperRecogniser
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.tokenizer.merges import merges_of
+from mtp_jax.tokenizer.whisper import WhisperTokenizer
 
 
-def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
+def make_model(config: Config, tokenizer: Tokenizer) -> Recogniser:
     """The model that `config` describes, for the vocabulary of `tokenizer`.
 
     Raises:
         TokenizerError: `config` wants CTC's labels made into tokens of a kind that cannot be.
     """
     merges = None
+    if config.whisper_decoder.present and not isinstance(tokenizer, WhisperTokenizer):
+        raise TokenizerError(
+            "Whisper's decoder needs its own tokenizer: put the model's tokenizer.json beside it"
+        )
     if config.adaptor.retokenized:
         merges = None if tokenizer.ctc is tokenizer else merges_of(tokenizer)
         if merges is None:
@@ -30,5 +37,12 @@ def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
         prompt_after=tuple(tokenizer.encode(config.decoder.prompt_after)),
         labels=0 if tokenizer.ctc is tokenizer else tokenizer.ctc.vocab_size,
         merges=merges,
+        whisper=tokenizer.special if isinstance(tokenizer, WhisperTokenizer) else None,
     )
-    return SpeechLlama(config, vocabulary)
+    return build(config, vocabulary)
+
+
+def build(config: Config, vocabulary: Vocabulary) -> Recogniser:
+    """The model that `config` describes, of the kind that its decoder makes it."""
+    kind = WhisperRecogniser if config.whisper_decoder.present else SpeechLlama
+    return kind(config, vocabulary)

@@ -1,4 +1,4 @@
-"""Fresh parameters of a `SpeechLlama`, their shapes and their shardings."""
+"""Fresh parameters of a `Recogniser`, their shapes and their shardings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.distributed import sharding
-from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.recogniser import Recogniser
 
 
-def init_params(model: SpeechLlama, key: jax.Array) -> Any:
+def init_params(model: Recogniser, key: jax.Array) -> Any:
     """Fresh parameters, in their annotations."""
     c = model.config
     frames = max(1, *c.encoder.subsampling)
@@ -26,7 +26,7 @@ def init_params(model: SpeechLlama, key: jax.Array) -> Any:
     return params
 
 
-def parameter_shapes(model: SpeechLlama, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+def parameter_shapes(model: Recogniser, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     """Shapes of all parameters of `model`, and their shardings.
 
     Raises:

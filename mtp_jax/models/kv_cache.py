@@ -23,6 +23,20 @@ from mtp_jax.distributed.sharding import constrain
 
 
 @struct.dataclass
+class CrossCache:
+    """Keys and values of the audio, in a decoder that attends to it.
+
+    Attributes:
+        keys, values: [layers, B, T, N, H].
+        real: bool[B, T], which frames there are.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    real: jax.Array
+
+
+@struct.dataclass
 class KVCache:
     """Keys and values of every layer for the positions seen so far.
 
@@ -34,6 +48,7 @@ class KVCache:
             the next token.
         kv_heads: G.
         prompt: what comes before, for B / K of `B` rows: row r goes on from its row r // K.
+        cross: keys and values of the audio, for as many rows as `prompt` has, or for B.
     """
 
     keys: jax.Array
@@ -42,6 +57,7 @@ class KVCache:
     position_offset: jax.Array
     kv_heads: int = struct.field(pytree_node=False)
     prompt: KVCache | None = None
+    cross: CrossCache | None = None
 
     @classmethod
     def empty(
@@ -102,7 +118,8 @@ class KVCache:
         return dataclasses.replace(
             self.empty(layers, rows * each, slots, heads, size // heads, self.keys.dtype),
             position_offset=jnp.repeat(self.position_offset, each),
-            prompt=self,
+            prompt=dataclasses.replace(self, cross=None),
+            cross=self.cross,
         )
 
     def gather_rows(self, places: jax.Array) -> KVCache:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from mtp_jax.config import Config
-from mtp_jax.models.bpe import Merges, retokenize
+from mtp_jax.models.bpe import retokenize
 from mtp_jax.models.ctc import best_labels
 from mtp_jax.models.ctc_compression import label_posteriors, label_weights
 from mtp_jax.models.decoders.llama import Llama
@@ -26,68 +23,11 @@ from mtp_jax.models.encoders.whisper import WhisperEncoder
 from mtp_jax.models.heads import Heads, Projection
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.layers import Linear, parameter, zero_padding
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from mtp_jax.models.recogniser import Encoded, Recogniser
 
 
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """What the model must know of its tokenizer.
-
-    Attributes:
-        size: V.
-        bos: token that starts the text.
-        eos: token that ends it.
-        prompt_before, prompt_after: tokens put before and after the audio.
-        labels: size of the encoder's CTC vocabulary; 0 if its labels are the decoder's tokens.
-        merges: with which the decoder's tokens are made of what CTC reads, if they are to be.
-    """
-
-    size: int
-    bos: int
-    eos: int
-    prompt_before: tuple[int, ...] = ()
-    prompt_after: tuple[int, ...] = ()
-    labels: int = 0
-    merges: Merges | None = None
-
-    @property
-    def has_ctc_hypothesis(self) -> bool:
-        """Whether the CTC hypothesis exists in the decoder's tokens."""
-        return not self.labels or self.merges is not None
-
-
-@struct.dataclass
-class Encoded:
-    """What the encoder makes of a batch.
-
-    Attributes:
-        audio: [B, T, D] embeddings of the decoder's width.
-        length: int32[B], how many of them are real.
-        ctc_logits: float32[B, T, labels + 1]; the last class is the blank.
-        ctc_length: int32[B] real frames of these.
-        ctc_hypothesis: CTC's best labels as the decoder's tokens, int32[B, R], and their int32[B]
-            count; None if CTC has labels of its own.
-    """
-
-    audio: jax.Array
-    length: jax.Array
-    ctc_logits: jax.Array
-    ctc_length: jax.Array
-    ctc_hypothesis: tuple[jax.Array, jax.Array] | None = None
-
-
-class SpeechLlama(nn.Module):
-    """Speech-LLaMA with M prediction heads (arXiv 2409.08148).
-
-    Attributes:
-        config: the run's.
-        vocabulary: the tokenizer's.
-    """
-
-    config: Config
-    vocabulary: Vocabulary
+class SpeechLlama(Recogniser):
+    """Speech-LLaMA with M prediction heads (arXiv 2409.08148)."""
 
     def setup(self) -> None:
         c, size = self.config, self.vocabulary.size
@@ -219,8 +159,7 @@ class SpeechLlama(nn.Module):
             jnp.ones((rows, len(after)), bool),
         ]
         x = [constant(before), encoded.audio, constant(after)]
-        aligned = self.config.adaptor.aligned_positions
-        back = encoded.length if aligned else jnp.zeros_like(encoded.length)
+        back = self._offset(encoded)
         behind = jnp.arange(len(before) + frames + len(after)) >= len(before) + frames
         return (
             jnp.concatenate(x, axis=1),
@@ -228,26 +167,15 @@ class SpeechLlama(nn.Module):
             jnp.where(behind, back[:, None], 0),
         )
 
-    def prefill(self, encoded: Encoded, capacity: int) -> tuple[jax.Array, KVCache]:
-        """Runs the decoder over the audio prompt, up to BOS.
+    def cache(self, encoded: Encoded, slots: int) -> KVCache:
+        """An empty cache; rotary positions of the text lag as `prompt` says."""
+        cache = self.decoder.empty_cache(encoded.audio.shape[0], slots)
+        return dataclasses.replace(cache, position_offset=self._offset(encoded))
 
-        Args:
-            encoded: the audio.
-            capacity: slots kept free behind the prompt for text.
-
-        Returns:
-            Hidden state [B, E] that predicts the first token, and the cache.
-        """
-        x, real, position_offset = self.prompt(encoded)
-        hidden, filled = self.extend_prompt(
-            x, real, position_offset, self.cache(position_offset, x.shape[1] + capacity)
-        )
-        return hidden[:, -1], filled
-
-    def cache(self, position_offset: jax.Array, slots: int) -> KVCache:
-        """An empty cache for prompts whose int32[B, P] `position_offset` is that of `prompt`."""
-        cache = self.decoder.empty_cache(position_offset.shape[0], slots)
-        return dataclasses.replace(cache, position_offset=position_offset[:, -1])
+    def _offset(self, encoded: Encoded) -> jax.Array:
+        """int32[B], by how much the rotary positions behind the audio lag."""
+        aligned = self.config.adaptor.aligned_positions
+        return encoded.length if aligned else jnp.zeros_like(encoded.length)
 
     def extend_prompt(
         self, x: jax.Array, real: jax.Array, position_offset: jax.Array, cache: KVCache
@@ -317,25 +245,3 @@ class SpeechLlama(nn.Module):
         """float32[..., M, V] logits of every head at hidden states [..., E]."""
         first = self.next_token(hidden)[..., None, :]
         return jnp.concatenate([first, self.draft_logits(hidden)], axis=-2)
-
-
-def in_type(model: SpeechLlama, dtype: str) -> SpeechLlama:
-    """`model` with activations, and products, in `dtype`."""
-    train = dataclasses.replace(model.config.train, dtype=dtype)
-    return SpeechLlama(dataclasses.replace(model.config, train=train), model.vocabulary)
-
-
-def call(
-    method: Callable[Concatenate[SpeechLlama, P], R],
-    model: SpeechLlama,
-    params: Any,
-    /,
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> R:
-    """``method(model, *args, **kwargs)`` with `params`, as a pure function.
-
-    >>> encoded = call(SpeechLlama.encode, model, params, features, length)  # doctest: +SKIP
-    """
-    given: dict[str, Any] = dict(kwargs)
-    return cast(R, model.apply({"params": params}, *args, method=method, **given))

@@ -14,13 +14,13 @@ import jax
 from jax.interpreters import partial_eval
 
 from mtp_jax.models.params import merge
-from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.planning.programs import Load, batch
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import abstract_state, loss_fn
 
 
-def train_step_flops(model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load) -> float:
+def train_step_flops(model: Recogniser, mesh: jax.sharding.Mesh, load: Load) -> float:
     """Operations of the matrix products of one step: forwards, and backwards to what is trained."""
     c = model.config
     kept = dataclasses.replace(

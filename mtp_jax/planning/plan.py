@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 from mtp_jax.config import Config, Mesh
 from mtp_jax.distributed import sharding
 from mtp_jax.inference.decoder_functions import PROMPT_BLOCK
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.models.recogniser import Recogniser, Vocabulary
 from mtp_jax.planning import hlo, memory, model_flops, programs, roofline
 from mtp_jax.planning.chips import Slice
 from mtp_jax.planning.compiled import DoesNotFit, Task, compiled
@@ -48,9 +48,9 @@ class Planner:
     codegen: bool = False
 
     @property
-    def model(self) -> SpeechLlama:
+    def model(self) -> Recogniser:
         """The model that is planned for."""
-        return SpeechLlama(self.config, self.vocabulary)
+        return Recogniser(self.config, self.vocabulary)
 
     def on(self, mesh: Mesh) -> Planner:
         """The same on another mesh."""

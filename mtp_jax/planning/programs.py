@@ -19,7 +19,7 @@ from mtp_jax.inference.programs import infer
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.params import products_type
-from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
+from mtp_jax.models.recogniser import Encoded, Recogniser, call
 from mtp_jax.planning.chips import Slice, TopologyError
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import abstract_state, make_train_step
@@ -66,7 +66,7 @@ def coordinates(mesh: jax.sharding.Mesh, where: Slice) -> list[tuple[int, ...]]:
     return [tuple(d.coords[: len(where.shape)]) for d in mesh.devices.flat]
 
 
-def lower_train_step(model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load) -> tuple[Any, Any]:
+def lower_train_step(model: Recogniser, mesh: jax.sharding.Mesh, load: Load) -> tuple[Any, Any]:
     """One training step, as `mtp_jax.training.loop` runs it.
 
     Returns:
@@ -97,7 +97,7 @@ def strategy_of(config: Config, name: str) -> Strategy:
 
 
 def lower_decode(
-    model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load, strategy: Strategy
+    model: Recogniser, mesh: jax.sharding.Mesh, load: Load, strategy: Strategy
 ) -> tuple[Any, Any]:
     """Front end, encoder and decoding of one batch, matrices held in the type of the products."""
     everywhere = sharding.replicated(mesh)
@@ -110,7 +110,7 @@ def lower_decode(
 
 
 def lower_calls(
-    model: SpeechLlama, mesh: jax.sharding.Mesh, rows: int, prompt: int, width: int
+    model: Recogniser, mesh: jax.sharding.Mesh, rows: int, prompt: int, width: int
 ) -> tuple[Any, Any]:
     """A loop of decoder calls, as many as an argument says.
 
@@ -174,24 +174,24 @@ def lower_calls(
         return jax.jit(calls, donate_argnums=1).lower(*given), given
 
 
-def prompt_length(model: SpeechLlama, load: Load) -> int:
+def prompt_length(model: Recogniser, load: Load) -> int:
     """Positions that the prompt of an utterance may take."""
     mesh = sharding.make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
     given = parameters(model, mesh), batch(model, mesh, load, training=False)
     x, *_ = jax.eval_shape(
-        lambda p, b: call(SpeechLlama.prompt, model, p, encode(model, p, b)), *given
+        lambda p, b: call(Recogniser.prompt, model, p, encode(model, p, b)), *given
     )
     return int(x.shape[1])
 
 
-def parameters(model: SpeechLlama, mesh: jax.sharding.Mesh) -> Any:
+def parameters(model: Recogniser, mesh: jax.sharding.Mesh) -> Any:
     """All parameters as a decoder holds them: shapes, types and shardings."""
     shapes, shardings = parameter_shapes(model, mesh)
     shapes = jax.eval_shape(lambda p: products_type(p, model.config.train.dtype), shapes)
     return placed(shapes, shardings)
 
 
-def batch(model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load, training: bool) -> Batch:
+def batch(model: Recogniser, mesh: jax.sharding.Mesh, load: Load, training: bool) -> Batch:
     """Shapes of a batch, split over the mesh."""
     rows, rate = load.rows, model.config.front_end.sample_rate
     split = sharding.batch_sharding(mesh)

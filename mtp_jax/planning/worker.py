@@ -19,7 +19,8 @@ import jax
 
 from mtp_jax.config import ConfigError
 from mtp_jax.distributed import sharding
-from mtp_jax.models.speech_llama import SpeechLlama, Vocabulary
+from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.planning import programs
 from mtp_jax.planning.chips import Slice, TopologyError
 from mtp_jax.planning.compiled import Task

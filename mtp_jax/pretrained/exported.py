@@ -30,7 +30,7 @@ from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.config import Config, Lora, Mesh
 from mtp_jax.distributed.multihost import place_whole
 from mtp_jax.models.params import Params, by_path, merge_lora, nested, split
-from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.paths import check_writable, partial_name
 from mtp_jax.pretrained import export_llama, hf_config, import_llama
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
@@ -42,7 +42,7 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16
 class Trained(Protocol):
     """A model with its parameters and its tokenizer."""
 
-    model: SpeechLlama
+    model: Recogniser
     params: Params
     tokenizer: Tokenizer
 

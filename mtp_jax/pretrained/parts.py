@@ -7,6 +7,7 @@ no longer what the run began with.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from mtp_jax.config import Pretrained
@@ -14,6 +15,10 @@ from mtp_jax.models.params import Params, by_path, nested
 from mtp_jax.pretrained.llama import import_llama, llama_architecture
 from mtp_jax.pretrained.source import fingerprint, resolve
 from mtp_jax.pretrained.whisper import import_whisper, whisper_digest
+from mtp_jax.pretrained.whisper_decoder import (
+    import_whisper_decoder,
+    whisper_decoder_architecture,
+)
 from mtp_jax.tokenizer import Tokenizer, check_fit
 
 
@@ -25,6 +30,8 @@ def digests(pretrained: Pretrained) -> dict[str, str]:
     that of the files.
     """
     found = {}
+    if pretrained.model:
+        found["model"] = fingerprint(resolve(pretrained.model))
     if pretrained.encoder:
         found["encoder"] = whisper_digest(resolve(pretrained.encoder))
     if pretrained.decoder:
@@ -48,6 +55,14 @@ def import_parts(
         TokenizerError: the tokenizer does not fit the decoder.
     """
     parts: Params = {}
+    if pretrained.model:
+        path = resolve(pretrained.model)
+        wanted = _without_lora(shapes["whisper"])
+        parts["whisper"] = import_whisper(path, wanted, shardings["whisper"])
+        _, rows = whisper_decoder_architecture(path)
+        check_fit(tokenizer, rows, pretrained.model)
+        importer = functools.partial(import_whisper_decoder, path)
+        parts["decoder"] = _with_rows(importer, shapes["decoder"], shardings["decoder"], rows)
     if pretrained.encoder:
         path = resolve(pretrained.encoder)
         wanted = _without_lora(shapes["whisper"])
@@ -56,12 +71,20 @@ def import_parts(
         path = resolve(pretrained.decoder)
         rows = llama_architecture(path).vocab_size
         check_fit(tokenizer, rows, pretrained.decoder)
-        wanted = _without_lora(shapes["decoder"])
-        ends = {name: wanted[name].shape[0] for name in ("embedding", "lm_head") if name in wanted}
-        whole = {name: wanted[name].update(shape=(rows, wanted[name].shape[1])) for name in ends}
-        params = import_llama(path, wanted | whole, shardings["decoder"])
-        parts["decoder"] = params | {name: params[name][:size] for name, size in ends.items()}
+        importer = functools.partial(import_llama, path)
+        parts["decoder"] = _with_rows(importer, shapes["decoder"], shardings["decoder"], rows)
     return parts
+
+
+def _with_rows(
+    importer: Callable[[Params, Params], Params], shapes: Params, shardings: Params, rows: int
+) -> Params:
+    """A decoder of whose embeddings the file has `rows`, and of which we take what we have."""
+    wanted = _without_lora(shapes)
+    ends = {name: wanted[name].shape[0] for name in ("embedding", "lm_head") if name in wanted}
+    whole = {name: wanted[name].update(shape=(rows, wanted[name].shape[1])) for name in ends}
+    params = importer(wanted | whole, shardings)
+    return params | {name: params[name][:size] for name, size in ends.items()}
 
 
 def _without_lora(shapes: Params) -> Any:

@@ -11,6 +11,7 @@ from mtp_jax.config import Config, differences
 from mtp_jax.pretrained.llama import llama_architecture
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.pretrained.whisper import whisper_architecture
+from mtp_jax.pretrained.whisper_decoder import whisper_decoder_architecture
 
 log = logging.getLogger("mtp_jax")
 
@@ -85,13 +86,20 @@ def with_sizes(config: Config) -> Config:
     Raises:
         PretrainedError: a source is missing or cannot be used.
     """
-    if config.pretrained.encoder:
-        source = whisper_architecture(resolve(config.pretrained.encoder))
+    if config.pretrained.model:
+        decoder, _ = whisper_decoder_architecture(resolve(config.pretrained.model))
+        lora = config.whisper_decoder.lora
+        config = dataclasses.replace(
+            config, whisper_decoder=dataclasses.replace(decoder, lora=lora)
+        )
+    if encoder := config.pretrained.model or config.pretrained.encoder:
+        source = whisper_architecture(resolve(encoder))
         ours = config.whisper
         config = dataclasses.replace(
             config,
             whisper=dataclasses.replace(
-                source.config, padded=ours.padded, cached=ours.cached, lora=ours.lora
+                source.config,
+                **{name: getattr(ours, name) for name in ("padded", "cached", "silence", "lora")},
             ),
             front_end=dataclasses.replace(
                 config.front_end, flavour="whisper", mel_bins=source.mel_bins

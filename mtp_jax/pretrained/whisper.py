@@ -29,15 +29,15 @@ def hugging_face_rules(prefix: str) -> tuple[Rule, ...]:
     block = prefix + "layers.{layer}."
     return (
         *_convolutions(prefix),
-        *_norm("norm", prefix + "layer_norm", ("weight", "bias")),
-        *_norm("blocks/attention_norm", block + "self_attn_layer_norm", ("weight", "bias")),
-        *_norm("blocks/feedforward_norm", block + "final_layer_norm", ("weight", "bias")),
-        *_linear("blocks/query", block + "self_attn.q_proj"),
-        *_linear("blocks/key", block + "self_attn.k_proj")[:1],
-        *_linear("blocks/value", block + "self_attn.v_proj"),
-        *_linear("blocks/output", block + "self_attn.out_proj"),
-        *_linear("blocks/up", block + "fc1"),
-        *_linear("blocks/down", block + "fc2"),
+        *norm_rules("norm", prefix + "layer_norm", ("weight", "bias")),
+        *norm_rules("blocks/attention_norm", block + "self_attn_layer_norm", ("weight", "bias")),
+        *norm_rules("blocks/feedforward_norm", block + "final_layer_norm", ("weight", "bias")),
+        *linear_rules("blocks/query", block + "self_attn.q_proj"),
+        *linear_rules("blocks/key", block + "self_attn.k_proj")[:1],
+        *linear_rules("blocks/value", block + "self_attn.v_proj"),
+        *linear_rules("blocks/output", block + "self_attn.out_proj"),
+        *linear_rules("blocks/up", block + "fc1"),
+        *linear_rules("blocks/down", block + "fc2"),
     )
 
 
@@ -52,14 +52,16 @@ def _convolutions(prefix: str, separator: str = ".") -> list[Rule]:
     return rules
 
 
-def _norm(ours: str, theirs: str, names: tuple[str, str], separator: str = ".") -> list[Rule]:
+def norm_rules(ours: str, theirs: str, names: tuple[str, str], separator: str = ".") -> list[Rule]:
+    """Of a LayerNorm whose scale and bias they call `names`."""
     scale, bias = (theirs + separator + name for name in names)
     return [Rule(f"{ours}/scale", scale), Rule(f"{ours}/bias", bias)]
 
 
-def _linear(
+def linear_rules(
     ours: str, theirs: str, part: tuple[int, int] = (0, 1), separator: str = "."
 ) -> list[Rule]:
+    """Of a `Linear` with a bias, which is `part` of theirs; the kernel's rule comes first."""
     return [
         Rule(f"{ours}/kernel", f"{theirs}{separator}weight", transpose=True, part=part),
         Rule(f"{ours}/bias", f"{theirs}{separator}bias", part=part),
@@ -72,15 +74,15 @@ def _ctranslate2_rules() -> tuple[Rule, ...]:
     attention, feedforward = (f"encoder/layer_{{layer}}/{x}/" for x in ("self_attention", "ffn"))
     return (
         *_convolutions("encoder/", "/"),
-        *_norm("norm", "encoder/layer_norm", names, "/"),
-        *_norm("blocks/attention_norm", attention + "layer_norm", names, "/"),
-        *_norm("blocks/feedforward_norm", feedforward + "layer_norm", names, "/"),
-        *_linear("blocks/query", attention + "linear_0", (0, 3), "/"),
-        *_linear("blocks/key", attention + "linear_0", (1, 3), "/")[:1],
-        *_linear("blocks/value", attention + "linear_0", (2, 3), "/"),
-        *_linear("blocks/output", attention + "linear_1", separator="/"),
-        *_linear("blocks/up", feedforward + "linear_0", separator="/"),
-        *_linear("blocks/down", feedforward + "linear_1", separator="/"),
+        *norm_rules("norm", "encoder/layer_norm", names, "/"),
+        *norm_rules("blocks/attention_norm", attention + "layer_norm", names, "/"),
+        *norm_rules("blocks/feedforward_norm", feedforward + "layer_norm", names, "/"),
+        *linear_rules("blocks/query", attention + "linear_0", (0, 3), "/"),
+        *linear_rules("blocks/key", attention + "linear_0", (1, 3), "/")[:1],
+        *linear_rules("blocks/value", attention + "linear_0", (2, 3), "/"),
+        *linear_rules("blocks/output", attention + "linear_1", separator="/"),
+        *linear_rules("blocks/up", feedforward + "linear_0", separator="/"),
+        *linear_rules("blocks/down", feedforward + "linear_1", separator="/"),
     )
 
 

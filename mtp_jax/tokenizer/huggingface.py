@@ -123,6 +123,8 @@ def read(content: bytes, folder: Path) -> HuggingFaceTokenizer:
     """
     import tokenizers
 
+    from mtp_jax.tokenizer import whisper
+
     try:
         model = tokenizers.Tokenizer.from_str(content.decode())
     except BaseException as error:
@@ -132,6 +134,8 @@ def read(content: bytes, folder: Path) -> HuggingFaceTokenizer:
         raise TokenizerError(f"is not a tokenizer.json: {_line(error)}") from None
     if model.decoder is None:
         raise TokenizerError("has no decoder, without which its tokens give no text")
+    if whisper.is_whisper(model):
+        return whisper.read(model, folder)
     named = _named(folder, model)
     bos, eos = well_known(model)
     eos = named.get("eos", eos)
@@ -155,7 +159,7 @@ def _named(folder: Path, model: tokenizers.Tokenizer) -> dict[str, int]:
     """Ids of "bos", "eos" and "pad", those that the configs in `folder` name."""
     found: dict[str, int] = {}
     names = ("bos", "eos", "pad")
-    config = _config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     for name in names:
         token = config.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
@@ -166,7 +170,7 @@ def _named(folder: Path, model: tokenizers.Tokenizer) -> dict[str, int]:
             raise TokenizerError(f"has no token {token!r}, the {name}_token of {CONFIG}")
         found[name] = number
     for file in ("config.json", "generation_config.json"):
-        config = {} if len(found) == len(names) else _config(folder / file)
+        config = {} if len(found) == len(names) else read_config(folder / file)
         for name in names:
             number = config.get(f"{name}_token_id")
             number = number[0] if isinstance(number, list) and number else number
@@ -175,7 +179,8 @@ def _named(folder: Path, model: tokenizers.Tokenizer) -> dict[str, int]:
     return found
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of a JSON file; none if there is no such file."""
     try:
         config = json.loads(path.read_bytes())
         if not isinstance(config, dict):

@@ -15,7 +15,7 @@ from mtp_jax.distributed import multihost
 from mtp_jax.inference.load import load
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import Params, by_path, matches, nested
-from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.pretrained.parts import digests, import_parts
 from mtp_jax.pretrained.vocabulary_transfer import for_tokenizer
 from mtp_jax.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ log = logging.getLogger("mtp_jax")
 
 
 def starting_point(
-    model: SpeechLlama, tokenizer: Tokenizer, workdir: Workdir, mesh: jax.sharding.Mesh
+    model: Recogniser, tokenizer: Tokenizer, workdir: Workdir, mesh: jax.sharding.Mesh
 ) -> tuple[Params, Params]:
     """What a run's parameters begin with; notes in its workdir what it will not save.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Decoded, NBest, registry
 from mtp_jax.inference.decoder_functions import bind_decoder, encode
-from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
+from mtp_jax.models.recogniser import Encoded, Recogniser, call
 from mtp_jax.training import losses
 from mtp_jax.training.word_hashes import Spelling, edit_distance, words
 
@@ -19,7 +19,7 @@ Metrics = dict[str, jax.Array]
 
 
 def mwer_loss(
-    model: SpeechLlama,
+    model: Recogniser,
     params: Any,
     encoded: Encoded,
     tokens: jax.Array,
@@ -74,7 +74,7 @@ def mwer_loss(
 
 
 def _search(
-    model: SpeechLlama, params: Any, encoded: Encoded, active: jax.Array, limit: int
+    model: Recogniser, params: Any, encoded: Encoded, active: jax.Array, limit: int
 ) -> Decoded:
     c = model.config.mwer
     options = registry.Options(
@@ -87,7 +87,7 @@ def _search(
     return strategy.decode(bind_decoder(model, params, encoded), active, limit)
 
 
-def search_seconds(model: SpeechLlama, params: Any, batch: Batch) -> float:
+def search_seconds(model: Recogniser, params: Any, batch: Batch) -> float:
     """Wall clock of making the n-best lists of one batch, compilation apart."""
     encoded = jax.jit(encode, static_argnums=0)(model, params, batch)
     active = jnp.asarray(batch.token_length) > 0
@@ -126,9 +126,7 @@ def with_reference(nbest: NBest, tokens: jax.Array, length: jax.Array) -> NBest:
     )
 
 
-def sequence_log_probs(
-    model: SpeechLlama, params: Any, encoded: Encoded, nbest: NBest
-) -> jax.Array:
+def sequence_log_probs(model: Recogniser, params: Any, encoded: Encoded, nbest: NBest) -> jax.Array:
     """float32[B, K] log-probability of each hypothesis, differentiable.
 
     With ``config.mwer.all_heads`` it is the mean over heads, weighted as in cross-entropy, of what
@@ -141,10 +139,10 @@ def sequence_log_probs(
     """
     c, (rows, beams, limit) = model.config, nbest.tokens.shape
     text, length = nbest.tokens.reshape(-1, limit), nbest.length.reshape(-1)
-    first, cache = call(SpeechLlama.prefill, model, params, encoded, 0)
+    first, cache = call(Recogniser.prefill, model, params, encoded, 0)
     count = jnp.maximum(length - 1, 0)
     branches = cache.fork(beams, limit)
-    hidden, _ = call(SpeechLlama.extend, model, params, text[:, :-1], count, branches)
+    hidden, _ = call(Recogniser.extend, model, params, text[:, :-1], count, branches)
     hidden = jnp.concatenate([jnp.repeat(first, beams, axis=0)[:, None], hidden], axis=1)
 
     def scored(logits: jax.Array, m: int) -> jax.Array:
@@ -153,11 +151,11 @@ def sequence_log_probs(
         log_probs = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
         return jnp.sum(jnp.where(real, log_probs, 0.0), axis=1)
 
-    total = scored(call(SpeechLlama.next_token, model, params, hidden), 1)
+    total = scored(call(Recogniser.next_token, model, params, hidden), 1)
     if c.mwer.all_heads:
         weights = losses.head_weights(c.heads.count, c.loss.head_weight, c.loss.head_decay)
         for m in range(2, c.heads.count + 1):
-            logits = call(SpeechLlama.head_logits, model, params, hidden, m)
+            logits = call(Recogniser.head_logits, model, params, hidden, m)
             total += weights[m - 1] * scored(logits, m)
         total /= jnp.sum(weights)
     return total.reshape(rows, beams)

@@ -20,8 +20,8 @@ from mtp_jax.distributed import sharding
 from mtp_jax.models.heads import start_as_lm_head
 from mtp_jax.models.initialization import init_params, parameter_shapes
 from mtp_jax.models.params import Params, by_path, matches, merge, nested
+from mtp_jax.models.recogniser import Encoded, Recogniser, call
 from mtp_jax.models.speech_features import speech_features
-from mtp_jax.models.speech_llama import Encoded, SpeechLlama, call
 from mtp_jax.training import losses
 from mtp_jax.training.mwer import mwer_loss
 from mtp_jax.training.word_hashes import Spelling
@@ -55,7 +55,7 @@ class TrainState:
 
 
 def abstract_state(
-    model: SpeechLlama,
+    model: Recogniser,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     imported: Collection[str] = (),
@@ -93,7 +93,7 @@ def abstract_state(
 
 
 def init_state(
-    model: SpeechLlama,
+    model: Recogniser,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     initial: Params | None = None,
@@ -165,7 +165,7 @@ def noisy_tokens(key: jax.Array, tokens: jax.Array, share: float, vocab_size: in
 
 
 def loss_fn(
-    model: SpeechLlama,
+    model: Recogniser,
     params: Any,
     batch: Batch,
     key: jax.Array | None,
@@ -206,7 +206,7 @@ def loss_fn(
     if key is not None and c.augment.token_noise:
         fed = noisy_tokens(noise_key, tokens, c.augment.token_noise, model.vocabulary.size)
     encoded: Encoded
-    hidden, encoded = model.apply(  # type: ignore[assignment]  # of SpeechLlama.__call__
+    hidden, encoded = model.apply(  # type: ignore[assignment]  # of Recogniser.__call__
         {"params": params}, features, frames, fed, length, key is None, rngs=rngs
     )
 
@@ -214,20 +214,12 @@ def loss_fn(
     labels, label_length = tokens, jnp.maximum(length - 1, 0)  # CTC has no EOS
     if batch.labels is not None:
         labels, label_length = seen(batch.labels), seen(batch.label_length)
-    nats, count, too_short = losses.ctc(
-        encoded.ctc_logits, encoded.ctc_length, labels, label_length
-    )
-    ctc = nats / jnp.maximum(count, 1)
-    loss += c.loss.ctc * ctc
+    ctc, of_ctc = _ctc_loss(c, encoded, labels, label_length, views)
+    loss += ctc
     # Heads that count nothing are not computed.
     counted = c.heads.count if c.loss.head_decay else min(c.heads.count, 2)
     counted = counted if c.loss.head_weight else 1
-    metrics = {f"head_{m + 1}": by_head[m] for m in range(counted)}
-    if views > 1:
-        logits = encoded.ctc_logits.reshape(-1, views, *encoded.ctc_logits.shape[1:])
-        unlike = losses.consistency(logits, encoded.ctc_length[::views]) / jnp.maximum(count, 1)
-        loss += c.loss.ctc * c.loss.ctc_consistency * unlike
-        metrics["ctc_consistency"] = unlike
+    metrics = {f"head_{m + 1}": by_head[m] for m in range(counted)} | of_ctc
     if c.mwer.weight:
         if spelling is None:
             raise ValueError("config.mwer.weight is above 0: give the tokenizer's spelling")
@@ -236,15 +228,32 @@ def loss_fn(
         metrics |= of_lists
     return loss, metrics | {
         "loss": loss,
-        "ctc": ctc,
-        "too_short_for_ctc": too_short / views,
         "utterances": jnp.sum(length > 0, dtype=jnp.float32) / views,
         "audio_seconds": jnp.sum(batch.audio_length) / c.front_end.sample_rate,
     }
 
 
+def _ctc_loss(
+    c: Config, encoded: Encoded, labels: jax.Array, length: jax.Array, views: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The weighted CTC loss with its consistency, and scalars; 0 and none without a CTC head."""
+    logits, frames = encoded.ctc_logits, encoded.ctc_length
+    if logits is None:
+        return jnp.zeros(()), {}
+    nats, count, too_short = losses.ctc(logits, frames, labels, length)
+    ctc = nats / jnp.maximum(count, 1)
+    metrics = {"ctc": ctc, "too_short_for_ctc": too_short / views}
+    loss = c.loss.ctc * ctc
+    if views > 1:
+        logits = logits.reshape(-1, views, *logits.shape[1:])
+        unlike = losses.consistency(logits, frames[::views]) / jnp.maximum(count, 1)
+        loss += c.loss.ctc * c.loss.ctc_consistency * unlike
+        metrics["ctc_consistency"] = unlike
+    return loss, metrics
+
+
 def heads_loss(
-    model: SpeechLlama, params: Any, hidden: jax.Array, tokens: jax.Array, length: jax.Array
+    model: Recogniser, params: Any, hidden: jax.Array, tokens: jax.Array, length: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted cross-entropy of all heads; logits of ``config.loss.columns`` tokens at a time.
 
@@ -273,7 +282,7 @@ def heads_loss(
             c.loss.columns,
             c.loss.label_smoothing,
         )
-        for p in call(SpeechLlama.projections, model, params, hidden)
+        for p in call(Recogniser.projections, model, params, hidden)
     ]
     loss = jnp.sum(jnp.stack([p[0] for p in parts]))
     nats = jnp.concatenate([p[1] for p in parts])
@@ -281,7 +290,7 @@ def heads_loss(
 
 
 def make_train_step(
-    model: SpeechLlama,
+    model: Recogniser,
     optimizer: optax.GradientTransformation,
     shardings: Any,
     spelling: Spelling | None = None,

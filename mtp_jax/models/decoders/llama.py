@@ -13,8 +13,8 @@ import numpy as np
 
 from mtp_jax.config import Decoder, Lora
 from mtp_jax.distributed.sharding import constrain
-from mtp_jax.models.attention import attend_in_groups
-from mtp_jax.models.decoders.llama_layout import layer_name
+from mtp_jax.models.attention import Prompt, attend_in_groups, attend_with_prompt
+from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.kv_cache import KVCache, by_head, write
 from mtp_jax.models.layers import (
     Dropout,
@@ -28,42 +28,6 @@ from mtp_jax.models.layers import (
 )
 
 Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
-Prompt = tuple[jax.Array, jax.Array] | None  # a layer's keys and values that rows share
-
-
-def attend_with_prompt(
-    q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    prompt_keys: jax.Array,
-    prompt_values: jax.Array,
-    mask: jax.Array,
-) -> jax.Array:
-    """Attention of rows over a prompt that K of them share, and over what is their own.
-
-    Args:
-        q: [B K, S, N, H].
-        keys, values: [B K, C, G, H]; `prompt_keys`, `prompt_values`: [B, P, G, H].
-        mask: bool[B K, S, P + C].
-
-    Returns:
-        [B K, S, N, H].
-    """
-    (rows, width, heads, size), (prompts, shared, groups, _) = q.shape, prompt_keys.shape
-    q = q.reshape(prompts, rows // prompts, width, groups, heads // groups, size) * size**-0.5
-    own = (prompts, rows // prompts, *keys.shape[1:])
-    scores = jnp.concatenate(
-        [
-            jnp.einsum("bksgnh,bpgh->bksgnp", q, prompt_keys),
-            jnp.einsum("bksgnh,bkcgh->bksgnc", q, keys.reshape(own)),
-        ],
-        axis=-1,
-    ).astype(jnp.float32)
-    mask = mask.reshape(prompts, rows // prompts, width, 1, 1, mask.shape[-1])
-    shares = nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min)).astype(q.dtype)
-    y = jnp.einsum("bksgnp,bpgh->bksgnh", shares[..., :shared], prompt_values)
-    y += jnp.einsum("bksgnc,bkcgh->bksgnh", shares[..., shared:], values.reshape(own))
-    return y.reshape(rows, width, heads, size)
 
 
 class Attention(nn.Module):
@@ -136,7 +100,7 @@ class Layer(nn.Module):
         dtype: of activations.
         deterministic: whether nothing is dropped.
         joined: whether kernels that multiply the same input are one array, as
-            `mtp_jax.models.decoders.llama_layout` makes them.
+            `mtp_jax.models.decoders.layout` makes them.
     """
 
     config: Decoder
@@ -272,7 +236,7 @@ class Llama(nn.Module):
         mask: jax.Array,
         prompt: Prompt,
     ) -> Carry:
-        """`run_layers` over the parameters of `llama_layout.for_decoding`, which drops nothing."""
+        """`run_layers` over the parameters of `layout.for_decoding`, which drops nothing."""
         config = dataclasses.replace(self.config, lora=Lora())
         for i in range(config.layers):
             given = None if prompt is None else (prompt[0][i], prompt[1][i])

@@ -24,6 +24,8 @@ JOINED = {
         "attention/value/kernel",
     ),
     "gate_up/kernel": ("gate/kernel", "up/kernel"),
+    "query_key_value/kernel": ("query/kernel", "key/kernel", "value/kernel"),
+    "query_key_value/bias": ("query/bias", "key/bias", "value/bias"),
 }
 
 
@@ -36,7 +38,7 @@ def for_decoding(params: Mapping[str, Any], lora: Lora) -> Params:
     """A recogniser's parameters with those of its decoder's layers laid out for decoding.
 
     Args:
-        params: of a `SpeechLlama`, the decoder's layers stacked.
+        params: of a `Recogniser`, the decoder's layers stacked.
         lora: of the decoder.
 
     Returns:
@@ -53,5 +55,7 @@ def _split(stacked: Params, lora: Lora) -> list[Params]:
     leaves = by_path(merge_lora(stacked, lora) if lora.rank else stacked)
     count = len(next(iter(leaves.values())))
     for name, parts in JOINED.items():
-        leaves[name] = jnp.concatenate([leaves.pop(part) for part in parts], axis=-1)
+        if parts[0] in leaves:
+            none = jnp.zeros_like(leaves[parts[0]])  # the keys of a Whisper have no bias
+            leaves[name] = jnp.concatenate([leaves.pop(part, none) for part in parts], axis=-1)
     return [nested({path: x[i] for path, x in leaves.items()}) for i in range(count)]

@@ -1,0 +1,291 @@
+"""Whisper's decoder (Radford et al., 2022): text that attends to itself and to the audio."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.config import Lora
+from mtp_jax.config import WhisperDecoder as Config
+from mtp_jax.distributed.sharding import constrain
+from mtp_jax.models.attention import (
+    Prompt,
+    attend_across,
+    attend_in_groups,
+    attend_with_prompt,
+)
+from mtp_jax.models.decoders.layout import layer_name
+from mtp_jax.models.kv_cache import CrossCache, KVCache, by_head, write
+from mtp_jax.models.layers import LayerNorm, Linear, parameter, zero_padding
+from mtp_jax.models.mixed_precision import along_rows, matmul
+
+Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
+Cross = tuple[jax.Array, jax.Array]  # a layer's keys and values of the audio
+_WHOLE = ("batch", None, None)  # axes of what a layer hands on
+_gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+class CrossProjection(nn.Module):
+    """Keys and values that all layers make of the audio, once for each utterance.
+
+    Attributes:
+        config: sizes.
+        layers: how many layers there are.
+        dtype: of the products.
+    """
+
+    config: Config
+    layers: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, audio: jax.Array, real: jax.Array) -> CrossCache:
+        """Of the encoder's hidden states [B, T, D], bool[B, T] of which are real."""
+        c, width = self.config, audio.shape[-1]
+        init, axes = nn.initializers.lecun_normal(batch_axis=0), ("layers", "embed", "heads")
+        shape = (self.layers, width, c.width)
+        audio = zero_padding(audio, real).astype(self.dtype)
+
+        def project(name: str, biased: bool) -> jax.Array:
+            kernel = parameter(self, f"{name}_kernel", init, axes, shape)
+            rows = [matmul(audio, kernel[i]) for i in range(self.layers)]
+            if biased:
+                zeros = nn.initializers.zeros
+                bias = parameter(self, f"{name}_bias", zeros, axes[::2], shape[::2])
+                rows = [y + along_rows(bias[i], y.shape, y.dtype) for i, y in enumerate(rows)]
+            y = jnp.stack(rows).reshape(self.layers, *audio.shape[:2], c.heads, -1)
+            return constrain(y, "layers", "batch", None, "heads", None)
+
+        return CrossCache(keys=project("key", False), values=project("value", True), real=real)
+
+
+class Layer(nn.Module):
+    """Attention to the text, attention to the audio, and a GELU layer, each behind a LayerNorm.
+
+    Attributes:
+        config: sizes.
+        dtype: of activations.
+        joined: whether query, key and value kernels are one array, as
+            `mtp_jax.models.decoders.layout` makes them.
+    """
+
+    config: Config
+    dtype: jnp.dtype
+    joined: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: Carry,
+        layer: jax.Array,
+        cross: Cross,
+        heard: jax.Array,
+        slots: jax.Array,
+        mask: jax.Array,
+        prompt: Prompt,
+    ) -> tuple[Carry, None]:
+        c, (x, keys, values) = self.config, carry
+        linear = functools.partial(Linear, dtype=self.dtype, lora=c.lora)
+
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(dtype=self.dtype, name=name)
+
+        def heads(y: jax.Array) -> jax.Array:
+            y = y.reshape(*x.shape[:2], c.heads, -1)
+            return constrain(y, "batch", None, "heads", None)
+
+        def added(y: jax.Array, name: str, axis: str) -> jax.Array:
+            y = linear(c.width, (axis, "embed"), True, name=name)(y.reshape(*x.shape[:2], -1))
+            return constrain(x + y, *_WHOLE)
+
+        y = norm("attention_norm")(x)
+        if self.joined:
+            y = linear(3 * c.width, ("embed", "heads"), True, name="query_key_value")(y)
+            q, k, v = (heads(part) for part in jnp.split(y, 3, axis=-1))
+        else:
+            q, k, v = (
+                heads(linear(c.width, ("embed", "heads"), name != "key", name=name)(y))
+                for name in ("query", "key", "value")
+            )
+        if keys is None or values is None:
+            y = attend_in_groups(q, k, v, mask)
+        else:
+            keys, values = write(keys, layer, slots, k), write(values, layer, slots, v)
+            k, v = by_head(keys[layer], c.heads), by_head(values[layer], c.heads)
+            if prompt is None:
+                y = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+            else:
+                given_k, given_v = (by_head(x, c.heads) for x in prompt)
+                y = attend_with_prompt(q, k, v, given_k, given_v, mask)
+        x = added(y, "output", "heads")
+        q = heads(
+            linear(c.width, ("embed", "heads"), True, name="cross_query")(norm("cross_norm")(x))
+        )
+        x = added(attend_across(q, *cross, heard), "cross_output", "heads")
+        y = linear(4 * c.width, ("embed", "mlp"), True, name="up")(norm("feedforward_norm")(x))
+        y = constrain(_gelu(y), "batch", None, "mlp")
+        return (added(y, "down", "mlp"), keys, values), None
+
+
+def run_layers(
+    config: Config,
+    dtype: jnp.dtype,
+    places: range,
+    carry: Carry,
+    cross: CrossCache,
+    slots: jax.Array,
+    mask: jax.Array,
+    prompt: Prompt,
+) -> Carry:
+    """Runs layers of the module that calls, named ``layers``.
+
+    Args:
+        config, dtype: as in `Layer`.
+        places: of the layers in the caches.
+        carry: [B, S, D] and, with a cache, its keys and values, of all places.
+        cross: of all places.
+        slots, mask: of the B x S positions.
+        prompt: keys and values, of all places, that rows share.
+    """
+    stack = nn.scan(
+        Layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
+        length=len(places),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config, dtype, name="layers")
+    here = slice(places.start, places.stop)
+    if prompt is not None:
+        prompt = prompt[0][here], prompt[1][here]
+    own = cross.keys[here], cross.values[here]
+    carry, _ = stack(carry, jnp.array(places), own, cross.real, slots, mask, prompt)
+    return carry
+
+
+class WhisperDecoder(nn.Module):
+    """Embeddings in, final hidden states out; `embed` and `unembed` are the two ends.
+
+    Attributes:
+        config: sizes.
+        vocab_size: V.
+        dtype: of activations and of the caches.
+        layers_above: of whoever runs behind this one, for which its cache has capacity.
+    """
+
+    config: Config
+    vocab_size: int
+    dtype: jnp.dtype = jnp.float32
+    layers_above: int = 0
+
+    def setup(self) -> None:
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        shape = (self.vocab_size, c.width)
+        self.embedding = parameter(self, "embedding", init, ("vocab", "embed"), shape)
+        shape = (c.positions, c.width)
+        self.position_embedding = parameter(self, "positions", init, (None, "embed"), shape)
+        self.cross = CrossProjection(c, c.layers, self.dtype)
+        self.final_norm = LayerNorm(dtype=self.dtype)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeddings [..., D] of int32[...] tokens, without their positions."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+    def unembedding(self) -> jax.Array:
+        """[V, D] kernel of head 1, which is the embedding."""
+        return self.embedding
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits of head 1 at hidden states [..., D]."""
+        logits = hidden.astype(self.dtype) @ self.embedding.T.astype(self.dtype)
+        return logits.astype(jnp.float32)
+
+    def attend_to(self, audio: jax.Array, real: jax.Array) -> CrossCache:
+        """What the layers attend to of [B, T, D] hidden states of the encoder, bool[B, T] real."""
+        return self.cross(audio, real)
+
+    def empty_cache(self, cross: CrossCache, slots: int) -> KVCache:
+        """A cache of at most `slots` positions for each utterance of `cross`."""
+        c, layers = self.config, self.config.layers + self.layers_above
+        rows, size = cross.keys.shape[1], c.width // c.heads
+        cache = KVCache.empty(layers, rows, slots, c.heads, size, self.dtype)
+        return dataclasses.replace(cache, cross=cross)
+
+    def _run_joined(
+        self,
+        carry: Carry,
+        cross: CrossCache,
+        slots: jax.Array,
+        mask: jax.Array,
+        prompt: Prompt,
+    ) -> Carry:
+        """`run_layers` over the parameters of `layout.for_decoding`."""
+        config = dataclasses.replace(self.config, lora=Lora())
+        for i in range(config.layers):
+            given = None if prompt is None else (prompt[0][i], prompt[1][i])
+            layer = Layer(config, self.dtype, True, name=layer_name(i))
+            own = cross.keys[i], cross.values[i]
+            carry, _ = layer(carry, jnp.int32(i), own, cross.real, slots, mask, given)
+        return carry
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        real: jax.Array,
+        cache: KVCache | CrossCache,
+        run_above: Callable[..., Carry] | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Runs the decoder over new positions.
+
+        Args:
+            x: [B, S, D] embeddings without positions; padding may hold anything, NaN included.
+            real: bool[B, S]; padding may stand anywhere and takes no position.
+            cache: what was seen before; with that of the audio alone, the S positions are all there
+                is.
+            run_above: runs the `layers_above`, given the carry and what `run_layers` is behind it.
+
+        Returns:
+            Hidden states [B, S, D] after the final norm (of padding: finite, meaningless), behind
+            them what `run_above` makes of those before it, and the cache with the real positions
+            added.
+        """
+        c = self.config
+        prompt: Prompt = None
+        text, cross = (None, cache) if isinstance(cache, CrossCache) else (cache, cache.cross)
+        assert cross is not None
+        if text is None:
+            positions = slots = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+            causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+            mask = causal & real[:, None, :]
+            keys = values = None
+        else:
+            positions, slots = text.place(real)
+            mask = text.visible(positions)
+            keys, values = text.keys, text.values
+            if text.prompt is not None:
+                prompt = (text.prompt.keys, text.prompt.values)
+        table = self.position_embedding.astype(self.dtype)
+        x = x.astype(self.dtype) + table[jnp.clip(positions, 0, c.positions - 1)]
+        x = zero_padding(x, real)
+        given = cross, slots, mask, prompt
+        carry: Carry = (x, keys, values)
+        if self.has_variable("params", layer_name(0)):
+            carry = self._run_joined(carry, *given)
+        else:
+            carry = run_layers(c, self.dtype, range(c.layers), carry, *given)
+        hidden = self.final_norm(carry[0])
+        if run_above is not None:
+            carry = run_above(carry, *given)
+            hidden = jnp.concatenate([hidden, carry[0]], axis=-1)
+        _, keys, values = carry
+        if text is not None and keys is not None and values is not None:
+            added = jnp.sum(real, axis=1, dtype=jnp.int32)
+            text = dataclasses.replace(text, keys=keys, values=values, length=text.length + added)
+        return hidden, text

@@ -1,0 +1,205 @@
+"""What decoding and training ask of a recogniser, whatever it is made of.
+
+Two kinds exist: `mtp_jax.models.speech_llama` puts the audio into the decoder's prompt,
+`mtp_jax.models.whisper` lets the decoder attend to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import flax.linen as nn
+import jax
+from flax import struct
+
+from mtp_jax.config import Config
+from mtp_jax.models.bpe import Merges
+from mtp_jax.models.heads import Projection
+from mtp_jax.models.kv_cache import CrossCache, KVCache
+from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
+
+P = ParamSpec("P")
+R = TypeVar("R")
+M = TypeVar("M", bound="Recogniser")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What the model must know of its tokenizer.
+
+    Attributes:
+        size: V.
+        bos: token that starts the text.
+        eos: token that ends it.
+        prompt_before, prompt_after: tokens put before and after the audio.
+        labels: size of the encoder's CTC vocabulary; 0 if its labels are the decoder's tokens.
+        merges: with which the decoder's tokens are made of what CTC reads, if they are to be.
+        whisper: the special tokens of a Whisper.
+    """
+
+    size: int
+    bos: int
+    eos: int
+    prompt_before: tuple[int, ...] = ()
+    prompt_after: tuple[int, ...] = ()
+    labels: int = 0
+    merges: Merges | None = None
+    whisper: WhisperTokens | None = None
+
+    @property
+    def has_ctc_hypothesis(self) -> bool:
+        """Whether the CTC hypothesis exists in the decoder's tokens."""
+        return not self.labels or self.merges is not None
+
+
+@struct.dataclass
+class Encoded:
+    """What the encoder makes of a batch.
+
+    Attributes:
+        audio: [B, T, D] embeddings of the decoder's width, or the encoder's hidden states.
+        length: int32[B], how many of them are real.
+        ctc_logits: float32[B, T, labels + 1]; the last class is the blank. None without a CTC head.
+        ctc_length: int32[B] real frames of these.
+        ctc_hypothesis: CTC's best labels as the decoder's tokens, int32[B, R], and their int32[B]
+            count; None if CTC has labels of its own.
+        cross: of a decoder that attends to the audio: its keys and values.
+        start: of such a decoder: int32[B, P], the tokens before the text; negative ones are
+            padding.
+    """
+
+    audio: jax.Array
+    length: jax.Array
+    ctc_logits: jax.Array | None
+    ctc_length: jax.Array
+    ctc_hypothesis: tuple[jax.Array, jax.Array] | None = None
+    cross: CrossCache | None = None
+    start: jax.Array | None = None
+
+
+class Recogniser(nn.Module):
+    """A speech encoder, a decoder and M prediction heads; `call` runs its methods.
+
+    Attributes:
+        config: the run's.
+        vocabulary: the tokenizer's.
+    """
+
+    config: Config
+    vocabulary: Vocabulary
+
+    def encode_speech(self, features: jax.Array, length: jax.Array) -> jax.Array:
+        """Whisper's hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
+        raise NotImplementedError
+
+    def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
+        """Encodes `features` [B, T, Z], log-mel or from `encode_speech`, of int32[B] `length`."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        features: jax.Array,
+        length: jax.Array,
+        tokens: jax.Array,
+        token_length: jax.Array,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Encoded]:
+        """The teacher-forced pass.
+
+        Args:
+            features: [B, T, Z], as in `encode`; `length`: int32[B].
+            tokens: int32[B, L], EOS included; `token_length`: int32[B].
+
+        Returns:
+            Hidden states [B, L, E], of which the one at i predicts ``tokens[:, i + m - 1]`` through
+            head m, and what the encoder made of the audio.
+        """
+        raise NotImplementedError
+
+    def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Everything that the decoder is given before the text.
+
+        Returns:
+            Embeddings [B, P, D], bool[B, P] which are real, and int32[B, P], by how much their
+            rotary positions lag.
+        """
+        raise NotImplementedError
+
+    def cache(self, encoded: Encoded, slots: int) -> KVCache:
+        """An empty cache of int32 `slots` for the prompt and the text of a batch."""
+        raise NotImplementedError
+
+    def extend_prompt(
+        self, x: jax.Array, real: jax.Array, position_offset: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Feeds a part [B, S, D] of the prompt; hidden states [B, S, E]."""
+        raise NotImplementedError
+
+    def prefill(self, encoded: Encoded, capacity: int) -> tuple[jax.Array, KVCache]:
+        """Runs the decoder over the whole prompt.
+
+        Args:
+            encoded: the audio.
+            capacity: slots kept free behind the prompt for text.
+
+        Returns:
+            Hidden state [B, E] that predicts the first token, and the cache.
+        """
+        x, real, position_offset = self.prompt(encoded)
+        cache = self.cache(encoded, x.shape[1] + capacity)
+        hidden, filled = self.extend_prompt(x, real, position_offset, cache)
+        return hidden[:, -1], filled
+
+    def extend(
+        self, tokens: jax.Array, count: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, E]."""
+        raise NotImplementedError
+
+    @property
+    def hidden_width(self) -> int:
+        """E of the hidden states."""
+        raise NotImplementedError
+
+    def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
+        """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
+        raise NotImplementedError
+
+    def projections(self, hidden: jax.Array) -> list[Projection]:
+        """How each head's logits are made of hidden states [..., E], for losses."""
+        raise NotImplementedError
+
+    def next_token(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits of head 1 at hidden states [..., E]."""
+        raise NotImplementedError
+
+    def draft_logits(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., E]."""
+        raise NotImplementedError
+
+
+def in_type(model: M, dtype: str) -> M:
+    """`model` with activations, and products, in `dtype`."""
+    train = dataclasses.replace(model.config.train, dtype=dtype)
+    return model.clone(config=dataclasses.replace(model.config, train=train))
+
+
+def call(
+    method: Callable[Concatenate[Any, P], R],
+    model: Recogniser,
+    params: Any,
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    """``method(model, *args, **kwargs)`` with `params`, as a pure function.
+
+    Of a method of `Recogniser` that of the model's own class runs.
+
+    >>> encoded = call(Recogniser.encode, model, params, features, length)  # doctest: +SKIP
+    """
+    given: dict[str, Any] = dict(kwargs)
+    own = getattr(type(model), method.__name__)
+    return cast(R, model.apply({"params": params}, *args, method=own, **given))

@@ -1,0 +1,162 @@
+"""A whole Whisper (Radford et al., 2022): a text decoder that attends to the encoder's output.
+
+A text is laid out as ``[earlier text] start language task no_timestamps text``. Hidden states carry
+one feature more than the decoder's width: 1 where they predict the first token of the text, which
+must not be one of a few tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax.models.decoders.whisper import WhisperDecoder
+from mtp_jax.models.encoders.conformer import frames_mask
+from mtp_jax.models.encoders.whisper import WhisperEncoder
+from mtp_jax.models.heads import Projection
+from mtp_jax.models.kv_cache import CrossCache, KVCache
+from mtp_jax.models.recogniser import Encoded, Recogniser
+from mtp_jax.tokenizer.whisper_tokens import DETECTED, WhisperTokens
+
+_NEVER = float(np.finfo(np.float32).min)  # logit of a token that may not be
+
+
+class WhisperRecogniser(Recogniser):
+    """Whisper, one token per call."""
+
+    def setup(self) -> None:
+        c, size = self.config, self.vocabulary.size
+        dtype = jnp.dtype(c.train.dtype)
+        self.whisper = WhisperEncoder(c.whisper, dtype)
+        self.decoder = WhisperDecoder(c.whisper_decoder, size, dtype)
+
+    @property
+    def special(self) -> WhisperTokens:
+        """Special tokens."""
+        assert self.vocabulary.whisper is not None
+        return self.vocabulary.whisper
+
+    def encode_speech(self, features: jax.Array, length: jax.Array) -> jax.Array:
+        """Hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
+        x, _ = self.whisper(features, length)
+        return x
+
+    def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
+        """What the decoder attends to, of [B, T, D] `encode_speech` makes, int32[B] `length`.
+
+        The tokens before the text are those of the model's own language, or of the one that it
+        hears; `start_with` sets others.
+        """
+        del deterministic  # nothing is dropped
+        real = frames_mask(length, features.shape[1])
+        encoded = Encoded(
+            audio=features,
+            length=length,
+            ctc_logits=None,
+            ctc_length=length,
+            cross=self.decoder.attend_to(features, real),
+        )
+        start = jnp.array(self.special.start_tokens(), jnp.int32)
+        return self.start_with(encoded, jnp.broadcast_to(start, (len(features), len(start))))
+
+    def start_with(self, encoded: Encoded, start: jax.Array) -> Encoded:
+        """`encoded` with int32[B, P] tokens before the text, in which `DETECTED` is replaced."""
+        if self.special.languages:
+            spoken = jnp.argmax(self.language_logits(encoded), axis=-1)
+            tokens = jnp.array([token for _, token in self.special.languages], jnp.int32)
+            start = jnp.where(start == DETECTED, tokens[spoken][:, None], start)
+        return dataclasses.replace(encoded, start=start)
+
+    def language_logits(self, encoded: Encoded) -> jax.Array:
+        """float32[B, languages], how likely each is, as the vocabulary lists them."""
+        rows = len(encoded.audio)
+        first = jnp.full((rows, 1), self.special.start, jnp.int32)
+        hidden, _ = self.decoder(
+            self.decoder.embed(first), jnp.ones((rows, 1), bool), self._cross(encoded)
+        )
+        tokens = np.array([token for _, token in self.special.languages])
+        return self.decoder.unembed(hidden[:, 0])[:, tokens]
+
+    def __call__(
+        self,
+        features: jax.Array,
+        length: jax.Array,
+        tokens: jax.Array,
+        token_length: jax.Array,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Encoded]:
+        """The teacher-forced pass, as of every `Recogniser`."""
+        encoded = self.encode(features, length, deterministic)
+        x, real, _ = self.prompt(encoded)
+        text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
+        hidden, _ = self.decoder(
+            jnp.concatenate([x, self.decoder.embed(tokens[:, :-1])], axis=1),
+            jnp.concatenate([real, text_real], axis=1),
+            self._cross(encoded),
+        )
+        return self._marked(hidden[:, x.shape[1] - 1 :], first=1), encoded
+
+    def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The tokens before the text, as of every `Recogniser`."""
+        start = cast(jax.Array, encoded.start)
+        return self.decoder.embed(jnp.maximum(start, 0)), start >= 0, jnp.zeros_like(start)
+
+    def cache(self, encoded: Encoded, slots: int) -> KVCache:
+        """An empty cache for the tokens before the text and for the text."""
+        return self.decoder.empty_cache(self._cross(encoded), slots)
+
+    def extend_prompt(
+        self, x: jax.Array, real: jax.Array, position_offset: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Feeds a part [B, S, D] of the prompt; hidden states [B, S, E]."""
+        del position_offset  # positions are learnt, and count from the first token
+        hidden, filled = self.decoder(x, real, cache)
+        return self._marked(hidden, first=hidden.shape[1]), cast(KVCache, filled)
+
+    def extend(
+        self, tokens: jax.Array, count: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, E]."""
+        real = jnp.arange(tokens.shape[1]) < count[:, None]
+        hidden, longer = self.decoder(self.decoder.embed(tokens), real, cache)
+        return self._marked(hidden, first=0), cast(KVCache, longer)
+
+    @property
+    def hidden_width(self) -> int:
+        """D + 1."""
+        return self.config.whisper_decoder.width + 1
+
+    def _marked(self, hidden: jax.Array, first: int) -> jax.Array:
+        """[B, S, D + 1]: the `first` positions may predict the first token of a text."""
+        mark = (jnp.arange(hidden.shape[1]) < first).astype(hidden.dtype)
+        mark = jnp.broadcast_to(mark[:, None], (*hidden.shape[:2], 1))
+        return jnp.concatenate([hidden, mark], axis=-1)
+
+    def _cross(self, encoded: Encoded) -> CrossCache:
+        return cast(CrossCache, encoded.cross)
+
+    def next_token(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits at hidden states [..., E]; what may not stand there has the lowest."""
+        logits = self.decoder.unembed(hidden[..., :-1])
+        never, never_first = (
+            np.isin(np.arange(self.vocabulary.size), tokens)
+            for tokens in (self.special.suppressed, self.special.suppressed_first)
+        )
+        return jnp.where(never | (never_first & (hidden[..., -1:] > 0)), _NEVER, logits)
+
+    def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
+        """There are no heads but the first."""
+        raise NotImplementedError
+
+    def projections(self, hidden: jax.Array) -> list[Projection]:
+        """How the logits of head 1 are made of hidden states [..., E], for losses."""
+        states = hidden[None, ..., :-1]
+        return [Projection(slice(0, 1), states, self.decoder.unembedding())]
+
+    def draft_logits(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., 0, V]: there are no heads but the first."""
+        return jnp.zeros((*hidden.shape[:-1], 0, self.vocabulary.size), jnp.float32)
