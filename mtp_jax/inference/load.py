@@ -14,7 +14,7 @@ from mtp_jax.distributed import sharding
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
-from mtp_jax.models.params import by_path, merge, nested
+from mtp_jax.models.params import by_path, matches, merge, nested
 from mtp_jax.pretrained.exported import read_exported
 from mtp_jax.pretrained.parts import digests, import_parts
 from mtp_jax.pretrained.sizes import with_encoder
@@ -55,12 +55,16 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str =
     if parts := workdir.read_parts():
         workdir.record_pretrained(digests(config.pretrained), parts["left_out"])
         whole = by_path(import_parts(config.pretrained, tokenizer, shapes, shardings))
-        imported = {path: whole[path] for path in parts["left_out"]}
+        left_out = matches(parts["left_out"])
+        imported = {path: x for path, x in whole.items() if left_out(path)}
     own, own_shardings = (
         nested({path: x for path, x in by_path(tree).items() if path not in imported})
         for tree in (shapes, shardings)
     )
-    if workdir.exported.exists():
+    params: Any
+    if not own:
+        params = {}
+    elif workdir.exported.exists():
         params = read_exported(workdir, own, own_shardings)
     else:
         with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:

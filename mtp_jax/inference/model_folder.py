@@ -9,15 +9,22 @@ from collections.abc import Iterator
 
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import ConfigError
+from mtp_jax.inference.whisper_folder import WhisperFolder, is_whisper_folder
+from mtp_jax.paths import to_path
 from mtp_jax.tokenizer import CTC_NAME
 
 
 def open_model_folder(folder: str | os.PathLike[str]) -> Workdir:
-    """The workdir or export at `folder`; no parameters are read.
+    """The workdir, export or Whisper at `folder` (or ``hf://OWNER/NAME``); no parameters are read.
 
     Raises:
-        WorkdirError: it is neither, or of another version.
+        WorkdirError: it is none of these, or of another version.
+        PretrainedError: it cannot be downloaded, or is a damaged Whisper.
     """
+    if str(folder).startswith("hf://") or is_whisper_folder(to_path(folder)):
+        whisper = WhisperFolder(folder)
+        whisper.read_config()
+        return whisper
     workdir = Workdir(folder)
     if not workdir.path.is_dir():
         raise WorkdirError(f"{workdir.path} is no folder of a model: give a workdir or an export")
@@ -56,4 +63,6 @@ def _model_files(workdir: Workdir) -> Iterator[pathlib.Path]:
     names = ("tokenizer.json", "tokenizer.model", CTC_NAME, "model.safetensors")
     files = [w.config, w.parts, w.confidence, w.heads, w.exported, *(w.path / n for n in names)]
     checkpoints = [] if w.exported.exists() else sorted((w.path / "best").rglob("*"))
+    weights = w.weights if isinstance(w, WhisperFolder) else []
+    files += [*weights, w.path / "generation_config.json"]
     yield from (file for file in [*files, *checkpoints] if file.is_file())

@@ -61,7 +61,8 @@ class Runner:
         """The parameters as programs take them: on a CPU laid out for decoding, once."""
         if self._layout is None:
             on_cpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
-            lora = self.model.config.decoder.lora
+            c = self.model.config
+            lora = c.whisper_decoder.lora if c.whisper_decoder.present else c.decoder.lora
             self._layout = for_decoding(self.params, lora) if on_cpu else self.params
         return self._layout
 

@@ -86,12 +86,6 @@ def with_sizes(config: Config) -> Config:
     Raises:
         PretrainedError: a source is missing or cannot be used.
     """
-    if config.pretrained.model:
-        decoder, _ = whisper_decoder_architecture(resolve(config.pretrained.model))
-        lora = config.whisper_decoder.lora
-        config = dataclasses.replace(
-            config, whisper_decoder=dataclasses.replace(decoder, lora=lora)
-        )
     if encoder := config.pretrained.model or config.pretrained.encoder:
         source = whisper_architecture(resolve(encoder))
         ours = config.whisper
@@ -104,6 +98,12 @@ def with_sizes(config: Config) -> Config:
             front_end=dataclasses.replace(
                 config.front_end, flavour="whisper", mel_bins=source.mel_bins
             ),
+        )
+    if config.pretrained.model:
+        decoder, _ = whisper_decoder_architecture(resolve(config.pretrained.model))
+        lora = config.whisper_decoder.lora
+        config = dataclasses.replace(
+            config, whisper_decoder=dataclasses.replace(decoder, lora=lora)
         )
     if config.pretrained.decoder:
         llama = llama_architecture(resolve(config.pretrained.decoder))
