@@ -20,6 +20,7 @@ from mtp_jax.models.encoders.whisper import WhisperEncoder
 from mtp_jax.pretrained import LlamaSource, WhisperSource
 
 GOLDEN = Path(__file__).parent / "golden" / "pretrained"
+GOLDEN_WHISPER = GOLDEN.with_name("whisper")  # a whole one
 
 
 def llama_logits(model: Llama, tokens: jax.Array) -> jax.Array:
@@ -51,6 +52,18 @@ def tensors(name: str) -> dict[str, np.ndarray]:
     return {
         k: x for f in sorted((GOLDEN / name).glob("*.safetensors")) for k, x in load_file(f).items()
     }
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a folder of one file."""
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def whisper_folder(path: Path, weights: dict[str, np.ndarray]) -> Path:
+    """The whole golden Whisper with other weights."""
+    shutil.copytree(GOLDEN_WHISPER, path, ignore=shutil.ignore_patterns("*.npz", "*.safetensors"))
+    save_file(weights, path / "model.safetensors")
+    return path
 
 
 def folder(path: Path, name: str, weights: dict[str, np.ndarray]) -> Path:

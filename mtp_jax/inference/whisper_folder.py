@@ -14,6 +14,7 @@ from mtp_jax.paths import to_path
 from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.pretrained.weights import weight_files
+from mtp_jax.pretrained.whisper import whisper_architecture
 
 _MAX_TOKENS = 224  # half of its window of text, as Whisper itself stops
 
@@ -37,14 +38,14 @@ class WhisperFolder(Workdir):
         Raises:
             PretrainedError: the folder is damaged, or no Whisper that can be built.
         """
-        whole = (30.0,)
+        window = whisper_architecture(self.path).config.positions / 50
         return with_sizes(
             Config(
                 pretrained=Pretrained(model=self.source),
                 front_end=FrontEnd(flavour="whisper"),
-                data=Data(bucket_seconds=whole, max_tokens=_MAX_TOKENS),
+                data=Data(bucket_seconds=(window,), max_tokens=_MAX_TOKENS),
                 heads=Heads(count=1),
-                evaluation=Evaluation(bucket_seconds=whole, strategies=("greedy",)),
+                evaluation=Evaluation(bucket_seconds=(window,), strategies=("greedy",)),
             )
         )
 

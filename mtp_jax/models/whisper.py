@@ -140,7 +140,7 @@ class WhisperRecogniser(Recogniser):
         return cast(CrossCache, encoded.cross)
 
     def next_token(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., V] logits at hidden states [..., E]; what may not stand there has the lowest."""
+        """float32[..., V] logits at hidden states [..., E]; of what may not be there the lowest."""
         logits = self.decoder.unembed(hidden[..., :-1])
         never, never_first = (
             np.isin(np.arange(self.vocabulary.size), tokens)
