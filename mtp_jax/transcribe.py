@@ -45,7 +45,7 @@ _OUTPUT = flags.DEFINE_string("output_dir", None, "folder of the transcripts; de
 _FORMAT = flags.DEFINE_list("format", None, f"of {', '.join(FORMATS)}; default: txt")
 _STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(registry.names())}")
 _TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "pieces decoded at once", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "chunks decoded at once", lower_bound=1)
 _ENCODER = cli.encoder_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 

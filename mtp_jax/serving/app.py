@@ -26,12 +26,13 @@ from starlette.types import Receive, Scope, Send
 from mtp_jax.audio.reading import AudioError, audio_seconds
 from mtp_jax.serving.answers import answer, delta, done, event
 from mtp_jax.serving.engine import Engine, Stopped, TooLong
-from mtp_jax.serving.job import Event, Job
+from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.serving.options import Options, read_options
 from mtp_jax.serving.refusal import Refused
 from mtp_jax.serving.upload import Body, Gone
 from mtp_jax.transcription.outputs import shown
+from mtp_jax.transcription.recordings import Event
 from mtp_jax.transcription.results import Segment, Transcript
 from mtp_jax.transcription.transcriber import Transcriber
 
@@ -58,7 +59,7 @@ class Settings:
         max_bytes, max_seconds: of a recording.
         queue: requests held at a time, uploads included.
         upload_seconds: that a recording may take to arrive.
-        max_wait: s that a piece of audio waits for others to share its batch with.
+        max_wait: s that a chunk of audio waits for others to share its batch with.
         warm: strategies that are compiled at the start.
     """
 
