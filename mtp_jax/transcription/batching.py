@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def choose(waiting: Sequence[T], length: Callable[[T], float], sizes: Sequence[int]) -> list[T]:
-    """The batch of the chunk that has waited longest, with those that are most like it in length.
+    """The batch of the chunk whose turn it is: it, and those that are most like it in length.
 
     Sorted by length, the chunks fall into batches of like lengths, the longest first: so little is
     padded. A batch is at least half full: rows of padding cost time, and a size that is not needed
@@ -23,7 +23,7 @@ def choose(waiting: Sequence[T], length: Callable[[T], float], sizes: Sequence[i
     [9.0, 8.0, 7.0, 3.0]
 
     Args:
-        waiting: what waits, longest first; of equal lengths, the earlier goes first.
+        waiting: in the order of their turns, which also decides among equal lengths.
         length: that an item is sorted by.
         sizes: to which batches are padded, 1 among them.
 
