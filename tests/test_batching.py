@@ -144,6 +144,8 @@ def test_the_order_of_decoding_changes_nothing(order, overlaps):
     words = [Word(name, i + 0.4, i + 0.6, 1.0) for i, name in enumerate("abcde")]
     for i in order:
         made.found(items[i], Segment(i, i + 2, (words[i], words[i + 1]), (), 1))
-    seams = (f"{b} " if joined else f"{b} {b} " for b, joined in zip("bcd", overlaps[1:], strict=True))
+    seams = (
+        f"{b} " if joined else f"{b} {b} " for b, joined in zip("bcd", overlaps[1:], strict=True)
+    )
     assert isinstance(made.outcome, Transcript)
     assert made.outcome.text == f"a {''.join(seams)}e"
