@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from mtp_jax.decoding import registry
 from mtp_jax.transcription.results import Segment
 
 _SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
@@ -82,7 +83,7 @@ class Metrics:
         }
         for name, count in counts.items():
             self._counts[name].labels(strategy).inc(count)
-            if strategy != "ctc":  # it asks no decoder
+            if registry.get(strategy).calls_decoder:
                 self._total[name] += count
         self._batch.observe(len(segments))
         self._audio.inc(audio)
