@@ -34,7 +34,7 @@ def test_a_batch_holds_who_has_waited_longest_and_is_at_least_half_full(lengths,
     assert waiting[0] in batch
     rows = min(size for size in sizes if size >= len(batch))
     assert rows <= 2 * len(batch)
-    assert batch == sorted(batch, key=lambda item: (-item[1], item[0]))
+    assert batch == sorted(batch, key=lambda item: (item[1], item[0]))
 
 
 @settings
@@ -46,11 +46,11 @@ def test_batches_are_neighbours_in_length(lengths, sizes):
         batch = choose(waiting, lambda item: item[1], sizes)
         rest = [item for item in waiting if item not in batch]
         assert len(rest) + len(batch) == len(waiting)
-        assert not any(batch[-1][1] < item[1] < batch[0][1] for item in rest)
+        assert not any(batch[0][1] < item[1] < batch[-1][1] for item in rest)
         waiting = rest
 
 
-def test_the_longest_wait_of_equals_goes_first():
+def test_of_equals_the_earlier_turn_goes_first():
     waiting = list(enumerate([5] * 20))
     assert choose(waiting, lambda item: item[1], (1, 4, 16)) == waiting[:16]
 

@@ -239,7 +239,7 @@ class Engine:
         ]
         turns.sort(key=lambda each: each[:2])
         waiting = [(job, item) for _, _, job, item in turns]
-        return choose(waiting, lambda pair: self._length(pair[1]), self.model.sizes)
+        return choose(waiting, lambda pair: -self._length(pair[1]), self.model.sizes)
 
     def _length(self, item: Waiting) -> int:
         """To which a chunk is padded, in samples."""

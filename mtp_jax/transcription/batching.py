@@ -12,25 +12,25 @@ from mtp_jax.transcription.segmentation import halves
 T = TypeVar("T")
 
 
-def choose(waiting: Sequence[T], length: Callable[[T], float], sizes: Sequence[int]) -> list[T]:
-    """The batch of the chunk whose turn it is: it, and those that are most like it in length.
+def choose(waiting: Sequence[T], key: Callable[[T], float], sizes: Sequence[int]) -> list[T]:
+    """The batch of the chunk whose turn it is: it, and its neighbours by a key such as length.
 
-    Sorted by length, the chunks fall into batches of like lengths, the longest first: so little is
-    padded. A batch is at least half full: rows of padding cost time, and a size that is not needed
-    costs a compilation.
+    Sorted by the key, what waits falls into batches of like lengths, so that little is padded. A
+    batch is at least half full: rows of padding cost time, and a size that is not needed costs a
+    compilation.
 
     >>> choose([3.0, 9.0, 2.0, 8.0, 1.0, 7.0], lambda seconds: seconds, sizes=(1, 4))
-    [9.0, 8.0, 7.0, 3.0]
+    [1.0, 2.0, 3.0, 7.0]
 
     Args:
-        waiting: in the order of their turns, which also decides among equal lengths.
-        length: that an item is sorted by.
+        waiting: in the order of their turns, which also decides where the key is equal.
+        key: what is sorted by; the batches begin with the least.
         sizes: to which batches are padded, 1 among them.
 
     Returns:
-        The batch, its longest chunk first; it holds `waiting[0]`.
+        The batch, in the order of the key; it holds `waiting[0]`.
     """
-    order = sorted(range(len(waiting)), key=lambda i: -length(waiting[i]))
+    order = sorted(range(len(waiting)), key=lambda i: key(waiting[i]))
     while True:
         size = max(size for size in sizes if size <= 2 * len(order))
         if len(order) <= size:
