@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "checkpoints": {"config", "paths", "models.params"},
     "pretrained": {"config", "paths", "tokenizer", "distributed", "models", "checkpoints"},
     "inference": {
-        *("config", "interrupts", "audio", "tokenizer", "data", "distributed"),
+        *("config", "interrupts", "paths", "audio", "tokenizer", "data", "distributed"),
         *("models", "decoding", "checkpoints", "pretrained"),
     },
 }

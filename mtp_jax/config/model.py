@@ -274,6 +274,8 @@ class WhisperDecoder:
     Attributes:
         width, layers, heads: D, depth (0 for a model without one) and attention heads.
         positions: tokens in its window, those before the text included.
+        alignment_heads: layer and place of the heads that tell when a token was said; if there are
+            none, those of the upper half of the layers.
         lora: trained beside its matrices, but for those that make keys and values of the audio.
     """
 
@@ -281,6 +283,7 @@ class WhisperDecoder:
     layers: int = 0
     heads: int = 0
     positions: int = 448
+    alignment_heads: tuple[tuple[int, ...], ...] = ()
     lora: Lora = Lora()
 
     def __post_init__(self) -> None:
@@ -288,6 +291,14 @@ class WhisperDecoder:
             check(getattr(self, name) >= 0, f"whisper_decoder.{name}", "must not be negative")
         check(self.positions > 8, "whisper_decoder.positions", "must be above 8")
         self.lora.check("whisper_decoder")
+        check(
+            all(
+                len(head) == 2 and 0 <= head[0] < self.layers and 0 <= head[1] < self.heads
+                for head in self.alignment_heads
+            ),
+            "whisper_decoder.alignment_heads",
+            "must name a layer and a head of the decoder each",
+        )
         check(
             not self.layers or (self.heads > 0 and self.width > 0 and not self.width % self.heads),
             "whisper_decoder.width",

@@ -75,7 +75,7 @@ class WhisperRecogniser(Recogniser):
         """float32[B, languages], how likely each is, as the vocabulary lists them."""
         rows = len(encoded.audio)
         first = jnp.full((rows, 1), self.special.start, jnp.int32)
-        hidden, _ = self.decoder(
+        hidden, _, _ = self.decoder(
             self.decoder.embed(first), jnp.ones((rows, 1), bool), self._cross(encoded)
         )
         tokens = np.array([token for _, token in self.special.languages])
@@ -93,7 +93,7 @@ class WhisperRecogniser(Recogniser):
         encoded = self.encode(features, length, deterministic)
         x, real, _ = self.prompt(encoded)
         text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
-        hidden, _ = self.decoder(
+        hidden, _, _ = self.decoder(
             jnp.concatenate([x, self.decoder.embed(tokens[:, :-1])], axis=1),
             jnp.concatenate([real, text_real], axis=1),
             self._cross(encoded),
@@ -114,7 +114,7 @@ class WhisperRecogniser(Recogniser):
     ) -> tuple[jax.Array, KVCache]:
         """Feeds a part [B, S, D] of the prompt; hidden states [B, S, E]."""
         del position_offset  # positions are learnt, and count from the first token
-        hidden, filled = self.decoder(x, real, cache)
+        hidden, filled, _ = self.decoder(x, real, cache)
         return self._marked(hidden, first=hidden.shape[1]), cast(KVCache, filled)
 
     def extend(
@@ -122,8 +122,39 @@ class WhisperRecogniser(Recogniser):
     ) -> tuple[jax.Array, KVCache]:
         """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, E]."""
         real = jnp.arange(tokens.shape[1]) < count[:, None]
-        hidden, longer = self.decoder(self.decoder.embed(tokens), real, cache)
+        hidden, longer, _ = self.decoder(self.decoder.embed(tokens), real, cache)
         return self._marked(hidden, first=0), cast(KVCache, longer)
+
+    def attention(self, encoded: Encoded, tokens: jax.Array, length: jax.Array) -> jax.Array:
+        """Where in the audio each token of a text is heard, by the decoder's alignment heads.
+
+        A head's weights are normalised over the tokens, frame by frame, and smoothed by a median
+        over seven frames; then the heads are averaged (Whisper, timing.py).
+
+        Args:
+            encoded: the audio.
+            tokens: int32[B, L], of int32[B] `length`; the query of a token stands before it.
+
+        Returns:
+            float32[B, L, T], the higher the likelier; 0 at frames that are padding.
+        """
+        cross = self._cross(encoded)
+        x, real, _ = self.prompt(encoded)
+        text_real = jnp.arange(tokens.shape[1]) < length[:, None]
+        _, _, queries = self.decoder(
+            jnp.concatenate([x, self.decoder.embed(tokens)], axis=1),
+            jnp.concatenate([real, text_real], axis=1),
+            cross,
+        )
+        c = self.config.whisper_decoder
+        upper = [(i, n) for i in range(c.layers // 2, c.layers) for n in range(c.heads)]
+        own = queries[:, :, x.shape[1] - 1 : -1]
+        weights = self.decoder.attention(own, cross, c.alignment_heads or tuple(upper))
+        counted = text_real[..., None]
+        mean = jnp.mean(weights, axis=2, keepdims=True, where=counted)
+        spread = jnp.std(weights, axis=2, keepdims=True, where=counted)
+        smooth = _median((weights - mean) / (spread + 1e-6), cross.real)
+        return jnp.mean(smooth, axis=0)
 
     @property
     def hidden_width(self) -> int:
@@ -160,3 +191,13 @@ class WhisperRecogniser(Recogniser):
     def draft_logits(self, hidden: jax.Array) -> jax.Array:
         """float32[..., 0, V]: there are no heads but the first."""
         return jnp.zeros((*hidden.shape[:-1], 0, self.vocabulary.size), jnp.float32)
+
+
+def _median(x: jax.Array, real: jax.Array) -> jax.Array:
+    """Of [A, B, S, T] the median of seven frames around each; 0 where bool[B, T] is not `real`."""
+    half = 3
+    x = jnp.where(real[:, None], x, 0.0)
+    frames = x.shape[-1]
+    wide = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (half, half)), mode="reflect")
+    seven = jnp.stack([wide[..., i : i + frames] for i in range(2 * half + 1)])
+    return jnp.where(real[:, None], jnp.sort(seven, axis=0)[half], 0.0)

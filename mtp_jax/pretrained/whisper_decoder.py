@@ -135,9 +135,32 @@ def _check_flags(weights: Weights) -> None:
 
 def _checked(where: Path, width: int, layers: int, heads: int, positions: int) -> WhisperDecoder:
     try:
-        return WhisperDecoder(width=width, layers=layers, heads=heads, positions=positions)
+        return WhisperDecoder(
+            width=width,
+            layers=layers,
+            heads=heads,
+            positions=positions,
+            alignment_heads=_alignment_heads(where.parent),
+        )
     except ConfigError as error:
         raise PretrainedError(f"{where} describes no model that can be built: {error}") from error
+
+
+def _alignment_heads(folder: Path) -> tuple[tuple[int, ...], ...]:
+    """Layer and place of each, by the generation config, or by CTranslate2's config."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            found = read_json(folder / name).get("alignment_heads")
+            if found is None:
+                continue
+            if not isinstance(found, list) or not all(
+                isinstance(head, list) and all(type(n) is int for n in head) for head in found
+            ):
+                raise PretrainedError(
+                    f"{folder / name}: alignment_heads is no list of pairs: remove it"
+                )
+            return tuple(tuple(head) for head in found)
+    return ()
 
 
 def _from_hugging_face(where: Path) -> tuple[WhisperDecoder, int]:

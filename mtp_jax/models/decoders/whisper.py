@@ -88,7 +88,7 @@ class Layer(nn.Module):
         slots: jax.Array,
         mask: jax.Array,
         prompt: Prompt,
-    ) -> tuple[Carry, None]:
+    ) -> tuple[Carry, jax.Array]:
         c, (x, keys, values) = self.config, carry
         linear = functools.partial(Linear, dtype=self.dtype, lora=c.lora)
 
@@ -129,7 +129,7 @@ class Layer(nn.Module):
         x = added(attend_across(q, *cross, heard), "cross_output", "heads")
         y = linear(4 * c.width, ("embed", "mlp"), True, name="up")(norm("feedforward_norm")(x))
         y = constrain(_gelu(y), "batch", None, "mlp")
-        return (added(y, "down", "mlp"), keys, values), None
+        return (added(y, "down", "mlp"), keys, values), q
 
 
 def run_layers(
@@ -141,7 +141,7 @@ def run_layers(
     slots: jax.Array,
     mask: jax.Array,
     prompt: Prompt,
-) -> Carry:
+) -> tuple[Carry, jax.Array]:
     """Runs layers of the module that calls, named ``layers``.
 
     Args:
@@ -151,6 +151,9 @@ def run_layers(
         cross: of all places.
         slots, mask: of the B x S positions.
         prompt: keys and values, of all places, that rows share.
+
+    Returns:
+        The carry, and the queries [layers, B, S, N, H] that were put to the audio.
     """
     stack = nn.scan(
         Layer,
@@ -164,8 +167,10 @@ def run_layers(
     if prompt is not None:
         prompt = prompt[0][here], prompt[1][here]
     own = cross.keys[here], cross.values[here]
-    carry, _ = stack(carry, jnp.array(places), own, cross.real, slots, mask, prompt)
-    return carry
+    out: tuple[Carry, jax.Array] = stack(
+        carry, jnp.array(places), own, cross.real, slots, mask, prompt
+    )
+    return out
 
 
 class WhisperDecoder(nn.Module):
@@ -224,15 +229,17 @@ class WhisperDecoder(nn.Module):
         slots: jax.Array,
         mask: jax.Array,
         prompt: Prompt,
-    ) -> Carry:
+    ) -> tuple[Carry, jax.Array]:
         """`run_layers` over the parameters of `layout.for_decoding`."""
         config = dataclasses.replace(self.config, lora=Lora())
+        queries = []
         for i in range(config.layers):
             given = None if prompt is None else (prompt[0][i], prompt[1][i])
             layer = Layer(config, self.dtype, True, name=layer_name(i))
             own = cross.keys[i], cross.values[i]
-            carry, _ = layer(carry, jnp.int32(i), own, cross.real, slots, mask, given)
-        return carry
+            carry, q = layer(carry, jnp.int32(i), own, cross.real, slots, mask, given)
+            queries.append(q)
+        return carry, jnp.stack(queries)
 
     @nn.compact
     def __call__(
@@ -241,7 +248,7 @@ class WhisperDecoder(nn.Module):
         real: jax.Array,
         cache: KVCache | CrossCache,
         run_above: Callable[..., Carry] | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
         """Runs the decoder over new positions.
 
         Args:
@@ -253,8 +260,8 @@ class WhisperDecoder(nn.Module):
 
         Returns:
             Hidden states [B, S, D] after the final norm (of padding: finite, meaningless), behind
-            them what `run_above` makes of those before it, and the cache with the real positions
-            added.
+            them what `run_above` makes of those before it; the cache with the real positions
+            added; and the queries [layers, B, S, N, H] that were put to the audio.
         """
         c = self.config
         prompt: Prompt = None
@@ -277,9 +284,9 @@ class WhisperDecoder(nn.Module):
         given = cross, slots, mask, prompt
         carry: Carry = (x, keys, values)
         if self.has_variable("params", layer_name(0)):
-            carry = self._run_joined(carry, *given)
+            carry, queries = self._run_joined(carry, *given)
         else:
-            carry = run_layers(c, self.dtype, range(c.layers), carry, *given)
+            carry, queries = run_layers(c, self.dtype, range(c.layers), carry, *given)
         hidden = self.final_norm(carry[0])
         if run_above is not None:
             carry = run_above(carry, *given)
@@ -288,4 +295,20 @@ class WhisperDecoder(nn.Module):
         if text is not None and keys is not None and values is not None:
             added = jnp.sum(real, axis=1, dtype=jnp.int32)
             text = dataclasses.replace(text, keys=keys, values=values, length=text.length + added)
-        return hidden, text
+        return hidden, text, queries
+
+    def attention(
+        self, queries: jax.Array, cross: CrossCache, heads: tuple[tuple[int, ...], ...]
+    ) -> jax.Array:
+        """float32[A, B, S, T], how some heads weigh the frames of the audio.
+
+        Args:
+            queries: [layers, B, S, N, H], of `__call__`.
+            cross: the audio's keys.
+            heads: layer and place of each of the A heads.
+        """
+        layer, place = (jnp.array(x) for x in zip(*heads, strict=True))
+        q, k = queries[layer, :, :, place], cross.keys[layer, :, :, place]
+        scores = jnp.einsum("absh,abth->abst", q, k) * q.shape[-1] ** -0.5
+        lowest = jnp.finfo(jnp.float32).min
+        return jax.nn.softmax(jnp.where(cross.real[:, None], scores.astype(jnp.float32), lowest))
