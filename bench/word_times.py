@@ -22,8 +22,8 @@ import mtp_jax
 from mtp_jax.data import corpus, grammar
 from mtp_jax.decoding import CtcGreedy
 from mtp_jax.transcription.alignment import align
-from mtp_jax.transcription.assembly import word_spans
 from mtp_jax.transcription.spelling import labels_of
+from mtp_jax.transcription.word_times import CtcAligner, word_spans
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
 _COUNT = flags.DEFINE_integer("count", 200, "sentences of the corpus's test")
@@ -43,15 +43,15 @@ def main(argv: list[str]) -> None:
         ]
         waves = [soundfile.read(io.BytesIO(item.flac), dtype="int16")[0] for item in said]
         batch = model._batch(waves)
-        inference = jax.device_get(model.runner.run(batch, CtcGreedy(), with_ctc=True))
-        ctc, frames = inference.ctc_log_probs, inference.ctc_length
+        inference = jax.device_get(model.runner.run(batch, CtcGreedy(), with_alignment=True))
+        ctc, frames = inference.ctc_log_probs, inference.frames
         for row, item in enumerate(said):
             labels, word = labels_of(model.runner.tokenizer.ctc, item.text.split())
             found = align(ctc[row, : frames[row]], labels)
             if found is None:
                 continue
             spans, _ = word_spans(found, word, len(item.word_starts), len(ctc[row]))
-            spans = spans * model._assembler.frame_seconds
+            spans = spans * CtcAligner(model.runner).frame_seconds
             truth = np.array(item.word_starts)
             starts += list(spans[:, 0] - truth)
             ends += list(spans[:-1, 1] - truth[1:])

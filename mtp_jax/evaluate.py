@@ -99,7 +99,8 @@ def main(argv: list[str]) -> None:
     from mtp_jax.inference.load import load
 
     runner = load(workdir, encoder=_ENCODER.value)
-    usable = registry.usable(runner.model.vocabulary.has_ctc_hypothesis)
+    vocabulary = runner.model.vocabulary
+    usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
     if not {*(_STRATEGY.value or ())} <= {*usable}:
         raise DraftsError
     increase = _INCREASE.value

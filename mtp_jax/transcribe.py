@@ -31,6 +31,7 @@ from mtp_jax import cli
 from mtp_jax.decoding import registry
 from mtp_jax.flag_checks import check_tau
 from mtp_jax.paths import OutputError, check_writable, to_path
+from mtp_jax.tokenizer.whisper_tokens import TASKS
 from mtp_jax.transcription.finding import Found, few, find
 from mtp_jax.transcription.formats import FORMATS, formatted
 from mtp_jax.transcription.marks import Model
@@ -40,12 +41,19 @@ if TYPE_CHECKING:
     from mtp_jax.checkpoints.workdir import Workdir
     from mtp_jax.transcription.transcriber import Transcriber
 
-_MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
+_MODEL = flags.DEFINE_string(
+    "model", None, "a workdir, an exported model, or a Whisper (hf://OWNER/NAME too)", required=True
+)
 _OUTPUT = flags.DEFINE_string("output_dir", None, "folder of the transcripts; default: print them")
 _FORMAT = flags.DEFINE_list("format", None, f"of {', '.join(FORMATS)}; default: txt")
 _STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(registry.names())}")
 _TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "chunks decoded at once", lower_bound=1)
+_LANGUAGE = flags.DEFINE_string(
+    "language", "", "of a Whisper: code of the language, such as de; default: it is detected"
+)
+_TASK = flags.DEFINE_enum("task", "transcribe", TASKS, "of a Whisper; translations are English")
+_PROMPT = flags.DEFINE_string("prompt", "", "of a Whisper: earlier text, or words to be expected")
 _ENCODER = cli.encoder_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
@@ -131,7 +139,8 @@ def _made_by(workdir: Workdir) -> Model:
 
     tau = default_tau(workdir) if _TAU.value is None else _TAU.value
     strategy = strategy_of(_STRATEGY.value, workdir.read_config(), tau)
-    return Model(model_digest(workdir), repr(strategy))
+    asked = [x for x in (_LANGUAGE.value, _TASK.value, _PROMPT.value) if x not in ("", TASKS[0])]
+    return Model(model_digest(workdir), " ".join([repr(strategy), *asked]))
 
 
 def _report(todo: Plan) -> None:
@@ -172,11 +181,15 @@ def _transcribe(
     estimates = [estimated_seconds(job.task.path) for job in jobs]
     progress = ProgressBar(sum(estimates))
     strategy = model.strategy(_STRATEGY.value, _TAU.value)
+    model.start_tokens(_LANGUAGE.value, _TASK.value, _PROMPT.value)  # refused before the work
     outcomes = model.transcribe_all(
         (((job, estimate), job.begin()) for job, estimate in zip(jobs, estimates, strict=True)),
         strategy=strategy,
         progress=progress.advance,
         on_compile=progress.compiling,
+        language=_LANGUAGE.value,
+        task=_TASK.value,
+        prompt=_PROMPT.value,
     )
     bar = progress.bar
     with bar, logging_redirect_tqdm([log], tqdm.tqdm), contextlib.closing(outcomes):  # type: ignore[type-var]  # a generator

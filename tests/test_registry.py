@@ -94,7 +94,7 @@ def test_configs_find_it(toy: registry.Entry) -> None:
 
 
 def test_the_table_and_its_pictures_find_it(toy: registry.Entry, tmp_path: Path) -> None:
-    rows = table_rows(Evaluation(strategies=("toy", "greedy"), beams=5), 1, 0.9, True)
+    rows = table_rows(Evaluation(strategies=("toy", "greedy"), beams=5), 1, 0.9, registry.names())
     assert [(entry.name, variant.shown) for entry, variant in rows][-1] == ("toy", {"beams": 5})
     row = {
         **dict.fromkeys(("wer", "cer", "tokens_per_call", "rtfx", "compile_seconds"), 1.0),

@@ -133,7 +133,7 @@ def scored(tokenizer, rows: list[tuple[list[int], list[int]]], frames: int = 60)
             call=np.where(tokens > 0, 1 + np.arange(limit) // 3, 0),
         ),
         ctc_log_probs=jnp.asarray(ctc),
-        ctc_length=np.full(len(rows), frames, np.int32),
+        frames=np.full(len(rows), frames, np.int32),
     )
 
 

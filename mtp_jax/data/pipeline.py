@@ -33,6 +33,8 @@ class Batch(NamedTuple):
         labels: int32[B, N] text as CTC's own tokenizer has it, padded; None where CTC's labels are
             `tokens`, EOS apart, and in evaluation.
         label_length: int32[B], or None.
+        start: int32[B, P] tokens before the text, for models that begin with some
+            (`mtp_jax.tokenizer.whisper_tokens`); None takes the model's own.
     """
 
     audio: np.ndarray
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
     index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nobody misses
     labels: np.ndarray | None = None
     label_length: np.ndarray | None = None
+    start: np.ndarray | None = None
 
 
 class FeatureBatch(Batch):

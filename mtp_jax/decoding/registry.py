@@ -130,9 +130,14 @@ def names(select: Callable[[Entry], bool] = lambda entry: True) -> tuple[str, ..
     return tuple(name for name, entry in _entries.items() if select(entry))
 
 
-def usable(has_ctc_hypothesis: bool) -> tuple[str, ...]:
+def usable(has_ctc_hypothesis: bool, has_ctc: bool = True) -> tuple[str, ...]:
     """Names of the strategies that a model can be decoded with."""
-    return names(lambda entry: has_ctc_hypothesis or not entry.needs_ctc_hypothesis)
+
+    def fits(entry: Entry) -> bool:
+        drafts = has_ctc_hypothesis or not entry.needs_ctc_hypothesis
+        return drafts and (has_ctc or entry.calls_decoder)
+
+    return names(fits)
 
 
 def _ctc(options: Options) -> Sequence[Variant]:

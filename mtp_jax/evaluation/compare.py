@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,14 +103,13 @@ def needs_tau(options: Evaluation, heads: int) -> bool:
 
 
 def table_rows(
-    options: Evaluation, heads: int, tau: float, has_ctc_hypothesis: bool
+    options: Evaluation, heads: int, tau: float, usable: Collection[str]
 ) -> list[tuple[registry.Entry, registry.Variant]]:
     """The strategies of the table, in the order of the registry.
 
     With M = 1 those that need heads would be greedy again, and those that draft the CTC hypothesis
     need one in the decoder's tokens: both are left out.
     """
-    usable = registry.usable(has_ctc_hypothesis)
     entries = [registry.get(name) for name in usable if name in options.strategies]
     return [
         (entry, variant)
@@ -132,7 +131,9 @@ def compare(
         The rows of the table, and the outcomes, named for files.
     """
     model = runner.model
-    chosen = table_rows(options, model.config.heads.count, tau, model.vocabulary.has_ctc_hypothesis)
+    vocabulary = model.vocabulary
+    usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
+    chosen = table_rows(options, model.config.heads.count, tau, usable)
     rows, outcomes = [], {}
     for size in options.batch_sizes:
         greedy: dict[int, Outcome] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -17,13 +18,34 @@ from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.params import products_type
 from mtp_jax.models.recogniser import Encoded, Recogniser, call, in_type
 from mtp_jax.models.speech_features import speech_features
+from mtp_jax.models.whisper import WhisperRecogniser
+from mtp_jax.tokenizer.whisper_tokens import DETECTED
 
 PROMPT_BLOCK = 64  # positions of the prompt that one forward pass of the prefill takes
 
 
 def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
     """Runs front end and encoder over a batch."""
-    return call(Recogniser.encode, model, params, *speech_features(model, params, batch))
+    encoded = call(Recogniser.encode, model, params, *speech_features(model, params, batch))
+    if encoded.start is None:
+        return encoded
+    if batch.start is not None:
+        encoded = dataclasses.replace(encoded, start=jnp.asarray(batch.start))
+    return jax.lax.cond(
+        jnp.any(encoded.start == DETECTED),
+        lambda encoded: call(WhisperRecogniser.detected, model, params, encoded),
+        lambda encoded: encoded,
+        encoded,
+    )
+
+
+def attention(
+    model: Recogniser, params: Any, encoded: Encoded, tokens: jax.Array, length: jax.Array
+) -> jax.Array:
+    """`WhisperRecogniser.attention` to the audio of int32[B] `length` of int32[B, L] tokens."""
+    if sharding.platform() == "cpu":
+        model = in_type(model, "float32")
+    return call(WhisperRecogniser.attention, model, params, encoded, tokens, length)
 
 
 def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFunctions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import struct
 
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Decoded, Strategy
-from mtp_jax.inference.decoder_functions import bind_decoder, encode
+from mtp_jax.inference.decoder_functions import attention, bind_decoder, encode
 from mtp_jax.models.recogniser import Recogniser
 
 
@@ -21,20 +22,27 @@ class Inference:
 
     Attributes:
         decoded: what the strategy returns.
-        ctc_log_probs: float32[B, T, labels + 1], the last class is the blank; None unless wanted.
-        ctc_length: int32[B] real frames of these.
+        frames: int32[B] real frames of what follows.
+        ctc_log_probs: float32[B, T, labels + 1], the last class is the blank; None unless wanted,
+            and without a CTC head.
+        attention: float32[B, L, T], the higher the likelier that a token is heard in a frame; None
+            unless wanted, and of decoders that do not attend to the audio.
+        start: int32[B, P], of such a decoder: the tokens before the text, a detected language
+            among them.
     """
 
     decoded: Decoded
-    ctc_log_probs: jax.Array | None
-    ctc_length: jax.Array
+    frames: jax.Array
+    ctc_log_probs: jax.Array | None = None
+    attention: jax.Array | None = None
+    start: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def infer(
     model: Recogniser,
     kind: type[Strategy],
-    with_ctc: bool,
+    with_alignment: bool,
     params: Any,
     batch: Batch,
     strategy: Strategy,
@@ -46,18 +54,21 @@ def infer(
         kind: the class of `strategy`. JAX takes ``Greedy(16)`` and ``Verify(16)`` for one structure
             (it compares the fields of dataclasses, up to 0.12 at least), and up to 0.10 it now and
             then gives the one's program for the other.
-        with_ctc: whether the log-probabilities of CTC are wanted as well.
+        with_alignment: whether what words are aligned by is wanted as well.
         batch: its references are not looked at.
         strategy: what decodes.
     """
     limit = model.config.data.max_tokens
     encoded = encode(model, params, batch)
     functions = bind_decoder(model, params, encoded)
-    logits = encoded.ctc_logits if with_ctc else None
-    return Inference(
-        decoded=strategy.decode(functions, jnp.asarray(batch.index) >= 0, limit),
-        ctc_log_probs=None if logits is None else jax.nn.log_softmax(logits),
-        ctc_length=encoded.ctc_length,
+    decoded = strategy.decode(functions, jnp.asarray(batch.index) >= 0, limit)
+    done = Inference(decoded=decoded, frames=encoded.ctc_length, start=encoded.start)
+    if not with_alignment:
+        return done
+    if encoded.ctc_logits is not None:
+        return dataclasses.replace(done, ctc_log_probs=jax.nn.log_softmax(encoded.ctc_logits))
+    return dataclasses.replace(
+        done, attention=attention(model, params, encoded, decoded.tokens, decoded.length)
     )
 
 

@@ -72,41 +72,41 @@ class Runner:
         split = sharding.batch_sharding if divides else sharding.replicated
         return multihost.place_whole(batch, split(self.mesh))
 
-    def compile(self, batch: Batch, strategy: Strategy, with_ctc: bool = False) -> float:
+    def compile(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> float:
         """Compiles the program of such a batch unless it is there; seconds that this took."""
         batch, strategy = _without_references(batch), _traced(strategy)
         start = time.perf_counter()
         with self._lock:
-            key = _key(batch, strategy, with_ctc)
+            key = _key(batch, strategy, with_alignment)
             if key in self._programs:
                 return 0.0
             with sharding.use_mesh(self.mesh):
                 lowered = infer.lower(
-                    *(self.model, type(strategy), with_ctc),
+                    *(self.model, type(strategy), with_alignment),
                     *(self._laid_out, self.place(batch), strategy),
                 )
             self._programs[key] = lowered.compile()
         return time.perf_counter() - start
 
-    def is_compiled(self, batch: Batch, strategy: Strategy, with_ctc: bool = False) -> bool:
+    def is_compiled(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> bool:
         """Whether `run` has nothing to compile for such a batch."""
-        key = _key(_without_references(batch), _traced(strategy), with_ctc)
+        key = _key(_without_references(batch), _traced(strategy), with_alignment)
         return key in self._programs
 
-    def run(self, batch: Batch, strategy: Strategy, with_ctc: bool = False) -> Inference:
+    def run(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> Inference:
         """Decodes a batch.
 
         Args:
             batch: rows with ``index`` -1 are filler.
             strategy: what decodes.
-            with_ctc: whether the log-probabilities of CTC are wanted as well.
+            with_alignment: whether what words are aligned by is wanted as well.
 
         Returns:
             Arrays on the devices.
         """
-        self.compile(batch, strategy, with_ctc)
+        self.compile(batch, strategy, with_alignment)
         batch, strategy = _without_references(batch), _traced(strategy)
-        program = self._programs[_key(batch, strategy, with_ctc)]
+        program = self._programs[_key(batch, strategy, with_alignment)]
         done: Inference = program(self._laid_out, self.place(batch), strategy)
         return done
 
@@ -136,6 +136,6 @@ def _traced(strategy: Strategy) -> Strategy:
     return traced
 
 
-def _key(batch: Batch, strategy: Strategy, with_ctc: bool) -> Any:
+def _key(batch: Batch, strategy: Strategy, with_alignment: bool) -> Any:
     shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
-    return type(batch), shapes, type(strategy), jax.tree.structure(strategy), with_ctc
+    return type(batch), shapes, type(strategy), jax.tree.structure(strategy), with_alignment

@@ -51,7 +51,12 @@ class Vocabulary:
     @property
     def has_ctc_hypothesis(self) -> bool:
         """Whether the CTC hypothesis exists in the decoder's tokens."""
-        return not self.labels or self.merges is not None
+        return self.has_ctc and (not self.labels or self.merges is not None)
+
+    @property
+    def has_ctc(self) -> bool:
+        """Whether the encoder has a CTC head."""
+        return self.whisper is None
 
 
 @struct.dataclass

@@ -48,28 +48,32 @@ class WhisperRecogniser(Recogniser):
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
         """What the decoder attends to, of [B, T, D] `encode_speech` makes, int32[B] `length`.
 
-        The tokens before the text are those of the model's own language, or of the one that it
-        hears; `start_with` sets others.
+        The tokens before the text leave the language to be `detected`.
         """
         del deterministic  # nothing is dropped
         real = frames_mask(length, features.shape[1])
-        encoded = Encoded(
+        start = jnp.array(self.special.start_tokens(), jnp.int32)
+        return Encoded(
             audio=features,
             length=length,
             ctc_logits=None,
             ctc_length=length,
             cross=self.decoder.attend_to(features, real),
+            start=jnp.broadcast_to(start, (len(features), len(start))),
         )
-        start = jnp.array(self.special.start_tokens(), jnp.int32)
-        return self.start_with(encoded, jnp.broadcast_to(start, (len(features), len(start))))
 
-    def start_with(self, encoded: Encoded, start: jax.Array) -> Encoded:
-        """`encoded` with int32[B, P] tokens before the text, in which `DETECTED` is replaced."""
-        if self.special.languages:
-            spoken = jnp.argmax(self.language_logits(encoded), axis=-1)
-            tokens = jnp.array([token for _, token in self.special.languages], jnp.int32)
-            start = jnp.where(start == DETECTED, tokens[spoken][:, None], start)
+    def detected(self, encoded: Encoded) -> Encoded:
+        """`encoded`, with the language that is heard where its tokens say `DETECTED`."""
+        if not self.special.languages:
+            return encoded
+        start = cast(jax.Array, encoded.start)
+        start = jnp.where(start == DETECTED, self.language(encoded)[:, None], start)
         return dataclasses.replace(encoded, start=start)
+
+    def language(self, encoded: Encoded) -> jax.Array:
+        """int32[B], the token of the language that is heard."""
+        tokens = jnp.array([token for _, token in self.special.languages], jnp.int32)
+        return tokens[jnp.argmax(self.language_logits(encoded), axis=-1)]
 
     def language_logits(self, encoded: Encoded) -> jax.Array:
         """float32[B, languages], how likely each is, as the vocabulary lists them."""
@@ -90,7 +94,7 @@ class WhisperRecogniser(Recogniser):
         deterministic: bool = True,
     ) -> tuple[jax.Array, Encoded]:
         """The teacher-forced pass, as of every `Recogniser`."""
-        encoded = self.encode(features, length, deterministic)
+        encoded = self.detected(self.encode(features, length, deterministic))
         x, real, _ = self.prompt(encoded)
         text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
         hidden, _, _ = self.decoder(

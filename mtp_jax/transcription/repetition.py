@@ -43,17 +43,21 @@ def find_repetition(tokens: Sequence[int]) -> Repetition | None:
 
 
 def trim_repetitions(
-    tokens: Sequence[int], likelihood: Callable[[list[int]], float]
+    tokens: Sequence[int],
+    likelihood: Callable[[list[int]], float | None],
+    ended: bool = True,
 ) -> tuple[list[int], bool]:
     """`tokens` with each loop cut to as many copies as were said.
 
     People do say things four times over ("no no no no"). So the encoder decides: of the run as it
     is, and cut to 1, 2, ... copies, the text stays that its CTC output finds likeliest, and of
-    equally likely ones the shorter.
+    equally likely ones the shorter. Where no CTC tells, a run is a loop, of which one copy stays,
+    if the text never ended or has little beside it.
 
     Args:
         tokens: without EOS.
-        likelihood: log-probability of a text, given as its tokens.
+        likelihood: log-probability of a text, given as its tokens; None where it is not known.
+        ended: whether the text came to EOS.
 
     Returns:
         Places of the tokens that stay, and whether any were cut.
@@ -65,6 +69,10 @@ def trim_repetitions(
         copies = [*copies[:_MOST_COPIES], stop]
         options = [kept[:end] + kept[stop:] for end in copies]
         scores = [likelihood([tokens[i] for i in option]) for option in options]
-        best = scores.index(max(scores))
+        known = [score for score in scores if score is not None]
+        if known:
+            best = scores.index(max(known))
+        else:
+            best = 0 if not ended or 2 * (stop - start) > len(tokens) else len(copies) - 1
         kept, done = options[best], copies[best]
     return kept, len(kept) < len(tokens)

@@ -56,6 +56,8 @@ class Segment:
         evidence: of each word, what its confidence is made of: log-probability of its tokens by
             head 1, and the mean log-probability of its frames in the CTC alignment.
         proposed, accepted: drafts of heads 2..M that were put to the test, and those that passed.
+        language: code of the one that is spoken, as it was given or detected; empty of models that
+            know one only.
     """
 
     start: float
@@ -69,6 +71,7 @@ class Segment:
     evidence: tuple[tuple[float, float], ...] = ()
     proposed: int = 0
     accepted: int = 0
+    language: str = ""
 
     @property
     def text(self) -> str:

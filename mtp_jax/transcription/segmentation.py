@@ -36,12 +36,15 @@ class Chunk(NamedTuple):
         audio: int16[T].
         covered: s of the recording that it is done with once this piece is.
         overlaps: it begins within the piece before.
+        start_tokens: that its text begins with, in a Whisper
+            (`mtp_jax.tokenizer.whisper_tokens`); none leaves them to the model.
     """
 
     start: float
     audio: np.ndarray
     covered: float
     overlaps: bool = False
+    start_tokens: tuple[int, ...] = ()
 
 
 def overlap(longest: float) -> float:
@@ -54,6 +57,7 @@ def cut(
     sample_rate: int,
     longest: float,
     detector: Callable[[int], VoiceActivity] = VoiceActivity,
+    start_tokens: tuple[int, ...] = (),
 ) -> Iterator[Chunk]:
     """Pieces of a recording, in order; holds little more than one of them.
 
@@ -62,7 +66,12 @@ def cut(
         sample_rate: Hz.
         longest: s.
         detector: of voice activity, given the sample rate.
+        start_tokens: of every piece.
     """
+
+    def begun(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        return (chunk._replace(start_tokens=start_tokens) for chunk in chunks)
+
     with detector(sample_rate) as voice:
         cutter = _Cutter(sample_rate, longest)
         for block in blocks:
@@ -70,8 +79,8 @@ def cut(
             for at in range(0, len(block), sample_rate * 10):
                 part = block[at : at + sample_rate * 10]
                 cutter.add(part, voice.feed(part))
-                yield from cutter.pieces()
-        yield from cutter.pieces(final=True)
+                yield from begun(cutter.pieces())
+        yield from begun(cutter.pieces(final=True))
 
 
 def halves(piece: Chunk, sample_rate: int, longest: float) -> list[Chunk]:
@@ -93,6 +102,7 @@ def halves(piece: Chunk, sample_rate: int, longest: float) -> list[Chunk]:
             piece.audio[begin:],
             piece.covered / 2,
             overlaps=True,
+            start_tokens=piece.start_tokens,
         ),
     ]
 

@@ -17,6 +17,7 @@ from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decoding import CtcGreedy, DraftsError, Strategy, registry
 from mtp_jax.inference.runner import Runner
+from mtp_jax.tokenizer.whisper_tokens import NO_TOKEN, LanguageError
 from mtp_jax.transcription.assembly import SegmentAssembler
 from mtp_jax.transcription.batching import choose, hand_out
 from mtp_jax.transcription.confidence import Calibration
@@ -30,6 +31,7 @@ Audio = str | os.PathLike[str] | np.ndarray
 Several = list[Audio] | tuple[Audio, ...]
 Named = Strategy | str
 
+_PROMPT = 64  # tokens of earlier text by which programs differ
 _AHEAD = 4  # batches of chunks that are sorted by length before they are decoded
 
 
@@ -70,7 +72,35 @@ class Transcriber:
     @property
     def strategies(self) -> tuple[str, ...]:
         """Names of the strategies that the model can be decoded with."""
-        return registry.usable(self.runner.model.vocabulary.has_ctc_hypothesis)
+        vocabulary = self.runner.model.vocabulary
+        return registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that the model can be told of; empty where it knows but one."""
+        special = self.runner.model.vocabulary.whisper
+        return tuple(code for code, _ in special.languages) if special else ()
+
+    def start_tokens(self, language: str, task: str, prompt: str) -> tuple[int, ...]:
+        """The tokens that a text begins with; none of models that have no such tokens.
+
+        Args:
+            language, task, prompt: as `transcribe` takes them.
+
+        Raises:
+            LanguageError: the model has no such language or task, or takes no prompt.
+        """
+        special, tokenizer = self.runner.model.vocabulary.whisper, self.runner.tokenizer
+        if special is None:
+            if language or prompt or task != "transcribe":
+                raise LanguageError(
+                    "the model takes no language, task or prompt: leave them out, or take a Whisper"
+                )
+            return ()
+        # As much of the latest as Whisper was trained to see.
+        most = self.runner.model.config.whisper_decoder.positions // 2 - 1
+        earlier = tuple(tokenizer.encode(f" {prompt.strip()}")[-most:]) if prompt.strip() else ()
+        return special.start_tokens(language, task, earlier)
 
     def strategy(self, name: str, tau: float | None = None) -> Strategy:
         """The strategy of that name.
@@ -89,12 +119,26 @@ class Transcriber:
 
     @overload
     def transcribe(
-        self, audio: Audio, *, rate: int | None = None, strategy: Named = "verify"
+        self,
+        audio: Audio,
+        *,
+        rate: int | None = None,
+        strategy: Named = "verify",
+        language: str = "",
+        task: str = "transcribe",
+        prompt: str = "",
     ) -> Transcript: ...
 
     @overload
     def transcribe(
-        self, audio: Several, *, rate: int | None = None, strategy: Named = "verify"
+        self,
+        audio: Several,
+        *,
+        rate: int | None = None,
+        strategy: Named = "verify",
+        language: str = "",
+        task: str = "transcribe",
+        prompt: str = "",
     ) -> list[Transcript]: ...
 
     def transcribe(
@@ -103,6 +147,9 @@ class Transcriber:
         *,
         rate: int | None = None,
         strategy: Named = "verify",
+        language: str = "",
+        task: str = "transcribe",
+        prompt: str = "",
     ) -> Transcript | list[Transcript]:
         """Transcribes one recording, or several in batches; each may be of any length.
 
@@ -115,6 +162,10 @@ class Transcriber:
                 [T, channels]. A list (or tuple) of these gives a list.
             rate: Hz of samples; of files their own counts.
             strategy: a `mtp_jax.decoding.Strategy`, or the name of one.
+            language: of a Whisper: code of the one that is spoken, such as "de"; if it is empty it
+                is detected, chunk by chunk.
+            task: of a Whisper: "transcribe", or "translate" into English.
+            prompt: of a Whisper: what was said before, or words that are to be expected.
 
         Returns:
             `Transcript`, with times in seconds; its text is empty where nobody speaks.
@@ -122,12 +173,19 @@ class Transcriber:
         Raises:
             AudioError: a recording cannot be used; of several, `transcribe_all` goes on with the
                 rest.
-            ValueError: there is no strategy of that name.
+            ValueError: there is no such strategy, or the model has no such language or task.
         """
         several = isinstance(audio, (list, tuple))
         items = list(cast(Several, audio) if several else [cast(Audio, audio)])
         found: dict[int, Transcript] = {}
-        for key, outcome in self.transcribe_all(enumerate(items), rate=rate, strategy=strategy):
+        for key, outcome in self.transcribe_all(
+            enumerate(items),
+            rate=rate,
+            strategy=strategy,
+            language=language,
+            task=task,
+            prompt=prompt,
+        ):
             if isinstance(outcome, AudioError):
                 raise outcome
             found[key] = outcome
@@ -140,6 +198,9 @@ class Transcriber:
         *,
         rate: int | None = None,
         strategy: Named = "verify",
+        language: str = "",
+        task: str = "transcribe",
+        prompt: str = "",
         progress: Callable[[float], None] = lambda seconds: None,
         on_compile: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> Iterator[tuple[Key, Transcript | AudioError]]:
@@ -150,7 +211,7 @@ class Transcriber:
 
         Args:
             recordings: a key each, and files or samples as `transcribe` takes them.
-            rate, strategy: as `transcribe` takes them.
+            rate, strategy, language, task, prompt: as `transcribe` takes them.
             progress: told the seconds of audio that are done, as they are.
             on_compile: told before a program is compiled, which may take half a minute: for a
                 batch of how many rows, of how many seconds each.
@@ -160,13 +221,14 @@ class Transcriber:
             finished.
 
         Raises:
-            ValueError: there is no strategy of that name.
+            ValueError: there is no such strategy, or the model has no such language or task.
         """
+        start = self.start_tokens(language, task, prompt)
         chosen = self._chosen(strategy)
         pool = _AHEAD * self.batch_size
         running: dict[_Keyed[Key], None] = {}  # in the order of reading
         stopped = threading.Event()
-        read = prefetch(self._read(recordings, rate, chosen, stopped), pool, stopped)
+        read = prefetch(self._read(recordings, rate, chosen, start, stopped), pool, stopped)
         try:
             for recording, chunk in read:
                 running[recording] = None
@@ -192,7 +254,13 @@ class Transcriber:
         Raises:
             AudioError: it cannot be used.
         """
-        return cut(self._blocks(audio, rate), self.sample_rate, self.longest)
+        return self.cut(self._blocks(audio, rate))
+
+    def cut(
+        self, blocks: Iterable[np.ndarray], start_tokens: tuple[int, ...] = ()
+    ) -> Iterator[Chunk]:
+        """Chunks of a recording that is read in blocks int16[T], as `chunks` makes them."""
+        return cut(blocks, self.sample_rate, self.longest, start_tokens=start_tokens)
 
     def decode(self, chunks: Sequence[Chunk], strategy: Named = "verify") -> list[Segment]:
         """Decodes chunks in one batch, for those who make batches themselves.
@@ -206,8 +274,8 @@ class Transcriber:
         """
         if not chunks:
             return []
-        chosen, batch = self._chosen(strategy), self._batch([chunk.audio for chunk in chunks])
-        inference = self.runner.run(batch, chosen, with_ctc=True)
+        chosen, batch = self._chosen(strategy), self._batch(chunks)
+        inference = self.runner.run(batch, chosen, with_alignment=True)
         kind = "ctc" if isinstance(chosen, CtcGreedy) else "decoder"
         return self._assembler.segments(inference, chunks, self.sample_rate, kind, self.calibration)
 
@@ -222,8 +290,8 @@ class Transcriber:
 
     def prepare(self, chunks: Sequence[Chunk], strategy: Named = "verify") -> None:
         """Compiles what `decode` needs for such a batch, unless it is there."""
-        batch = self._batch([chunk.audio for chunk in chunks])
-        self.runner.compile(batch, self._chosen(strategy), with_ctc=True)
+        batch = self._batch(chunks)
+        self.runner.compile(batch, self._chosen(strategy), with_alignment=True)
 
     def join(self, segments: Sequence[Segment], chunks: Sequence[Chunk]) -> tuple[Segment, ...]:
         """Segments of one recording, in order, without words that two of them share."""
@@ -240,6 +308,7 @@ class Transcriber:
         recordings: Iterable[tuple[Key, Audio]],
         rate: int | None,
         strategy: Strategy,
+        start: tuple[int, ...],
         stopped: threading.Event,
     ) -> Iterator[tuple[_Keyed[Key], Chunk | AudioError | None]]:
         """Chunks of all recordings; None ends each, or what is wrong with it.
@@ -259,7 +328,7 @@ class Transcriber:
                     yield block
 
             try:
-                for chunk in cut(counted(), self.sample_rate, self.longest):
+                for chunk in self.cut(counted(), start):
                     yield recording, chunk
             except AudioError as error:
                 yield recording, error
@@ -286,8 +355,8 @@ class Transcriber:
         for recording, item in group:
             recording.waiting.remove(item)
         chunks = [item.chunk for _, item in group]
-        batch = self._batch([chunk.audio for chunk in chunks])
-        if not self.runner.is_compiled(batch, strategy, with_ctc=True):
+        batch = self._batch(chunks)
+        if not self.runner.is_compiled(batch, strategy, with_alignment=True):
             rows, length = batch.audio.shape
             on_compile(rows, length / self.sample_rate)
         segments, seconds = self.decode_timed(chunks, strategy)
@@ -296,27 +365,42 @@ class Transcriber:
     def _chosen(self, strategy: Named) -> Strategy:
         return self.strategy(strategy) if isinstance(strategy, str) else strategy
 
-    def _batch(self, waveforms: Sequence[np.ndarray]) -> Batch:
+    def _batch(self, chunks: Sequence[Chunk]) -> Batch:
         """A batch of one of few shapes."""
-        longest = max(len(waveform) for waveform in waveforms)
+        longest = max(len(chunk.audio) for chunk in chunks)
         bound = next((b for b in self.lengths if b >= longest), None)
         if bound is None:
             raise ValueError(f"a chunk of {longest / self.sample_rate:.1f} s exceeds `longest`")
-        if len(waveforms) > self.batch_size:
-            raise ValueError(f"{len(waveforms)} chunks exceed a batch of {self.batch_size}")
-        rows = next(size for size in self.sizes if size >= len(waveforms))
+        if len(chunks) > self.batch_size:
+            raise ValueError(f"{len(chunks)} chunks exceed a batch of {self.batch_size}")
+        rows = next(size for size in self.sizes if size >= len(chunks))
         audio = np.zeros((rows, bound), np.int16)
         length = np.zeros(rows, np.int32)
-        for row, waveform in enumerate(waveforms):
-            audio[row, : len(waveform)] = waveform
-            length[row] = len(waveform)
+        for row, chunk in enumerate(chunks):
+            audio[row, : len(chunk.audio)] = chunk.audio
+            length[row] = len(chunk.audio)
         return Batch(
             audio=audio,
             audio_length=length,
             tokens=np.zeros((rows, 0), np.int32),
             token_length=np.zeros(rows, np.int32),
-            index=np.where(np.arange(rows) < len(waveforms), np.arange(rows), -1).astype(np.int32),
+            index=np.where(np.arange(rows) < len(chunks), np.arange(rows), -1).astype(np.int32),
+            start=self._start(chunks, rows),
         )
+
+    def _start(self, chunks: Sequence[Chunk], rows: int) -> np.ndarray | None:
+        """int32[rows, P] tokens that texts begin with, at the right; P is one of few numbers."""
+        special = self.runner.model.vocabulary.whisper
+        if special is None:
+            return None
+        usual = special.start_tokens()
+        begin = [chunk.start_tokens or usual for chunk in chunks]
+        begin += [usual] * (rows - len(begin))
+        longer = max(map(len, begin)) - len(usual)
+        start = np.full((rows, len(usual) + -(-longer // _PROMPT) * _PROMPT), NO_TOKEN, np.int32)
+        for row, tokens in enumerate(begin):
+            start[row, -len(tokens) :] = tokens
+        return start
 
 
 class _Keyed(Recording, Generic[Key]):

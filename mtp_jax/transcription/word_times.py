@@ -1,0 +1,205 @@
+"""When each word of a text was said: by the alignment of CTC, or by the decoder's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax.audio.log_mel import feature_length
+from mtp_jax.inference.programs import Inference
+from mtp_jax.inference.runner import Runner
+from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.transcription.alignment import Alignment, align
+from mtp_jax.transcription.spelling import Spelled, labels_of, spell
+
+UNALIGNED = -20.0  # log-probability of a word that has no place in the audio
+_LABELS = 32  # columns of CTC come to the host in multiples of it: few shapes
+_ONSET, _DECAY = 0.5, 2.0  # frames by which CTC is late with a word, and early with its end
+_ATTENTION_SECONDS = 0.02  # of a frame of Whisper's encoder
+
+
+class Text(NamedTuple):
+    """A text to align, without EOS.
+
+    Attributes:
+        tokens: of the tokenizer that made it.
+        spelled: they.
+        places: of the tokens among those that the model emitted; some may have been left out.
+        is_ctc: CTC chose the tokens, which are its labels.
+    """
+
+    tokens: list[int]
+    spelled: Spelled
+    places: list[int]
+    is_ctc: bool
+
+
+class WordTimes(NamedTuple):
+    """Times within a chunk.
+
+    Attributes:
+        spans: float[W, 2] s at which each word begins and ends.
+        scores: float[W], mean log-probability of each word's frames; 0 where that is not known.
+        log_probs: of each token that CTC chose, the mean over its frames; None of others.
+    """
+
+    spans: np.ndarray
+    scores: np.ndarray
+    log_probs: list[float] | None = None
+
+
+class Aligner(Protocol):
+    """What tells the times of words."""
+
+    def likelihood(self, inference: Inference, row: int, tokens: Sequence[int]) -> float | None:
+        """Log-probability of a text in a row of a batch; None where it is not known."""
+
+    def times(self, inference: Inference, texts: Sequence[Text]) -> list[WordTimes | None]:
+        """Of each row; None where the audio has no room for the words."""
+
+
+def make_aligner(runner: Runner) -> Aligner:
+    """That of a model: CTC's where it has a CTC head."""
+    if runner.model.config.whisper_decoder.present:
+        return AttentionAligner()
+    return CtcAligner(runner)
+
+
+class CtcAligner:
+    """By the likeliest path of CTC that spells the words.
+
+    Args:
+        runner: the model.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        config = runner.model.config
+        self._tokenizer: Tokenizer = runner.tokenizer
+        rate = config.front_end.sample_rate
+        hops = feature_length(2 * rate, config.front_end) - feature_length(rate, config.front_end)
+        stride = int(np.prod(config.encoder.subsampling)) * (2 if config.whisper.present else 1)
+        self.frame_seconds = stride / hops
+
+    def likelihood(self, inference: Inference, row: int, tokens: Sequence[int]) -> float | None:
+        """As of every `Aligner`."""
+        assert inference.ctc_log_probs is not None
+        frames = int(inference.frames[row])
+        table = np.asarray(jax.device_get(inference.ctc_log_probs[row]))[:frames]
+        labels, _ = labels_of(self._tokenizer.ctc, spell(self._tokenizer, tokens).words)
+        found = align(table, labels)
+        return -np.inf if found is None else found.score
+
+    def times(self, inference: Inference, texts: Sequence[Text]) -> list[WordTimes | None]:
+        """As of every `Aligner`."""
+        ctc = inference.ctc_log_probs
+        assert ctc is not None
+        frames = np.asarray(inference.frames)
+        spelled = [
+            (text.tokens, text.spelled.word)
+            if text.is_ctc
+            else labels_of(self._tokenizer.ctc, text.spelled.words)
+            for text in texts
+        ]
+        # Of a large vocabulary only the labels of these texts come to the host.
+        unique = [np.unique(np.array(labels, int)) for labels, _ in spelled]
+        width = -(-max(1, *map(len, unique)) // _LABELS) * _LABELS
+        wanted = np.zeros((ctc.shape[0], width), np.int32)
+        for i, columns in enumerate(unique):
+            wanted[i, : len(columns)] = columns
+        tables = np.asarray(jax.device_get(_columns(ctc, wanted)))
+        found = []
+        for i, (text, (labels, word)) in enumerate(zip(texts, spelled, strict=True)):
+            table = tables[i, : frames[i]][:, np.append(np.arange(len(unique[i])), width)]
+            path = align(table, np.searchsorted(unique[i], labels).tolist())
+            found.append(path and self._times(text, path, word, len(table)))
+        return found
+
+    def _times(self, text: Text, path: Alignment, word: list[int], frames: int) -> WordTimes:
+        spans, scores = word_spans(path, word, len(text.spelled.words), frames)
+        log_probs = None
+        if text.is_ctc:
+            log_probs = (path.log_probs / (path.last - path.first + 1)).tolist()
+        return WordTimes(spans * self.frame_seconds, scores, log_probs)
+
+
+class AttentionAligner:
+    """By the monotonic path through the weights of the decoder's alignment heads.
+
+    A token is heard from the frame at which the path comes to it until it comes to the next one;
+    the last, until it comes to EOS.
+    """
+
+    def likelihood(self, inference: Inference, row: int, tokens: Sequence[int]) -> float | None:
+        """Not known: attention says where a token is heard, not whether."""
+        return None
+
+    def times(self, inference: Inference, texts: Sequence[Text]) -> list[WordTimes | None]:
+        """As of every `Aligner`."""
+        attention, frames, length = jax.device_get(
+            (inference.attention, inference.frames, inference.decoded.length)
+        )
+        found: list[WordTimes | None] = []
+        for i, text in enumerate(texts):
+            weights = np.asarray(attention[i, : length[i], : frames[i]], np.float64)
+            path = align(np.pad(weights.T, ((0, 0), (0, 1)), constant_values=-np.inf),
+                         range(len(weights)))  # fmt: skip
+            found.append(path and self._times(text, path))
+        return found
+
+    def _times(self, text: Text, path: Alignment) -> WordTimes:
+        count = len(text.spelled.words)
+        spans = np.zeros((count, 2))
+        word = np.array(text.spelled.word, int)
+        for w in range(count):
+            mine = np.array(text.places, int)[word == w]
+            if len(mine):
+                spans[w] = path.first[mine[0]], path.last[mine[-1]] + 1
+            elif w:
+                spans[w] = spans[w - 1, 1]
+        return WordTimes(spans * _ATTENTION_SECONDS, np.zeros(count))
+
+
+def word_spans(
+    found: Alignment, word: Sequence[int], count: int, frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """When words were said.
+
+    Args:
+        found: the alignment of their labels.
+        word: of each label its word; a word without labels has no length, behind the one before.
+        count: W.
+        frames: in all.
+
+    Returns:
+        Frames float[W, 2], fractions included, at which each begins and ends, and float[W], the
+        mean log-probability of its labels.
+    """
+    spans, scores = np.zeros((count, 2)), np.full(count, UNALIGNED)
+    place, end = np.array(word, int), 0.0
+    for w in range(count):
+        mine = place == w
+        if mine.any():
+            first, last = found.first[mine].min(), found.last[mine].max()
+            scored = (found.last - found.first + 1)[mine].sum()
+            spans[w], scores[w] = (first, last + 1), found.log_probs[mine].sum() / scored
+        else:
+            spans[w] = end
+        end = spans[w, 1]
+    # CTC says a label for a frame or two, once it is sure: half a frame behind its onset, and the
+    # rest of its sound is blank.
+    spans[:, 0] = np.maximum(spans[:, 0] - _ONSET, 0)
+    following = np.append(spans[1:, 0], frames)
+    spans[:, 1] = np.clip(following, spans[:, 0], np.maximum(spans[:, 1] + _DECAY, spans[:, 0]))
+    return spans, scores
+
+
+@jax.jit
+def _columns(ctc: jax.Array, labels: jax.Array) -> jax.Array:
+    """float32[B, T, N + 1]: of [B, T, V + 1] the columns int32[B, N] `labels`, and the blank."""
+    blank = jnp.full_like(labels[:, :1], ctc.shape[-1] - 1)
+    chosen = jnp.concatenate([labels, blank], axis=1)
+    return jnp.take_along_axis(ctc, chosen[:, None, :], axis=2)
