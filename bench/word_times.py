@@ -4,59 +4,93 @@
 
 The synthesiser is that of the embedded corpus; it tells where words begin (of words run into one,
 such as "on the", where the first does) and words follow each other without a pause, so that the
-next one's beginning is taken for a word's end. The texts are those that were said, aligned with the
-encoder's CTC output: times are measured, not recognition.
+next one's beginning is taken for a word's end. The texts are those that were said, aligned as
+transcribing aligns them (by CTC, or by a Whisper's attention): times are measured, not recognition.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import soundfile
 from absl import app, flags, logging
+from flax import struct
 
 import mtp_jax
 from mtp_jax.data import corpus, grammar
-from mtp_jax.decoding import CtcGreedy
-from mtp_jax.transcription.alignment import align
-from mtp_jax.transcription.spelling import labels_of
-from mtp_jax.transcription.word_times import CtcAligner, word_spans
+from mtp_jax.decoding import Decoded
+from mtp_jax.transcription.segmentation import Chunk
+from mtp_jax.transcription.spelling import spell
+from mtp_jax.transcription.word_times import Text, make_aligner
 
-_MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
+_MODEL = flags.DEFINE_string("model", None, "a workdir, an export or a Whisper", required=True)
 _COUNT = flags.DEFINE_integer("count", 200, "sentences of the corpus's test")
 _NOISY = flags.DEFINE_bool("noisy", False, "in rooms and noise")
+_BATCH = 4
+
+
+@struct.dataclass
+class Given:
+    """A strategy that is told the texts: float32[B, L] tokens and float32[B] length."""
+
+    tokens: Any
+    length: Any
+
+    @property
+    def name(self) -> str:
+        return "given"
+
+    def decode(self, model: Any, active: jax.Array, max_tokens: int) -> Decoded:
+        tokens, length = self.tokens.astype(jnp.int32), self.length.astype(jnp.int32)
+        none = jnp.zeros((len(active), 0), jnp.int32)
+        return Decoded(
+            tokens=tokens,
+            log_probs=jnp.zeros(tokens.shape),
+            length=length,
+            calls=jnp.zeros_like(length),
+            proposed=none,
+            accepted=none,
+            loop_steps=jnp.int32(0),
+            call=jnp.zeros_like(tokens),
+        )
 
 
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    model = mtp_jax.load(_MODEL.value)
+    model = mtp_jax.load(_MODEL.value, batch_size=_BATCH)
+    tokenizer, aligner = model.runner.tokenizer, make_aligner(model.runner)
     texts = list(itertools.islice(grammar.sentences("test", 0), _COUNT.value))
     starts, ends = [], []
-    for at in range(0, len(texts), model.batch_size):
-        said = [
-            corpus.utterance(texts[i], 0, "test", i, _NOISY.value)
-            for i in range(at, min(at + model.batch_size, len(texts)))
-        ]
+    for at in range(0, len(texts) - _BATCH + 1, _BATCH):
+        said = [corpus.utterance(texts[i], 0, "test", i, _NOISY.value) for i in range(at, at + 4)]
         waves = [soundfile.read(io.BytesIO(item.flac), dtype="int16")[0] for item in said]
-        batch = model._batch(waves)
-        inference = jax.device_get(model.runner.run(batch, CtcGreedy(), with_alignment=True))
-        ctc, frames = inference.ctc_log_probs, inference.frames
+        given = np.full((_BATCH, 64), tokenizer.eos)
+        rows = []
         for row, item in enumerate(said):
-            labels, word = labels_of(model.runner.tokenizer.ctc, item.text.split())
-            found = align(ctc[row, : frames[row]], labels)
-            if found is None:
-                continue
-            spans, _ = word_spans(found, word, len(item.word_starts), len(ctc[row]))
-            spans = spans * CtcAligner(model.runner).frame_seconds
+            # A Whisper's texts begin with a space.
+            space = " " if model.runner.model.vocabulary.whisper else ""
+            tokens = tokenizer.encode(space + item.text)
+            given[row, : len(tokens)] = tokens
+            rows.append(Text(tokens, spell(tokenizer, tokens), list(range(len(tokens))), False))
+        length = [len(row.tokens) + 1 for row in rows]
+        inference = model.runner.run(
+            model._batch([Chunk(0.0, wave, 0.0) for wave in waves]),
+            Given(jnp.float32(given), jnp.float32(length)),
+            with_alignment=True,
+        )
+        for item, found in zip(said, aligner.times(inference, rows), strict=True):
             truth = np.array(item.word_starts)
-            starts += list(spans[:, 0] - truth)
-            ends += list(spans[:-1, 1] - truth[1:])
-    for name, found in (("start", starts), ("end", ends)):
-        errors = np.array(found)[np.isfinite(found)]
+            if found is not None and len(found.spans) == len(truth):
+                starts += list(found.spans[:, 0] - truth)
+                ends += list(found.spans[:-1, 1] - truth[1:])
+    for name, differences in (("start", starts), ("end", ends)):
+        errors = np.array(differences)[np.isfinite(differences)]
         print(
             f"{name}: {len(errors)} words, mean error {np.abs(errors).mean():.3f} s,"
             f" median {np.median(np.abs(errors)):.3f} s,"

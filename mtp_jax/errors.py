@@ -18,6 +18,7 @@ def expected() -> tuple[type[Exception], ...]:
     from mtp_jax.planning.compiled import CompileError
     from mtp_jax.pretrained import PretrainedError
     from mtp_jax.tokenizer import TokenizerError
+    from mtp_jax.tokenizer.whisper_tokens import LanguageError
     from mtp_jax.training.monitor import TrainingStopped
 
     return (
@@ -27,6 +28,7 @@ def expected() -> tuple[type[Exception], ...]:
         ConfigError,
         DataError,
         DraftsError,
+        LanguageError,
         MeshError,
         OutputError,
         PretrainedError,

@@ -99,7 +99,8 @@ def test_languages_equal_those_of_transformers(expected, encode):
 def test_greedy_tokens_equal_those_of_transformers(runner, expected, encode, name, start):
     if start:
         start = (*start[:2], tuple(runner.tokenizer.encode(start[2])))
-    decoded = decode(runner, started(runner, encode(), *start), Greedy())
+    encoded = started(runner, encode(), *start) if start else encode()  # in the language heard
+    decoded = decode(runner, encoded, Greedy())
     np.testing.assert_array_equal(texts(decoded, runner.tokenizer.eos), expected[name])
 
 

@@ -15,8 +15,7 @@ from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.pretrained.weights import weight_files
 from mtp_jax.pretrained.whisper import whisper_architecture
-
-_MAX_TOKENS = 224  # half of its window of text, as Whisper itself stops
+from mtp_jax.pretrained.whisper_decoder import whisper_decoder_architecture
 
 
 class WhisperFolder(Workdir):
@@ -39,11 +38,13 @@ class WhisperFolder(Workdir):
             PretrainedError: the folder is damaged, or no Whisper that can be built.
         """
         window = whisper_architecture(self.path).config.positions / 50
+        decoder, _ = whisper_decoder_architecture(self.path)
+        most = decoder.positions // 2  # the rest of its window is for earlier text
         return with_sizes(
             Config(
                 pretrained=Pretrained(model=self.source),
                 front_end=FrontEnd(flavour="whisper"),
-                data=Data(bucket_seconds=(window,), max_tokens=_MAX_TOKENS),
+                data=Data(bucket_seconds=(window,), max_tokens=most),
                 heads=Heads(count=1),
                 evaluation=Evaluation(bucket_seconds=(window,), strategies=("greedy",)),
             )

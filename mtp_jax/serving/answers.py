@@ -22,7 +22,9 @@ _MEDIA = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
 _LEAST = 1e-30  # probability; logarithms stay finite
 
 
-def answer(transcript: Transcript, options: Options, language: str) -> Response:
+def answer(
+    transcript: Transcript, options: Options, language: str, task: str = "transcribe"
+) -> Response:
     """A transcript, as the request wants it."""
     if options.format == "text":
         text = f"{transcript.text}\n"
@@ -31,7 +33,7 @@ def answer(transcript: Transcript, options: Options, language: str) -> Response:
     elif options.format == "json":
         return JSONResponse(_plain(transcript, options))
     else:
-        return JSONResponse(_verbose(transcript, options, language))
+        return JSONResponse(_verbose(transcript, options, language, task))
     return Response(text, media_type=_MEDIA[options.format])
 
 
@@ -79,10 +81,10 @@ def _plain(transcript: Transcript, options: Options) -> dict[str, Any]:
     return found
 
 
-def _verbose(transcript: Transcript, options: Options, language: str) -> dict[str, Any]:
+def _verbose(transcript: Transcript, options: Options, language: str, task: str) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "task": "transcribe",
-        "language": language,
+        "task": task,
+        "language": transcript.language or language,
         "duration": round(transcript.audio_seconds, 3),
         "text": transcript.text,
         "usage": _usage(transcript),

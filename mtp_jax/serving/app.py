@@ -102,6 +102,7 @@ class Service:
         return Starlette(
             routes=[
                 Route("/v1/audio/transcriptions", self.transcribe, methods=["POST"]),
+                Route("/v1/audio/translations", self.translate, methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name:path}", self.one_model),
                 Route("/health", self.health),
@@ -128,6 +129,14 @@ class Service:
     async def transcribe(self, request: Request) -> Response:
         """POST /v1/audio/transcriptions."""
         return _Transcription(self)
+
+    async def translate(self, request: Request) -> Response:
+        """POST /v1/audio/translations: into English, where the model can."""
+        if not self.model.languages:
+            return Refused(
+                404, "this service's model does not translate: serve a Whisper"
+            ).response()
+        return _Transcription(self, "translate")
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -216,8 +225,8 @@ class Service:
 class _Transcription(Response):
     """The answer to one request for a transcription; all that it holds is given back."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, task: str = "transcribe") -> None:
+        self._service, self._task = service, task
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -257,7 +266,9 @@ class _Transcription(Response):
                     service.model.strategies,
                     settings.strategy,
                     settings.tau,
+                    service.model.languages,
                 )
+                start = service.model.start_tokens(options.language, self._task, options.prompt)
                 path = service.temporary()  # only now: an upload may take minutes
                 await run_in_threadpool(_save, options.file, path)
                 name = shown(options.file.filename or "the recording")[:200]
@@ -269,7 +280,7 @@ class _Transcription(Response):
                     with contextlib.suppress(RuntimeError):  # the loop was closed
                         loop.call_soon_threadsafe(self._events.put_nowait, happened)
 
-                job = service.engine.submit(path, strategy, options.strategy, emit)
+                job = service.engine.submit(path, strategy, options.strategy, emit, start)
                 response = await self._response(body, options, path, name)
             except Refused as refused:
                 await body.discard()
@@ -320,7 +331,7 @@ class _Transcription(Response):
                         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
                     )
                 if isinstance(happened, Transcript):
-                    return answer(happened, options, self._service.language)
+                    return answer(happened, options, self._service.language, self._task)
         finally:
             gone.cancel()
 

@@ -22,7 +22,7 @@ from mtp_jax.serving.job import Cancelled, Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.transcription.batching import choose, hand_out
 from mtp_jax.transcription.recordings import Event, Waiting
-from mtp_jax.transcription.segmentation import Chunk, cut
+from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.transcriber import Transcriber
 
 _READERS = 4
@@ -94,7 +94,12 @@ class Engine:
         self._readers.shutdown(cancel_futures=True)
 
     def submit(
-        self, path: str, strategy: Strategy, name: str, emit: Callable[[Event], None]
+        self,
+        path: str,
+        strategy: Strategy,
+        name: str,
+        emit: Callable[[Event], None],
+        start_tokens: tuple[int, ...] = (),
     ) -> Job:
         """Begins to transcribe a file.
 
@@ -104,6 +109,7 @@ class Engine:
             emit: told each `Segment` in order, as soon as nothing can change it, and at last the
                 `Transcript`, or what went wrong: `AudioError`, `TooLong`, `Stopped`, or any other
                 error.
+            start_tokens: as `Transcriber.start_tokens` makes them.
         """
         calibrated = self.model.calibration is not None
 
@@ -119,7 +125,7 @@ class Engine:
                         raise TooLong
                     yield block
 
-            return cut(counted(), rate, self.model.longest)
+            return self.model.cut(counted(), start_tokens)
 
         job = Job(chunks, strategy, name, calibrated, emit)
         with self._change:

@@ -15,10 +15,11 @@ FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 GRANULARITIES = ("segment", "word")
 INCLUDES = ("logprobs", "blocks")
 LISTS = {"timestamp_granularities": GRANULARITIES, "include": INCLUDES}
-# Fields of the OpenAI API that change nothing: nothing is sampled, prompted or chosen by language.
-IGNORED = ("prompt", "chunking_strategy", "temperature", "language")
+# Fields of the OpenAI API that change nothing: nothing is sampled.
+IGNORED = ("chunking_strategy", "temperature")
 FIELDS = (
-    *("file", "model", "response_format", "stream", "strategy", "tau"),
+    *("file", "model", "response_format", "stream", "strategy", "tau", "language"),
+    "prompt",
     *(f"{name}[]" for name in LISTS),
     *IGNORED,
 )
@@ -35,6 +36,8 @@ class Options:
         include: of `INCLUDES`.
         stream: as server-sent events.
         strategy: name; `tau`: its own if None.
+        language: code, or empty; `prompt`: text, or empty. Models that know one language do without
+            either.
     """
 
     file: UploadFile
@@ -44,6 +47,8 @@ class Options:
     stream: bool
     strategy: str
     tau: float | None
+    language: str = ""
+    prompt: str = ""
 
 
 def read_options(
@@ -52,6 +57,7 @@ def read_options(
     strategies: Sequence[str],
     strategy: str,
     tau: float | None,
+    languages: Sequence[str] = (),
 ) -> Options:
     """The options of a form.
 
@@ -60,6 +66,7 @@ def read_options(
         models: names that the model answers to.
         strategies: that it can be decoded with.
         strategy, tau: where the request names none.
+        languages: codes of those that the model can be told of.
 
     Raises:
         Refused: a field is wrong.
@@ -100,6 +107,9 @@ def read_options(
     language = _text(form, "language")
     if language and not re.fullmatch(r"[A-Za-z]{2,20}([-_][A-Za-z]{2,8})?", language):
         raise _wrong("language", f"language is {language[:40]!r}: give a code such as 'en'")
+    code = re.split("[-_]", language or "")[0].lower()
+    if languages and code and code not in languages:
+        raise _wrong("language", f"language is {code!r}: it is one of {', '.join(languages)}")
     wanted = _one_of(form, "strategy", strategies)
     own = _number(form, "tau")
     if own is not None and not 0 < own <= 1:
@@ -112,6 +122,8 @@ def read_options(
         stream=streamed,
         strategy=wanted or strategy,
         tau=own if own is not None else tau,
+        language=code if languages else "",
+        prompt=(_text(form, "prompt") or "") if languages else "",
     )
 
 

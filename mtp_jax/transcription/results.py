@@ -120,6 +120,14 @@ class Transcript:
         return " ".join(segment.text for segment in self.segments if segment.words)
 
     @property
+    def language(self) -> str:
+        """Code of the language of most words; empty of models that know one only."""
+        words: dict[str, int] = {}
+        for segment in self.segments:
+            words[segment.language] = words.get(segment.language, 0) + len(segment.words)
+        return max(words, key=words.__getitem__, default="")
+
+    @property
     def words(self) -> tuple[Word, ...]:
         """Of all segments."""
         return tuple(word for segment in self.segments for word in segment.words)
@@ -144,6 +152,7 @@ class Transcript:
         """All of it, for a file."""
         return {
             "text": self.text,
+            **({"language": self.language} if self.language else {}),
             "audio_seconds": round(self.audio_seconds, 3),
             "decode_seconds": round(self.decode_seconds, 3),
             "strategy": self.strategy,
@@ -158,6 +167,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "start": round(segment.start, 3),
         "end": round(segment.end, 3),
         "text": segment.text,
+        **({"language": segment.language} if segment.language else {}),
         "decoder_calls": segment.decoder_calls,
         "aligned": segment.aligned,
         "looped": segment.looped,
