@@ -64,8 +64,9 @@ class Data:
         batch_seconds_alike: True gives every bucket about the same seconds of audio a batch,
             False the same number of utterances.
         max_tokens: longest text accepted, in tokens with EOS.
-        text: "as_is", or "plain" for lower case without punctuation, which sources that are
-            mixed need.
+        text: "as_is"; "plain" for lower case without punctuation, which sources that are mixed
+            need; or "greedy" for what `config.pretrained.model` writes itself, whatever text a
+            source has: heads that are added to it learn to say that, and need no transcripts.
         workers: threads that read and decode audio.
         prefetch: batches read ahead.
     """
@@ -90,7 +91,7 @@ class Data:
             "data.bucket_seconds",
             "must be positive and increasing",
         )
-        one_of(self.text, ("as_is", "plain"), "data.text")
+        one_of(self.text, ("as_is", "plain", "greedy"), "data.text")
         for name in ("batch_size", "max_tokens", "workers", "prefetch"):
             check(getattr(self, name) > 0, f"data.{name}", "must be positive")
 

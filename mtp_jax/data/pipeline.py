@@ -13,7 +13,7 @@ import numpy as np
 from mtp_jax.audio.reading import AudioError, change_speed
 from mtp_jax.config import Config, Data
 from mtp_jax.data.plan import WHOLE, Rows, Share, TrainPlan, evaluation_plan
-from mtp_jax.data.source import DataError, Problem, Report, Source
+from mtp_jax.data.source import DataError, Problem, Report, Source, Utterance
 from mtp_jax.tokenizer import Tokenizer
 
 log = logging.getLogger("mtp_jax")
@@ -205,7 +205,7 @@ class _Loader:
                 continue
             # A header may promise less than the file holds: T is the limit.
             audio, samples = audio[: batch.audio.shape[1]], min(samples, shape.samples)
-            text = _tokens(self._tokenizer, self._source.utterances[index].text)
+            text = [*_tokens(self._tokenizer, self._source.utterances[index]), self._tokenizer.eos]
             batch.audio[row, : len(audio)] = audio
             batch.audio_length[row] = samples
             batch.tokens[row, : len(text)] = text
@@ -218,13 +218,13 @@ class _Loader:
         return batch
 
 
-def _tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    return np.array([*tokenizer.encode(text), tokenizer.eos], np.int32)
+def _tokens(tokenizer: Tokenizer, utterance: Utterance) -> Sequence[int]:
+    return tokenizer.encode(utterance.text) if utterance.tokens is None else utterance.tokens
 
 
 def _lengths(source: Source, tokenizer: Tokenizer, warned_of: str = "") -> np.ndarray:
     """int32[N] tokens of each text, EOS apart; warns of what they do not spell, if asked to."""
-    ids = (tokenizer.encode(utterance.text) for utterance in source.utterances)
+    ids = (_tokens(tokenizer, utterance) for utterance in source.utterances)
     pairs = ((len(text), tokenizer.unknown in text) for text in ids)
     found = np.fromiter(pairs, [("length", np.int32), ("unspelled", bool)])
     if warned_of and (unspelled := int(found["unspelled"].sum())):

@@ -25,6 +25,7 @@ class Utterance:
         text: what is said.
         seconds: its length, as read from the audio.
         speaker, lang: who speaks and in what language; empty where the source does not say.
+        tokens: the text as a model wrote it, without EOS; None leaves it to the tokenizer.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Utterance:
     seconds: float
     speaker: str = ""
     lang: str = ""
+    tokens: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,16 +23,14 @@ import numpy as np
 import tqdm
 
 from mtp_jax import interrupts
-from mtp_jax.audio.log_mel import feature_length
 from mtp_jax.audio.reading import AudioError, change_speed, changed_length
 from mtp_jax.config import Config
 from mtp_jax.data import DataError, Source, eval_batches
 from mtp_jax.data.source import Features
 from mtp_jax.distributed import multihost
 from mtp_jax.inference.runner import Runner
-from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.models.params import by_path
-from mtp_jax.models.speech_features import speech_features
+from mtp_jax.models.speech_features import encoded_frames, speech_features
 from mtp_jax.pretrained.parts import digests
 
 _VERSION = 1  # of the features: raise it when they change for the same config
@@ -134,7 +132,7 @@ def with_encoder_cache(source: Source, runner: Runner, speeds: Sequence[float] =
     if not config.whisper.cached:
         return source
     cache = EncoderCache(_folder(config, _weights(runner)), config.whisper.width)
-    audio = [_digest(source, i) for i in range(len(source.utterances))]
+    audio = [audio_digest(source, i) for i in range(len(source.utterances))]
     longest, rate = config.data.bucket_seconds[-1], config.front_end.sample_rate
     speeds = sorted({1.0, *speeds})
 
@@ -163,7 +161,7 @@ def with_encoder_cache(source: Source, runner: Runner, speeds: Sequence[float] =
                     cache.add(key(i, speed), features, samples)
 
     def frames(samples: int) -> int:
-        return int(encoded_length(feature_length(samples, config.front_end)))
+        return encoded_frames(samples, config)
 
     def read(i: int, speed: float) -> tuple[np.ndarray, int]:
         if key(i, speed) not in cache:
@@ -212,7 +210,8 @@ def _encoded(
 
 def _weights(runner: Runner) -> str:
     """Digest of the encoder's weights: its source's, and those that a training has changed."""
-    encoder = digests(runner.model.config.pretrained).get("encoder", "")
+    found = digests(runner.model.config.pretrained)
+    encoder = found.get("model") or found.get("encoder", "")
     leaves = by_path({"whisper": runner.params["whisper"]})
     own = {path: x for path, x in leaves.items() if path not in runner.imported}
     if not own:
@@ -235,7 +234,7 @@ def _folder(config: Config, encoder: str) -> Path:
     return Path(config.data.cache_dir).expanduser() / "encoder" / key
 
 
-def _digest(source: Source, i: int) -> str | None:
+def audio_digest(source: Source, i: int) -> str | None:
     """Of the audio of an utterance; None if it cannot be read, which training will report."""
     try:
         return source.audio_digest(i)

@@ -53,7 +53,7 @@ class Heads(nn.Module):
     """
 
     config: configs.Heads
-    decoder: configs.Decoder
+    decoder: Any
     vocab_size: int
     dtype: jnp.dtype = jnp.float32
 
@@ -62,7 +62,7 @@ class Heads(nn.Module):
         if not extra:
             return
         if self.config.layers:
-            self.norm = RMSNorm(self.decoder.norm_epsilon, self.dtype)
+            self.norm = self.make_norm()
         if self.config.kind == "latent":
             shape = (extra, width, width)
             self.kernel = parameter(self, "kernel", _identity, (None, "embed", None), shape)
@@ -70,6 +70,10 @@ class Heads(nn.Module):
             shape = (extra, width, self.vocab_size)
             zeros = nn.initializers.zeros
             self.kernel = parameter(self, "kernel", zeros, (None, "embed", "vocab"), shape)
+
+    def make_norm(self) -> nn.Module:
+        """Behind their layers."""
+        return RMSNorm(self.decoder.norm_epsilon, self.dtype)
 
     @nn.compact
     def run(self, deterministic: bool, carry: Carry, *given: Any) -> Carry:

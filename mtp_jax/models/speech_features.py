@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.audio.log_mel import feature_length, log_mel
+from mtp_jax.config import Config
 from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.models.recogniser import Recogniser, call
@@ -27,10 +28,8 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
     audio, samples = jnp.asarray(batch.audio), jnp.asarray(batch.audio_length)
     if not c.whisper.present:
         return log_mel(audio, samples, c.front_end)
-    rate, whole = c.front_end.sample_rate, c.whisper_decoder.present
-    window = 2 * c.whisper.positions * rate // 100
-    silence = round(c.whisper.silence * rate) if whole else 0  # that counts as the row's own
-    samples = jnp.minimum(samples + silence, window)
+    whole, window = c.whisper_decoder.present, _window(c)
+    samples = jnp.minimum(samples + _silence(c), window)
     length = encoded_length(feature_length(samples, c.front_end))
     if isinstance(batch, FeatureBatch):
         return audio, length
@@ -39,8 +38,25 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
         return jnp.pad(audio, ((0, 0), (0, max(0, samples - audio.shape[1]))))
 
     if whole or not c.whisper.padded:
-        mel = log_mel(padded(min(audio.shape[1] + silence, window)), samples, c.front_end)
+        mel = log_mel(padded(min(audio.shape[1] + _silence(c), window)), samples, c.front_end)
         return call(Recogniser.encode_speech, model, params, *mel), length
     frames = encoded_length(feature_length(audio.shape[1], c.front_end))
     mel = log_mel(padded(window), jnp.full_like(samples, window), c.front_end)
     return call(Recogniser.encode_speech, model, params, *mel)[:, :frames], length
+
+
+def encoded_frames(samples: int, config: Config) -> int:
+    """Frames that Whisper's encoder makes of an utterance, of the silence behind it too."""
+    heard = min(samples + _silence(config), _window(config))
+    return int(encoded_length(feature_length(heard, config.front_end)))
+
+
+def _window(config: Config) -> int:
+    """Samples in Whisper's window."""
+    return 2 * config.whisper.positions * config.front_end.sample_rate // 100
+
+
+def _silence(config: Config) -> int:
+    """Samples of silence that count as an utterance's own."""
+    whole = config.whisper_decoder.present
+    return round(config.whisper.silence * config.front_end.sample_rate) if whole else 0

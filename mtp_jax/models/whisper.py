@@ -20,19 +20,21 @@ from mtp_jax.models.encoders.whisper import WhisperEncoder
 from mtp_jax.models.heads import Projection
 from mtp_jax.models.kv_cache import CrossCache, KVCache
 from mtp_jax.models.recogniser import Encoded, Recogniser
+from mtp_jax.models.whisper_heads import WhisperHeads
 from mtp_jax.tokenizer.whisper_tokens import DETECTED, WhisperTokens
 
 _NEVER = float(np.finfo(np.float32).min)  # logit of a token that may not be
 
 
 class WhisperRecogniser(Recogniser):
-    """Whisper, one token per call."""
+    """Whisper with M prediction heads, of which the first is its own."""
 
     def setup(self) -> None:
         c, size = self.config, self.vocabulary.size
         dtype = jnp.dtype(c.train.dtype)
         self.whisper = WhisperEncoder(c.whisper, dtype)
-        self.decoder = WhisperDecoder(c.whisper_decoder, size, dtype)
+        self.decoder = WhisperDecoder(c.whisper_decoder, size, dtype, c.heads.layers)
+        self.heads = WhisperHeads(c.heads, c.whisper_decoder, size, dtype)
 
     @property
     def special(self) -> WhisperTokens:
@@ -58,9 +60,29 @@ class WhisperRecogniser(Recogniser):
             length=length,
             ctc_logits=None,
             ctc_length=length,
-            cross=self.decoder.attend_to(features, real),
+            cross=self._attend_to(features, real),
             start=jnp.broadcast_to(start, (len(features), len(start))),
         )
+
+    def _attend_to(self, audio: jax.Array, real: jax.Array) -> CrossCache:
+        """Keys and values of the decoder's layers, and behind them of the heads' own."""
+        cross = self.decoder.attend_to(audio, real)
+        if not self.config.heads.layers:
+            return cross
+        own = self.heads.attend_to(audio, real)
+        return dataclasses.replace(
+            cross,
+            keys=jnp.concatenate([cross.keys, own.keys]),
+            values=jnp.concatenate([cross.values, own.values]),
+        )
+
+    def _decode(
+        self, x: jax.Array, real: jax.Array, cache: KVCache | CrossCache
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Hidden states of `x` [B, S, D], without the mark, and the longer cache."""
+        run_above = self.heads.run if self.config.heads.layers else None
+        hidden, longer, _ = self.decoder(x, real, cache, run_above)
+        return hidden, longer
 
     def detected(self, encoded: Encoded) -> Encoded:
         """`encoded`, with the language that is heard where its tokens say `DETECTED`."""
@@ -97,11 +119,13 @@ class WhisperRecogniser(Recogniser):
         encoded = self.detected(self.encode(features, length, deterministic))
         x, real, _ = self.prompt(encoded)
         text_real = jnp.arange(1, tokens.shape[1]) < token_length[:, None]
-        hidden, _, _ = self.decoder(
+        hidden, _ = self._decode(
             jnp.concatenate([x, self.decoder.embed(tokens[:, :-1])], axis=1),
             jnp.concatenate([real, text_real], axis=1),
             self._cross(encoded),
         )
+        if self.is_initializing():
+            self.draft_logits(self._marked(hidden[:, -1:], first=0))
         return self._marked(hidden[:, x.shape[1] - 1 :], first=1), encoded
 
     def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -118,7 +142,7 @@ class WhisperRecogniser(Recogniser):
     ) -> tuple[jax.Array, KVCache]:
         """Feeds a part [B, S, D] of the prompt; hidden states [B, S, E]."""
         del position_offset  # positions are learnt, and count from the first token
-        hidden, filled, _ = self.decoder(x, real, cache)
+        hidden, filled = self._decode(x, real, cache)
         return self._marked(hidden, first=hidden.shape[1]), cast(KVCache, filled)
 
     def extend(
@@ -126,7 +150,7 @@ class WhisperRecogniser(Recogniser):
     ) -> tuple[jax.Array, KVCache]:
         """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, E]."""
         real = jnp.arange(tokens.shape[1]) < count[:, None]
-        hidden, longer, _ = self.decoder(self.decoder.embed(tokens), real, cache)
+        hidden, longer = self._decode(self.decoder.embed(tokens), real, cache)
         return self._marked(hidden, first=0), cast(KVCache, longer)
 
     def attention(self, encoded: Encoded, tokens: jax.Array, length: jax.Array) -> jax.Array:
@@ -162,11 +186,11 @@ class WhisperRecogniser(Recogniser):
 
     @property
     def hidden_width(self) -> int:
-        """D + 1."""
-        return self.config.whisper_decoder.width + 1
+        """D + 1, or 2 D + 1 where heads 2..M have layers of their own."""
+        return self.config.whisper_decoder.width * (2 if self.config.heads.layers else 1) + 1
 
     def _marked(self, hidden: jax.Array, first: int) -> jax.Array:
-        """[B, S, D + 1]: the `first` positions may predict the first token of a text."""
+        """[B, S, E]: the `first` positions may predict the first token of a text."""
         mark = (jnp.arange(hidden.shape[1]) < first).astype(hidden.dtype)
         mark = jnp.broadcast_to(mark[:, None], (*hidden.shape[:2], 1))
         return jnp.concatenate([hidden, mark], axis=-1)
@@ -174,27 +198,42 @@ class WhisperRecogniser(Recogniser):
     def _cross(self, encoded: Encoded) -> CrossCache:
         return cast(CrossCache, encoded.cross)
 
+    def of_head_1(self, hidden: jax.Array) -> jax.Array:
+        """[..., D], what head 1 reads of hidden states [..., E]."""
+        return hidden[..., : self.config.whisper_decoder.width]
+
+    def of_later_heads(self, hidden: jax.Array) -> jax.Array:
+        """[..., D], what heads 2..M read of hidden states [..., E]."""
+        own = hidden[..., -self.config.whisper_decoder.width - 1 : -1]
+        return own if self.config.heads.layers else self.heads.alone(own)
+
     def next_token(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits at hidden states [..., E]; of what may not be there the lowest."""
-        logits = self.decoder.unembed(hidden[..., :-1])
-        never, never_first = (
-            np.isin(np.arange(self.vocabulary.size), tokens)
-            for tokens in (self.special.suppressed, self.special.suppressed_first)
-        )
-        return jnp.where(never | (never_first & (hidden[..., -1:] > 0)), _NEVER, logits)
+        first = self._among(self.special.suppressed_first) & (hidden[..., -1:] > 0)
+        never = self._among(self.special.suppressed) | first
+        return jnp.where(never, _NEVER, self.decoder.unembed(self.of_head_1(hidden)))
+
+    def _among(self, tokens: tuple[int, ...]) -> np.ndarray:
+        """bool[V], which tokens are some of these."""
+        return np.isin(np.arange(self.vocabulary.size), tokens)
+
+    def _unembed_later(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits of latent heads at what they make of hidden states [..., D]."""
+        return self.decoder.unembed(hidden)
 
     def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
-        """There are no heads but the first."""
-        raise NotImplementedError
+        """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
+        return self.heads(self.of_later_heads(hidden), self._unembed_later, head)
 
     def projections(self, hidden: jax.Array) -> list[Projection]:
-        """How the logits of head 1 are made of hidden states [..., E], for losses."""
-        states = hidden[None, ..., :-1]
-        return [Projection(slice(0, 1), states, self.decoder.unembedding())]
+        """How each head's logits are made of hidden states [..., E], for losses."""
+        first, later = self.of_head_1(hidden), self.of_later_heads(hidden)
+        return self.heads.projections(first, later, self.decoder.unembedding())
 
     def draft_logits(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., 0, V]: there are no heads but the first."""
-        return jnp.zeros((*hidden.shape[:-1], 0, self.vocabulary.size), jnp.float32)
+        """float32[..., M - 1, V] logits of heads 2..M; of what no text holds the lowest."""
+        logits = self.heads.all(self.of_later_heads(hidden), self._unembed_later)
+        return jnp.where(self._among(self.special.suppressed), _NEVER, logits)
 
 
 def _median(x: jax.Array, real: jax.Array) -> jax.Array:

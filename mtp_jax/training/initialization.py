@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -58,12 +59,10 @@ def starting_point(
             saved |= {path: multihost.place_whole(x, placed[path]) for path, x in own.items()}
         initial = _that_fit(saved, by_path(shapes))
         new = sorted(set(by_path(shapes)) - set(initial) - set(parts))
-        heads = "heads/kernel"
-        if heads in new:
-            # As copies of the LM head they would be sure and wrong, and spoil the model.
-            zeros = np.zeros(by_path(shapes)[heads].shape, np.float32)
-            initial[heads] = multihost.place_whole(zeros, by_path(shardings)[heads])
+        initial |= _added_heads(new, {}, by_path(shapes), by_path(shardings))
         log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
+    elif config.pretrained.model:
+        initial = _added_heads(by_path(shapes), parts, by_path(shapes), by_path(shardings))
     elif config.pretrained.ctc:
         source = Workdir(config.pretrained.ctc)
         saved = _that_fit(_saved(source, mesh, config.pretrained.encoder), by_path(shapes))
@@ -85,6 +84,39 @@ def starting_point(
             workdir.record_pretrained(digests(config.pretrained), left_out)
     begun = {path: x for path, x in parts.items() if path not in left_out} | initial
     return nested(begun), nested({path: parts[path] for path in left_out})
+
+
+def _added_heads(
+    new: Iterable[str], parts: Params, shapes: Params, shardings: Params
+) -> dict[str, Any]:
+    """What heads that are added to a finished model begin with.
+
+    Their logits are zero: as copies of the LM head they would be sure and wrong, and spoil the
+    model. Their own layers are copies of the decoder's last ones, where `parts` has these.
+
+    Args:
+        new: paths of all new parameters.
+        parts: parameters of the finished model, by path.
+        shapes, shardings: of all parameters, by path.
+    """
+    found: dict[str, Any] = {}
+    for path in new:
+        if path == "heads/kernel":
+            x = np.zeros(shapes[path].shape, np.float32)
+        elif path.startswith("heads/") and (source := _copied(path)) in parts:
+            whole = np.asarray(multihost.to_host(parts[source]))
+            stacked = path.startswith(("heads/layers/", "heads/cross/"))
+            x = whole[-shapes[path].shape[0] :] if stacked else whole
+        else:
+            continue
+        found[path] = multihost.place_whole(x, shardings[path])
+    return found
+
+
+def _copied(path: str) -> str:
+    """Path of the decoder's parameter that one of the heads' layers begins as a copy of."""
+    own = path.removeprefix("heads/")
+    return f"decoder/final_{own}" if own.startswith("norm/") else f"decoder/{own}"
 
 
 def labels_as_text(tokenizer: Tokenizer, embedding: jax.Array) -> np.ndarray:

@@ -22,6 +22,7 @@ from mtp_jax.distributed import multihost, sharding
 from mtp_jax.evaluation.compare import Task, word_error_rate
 from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference.encoder_cache import with_encoder_cache
+from mtp_jax.inference.greedy_text import with_greedy_text
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.params import by_path, count, matches, merge
@@ -77,6 +78,7 @@ def _train(config: Config, workdir: Workdir) -> Runner:
     _warn_of_patterns(config, by_path(state.model_params))
     source = with_encoder_cache(source, runner, config.augment.speeds)
     dev = with_encoder_cache(dev, runner)
+    source, dev = with_greedy_text(source, runner), with_greedy_text(dev, runner)
     runner.params = None  # the first step donates them
     log.info(
         "%.2f M parameters, %.2f M of them trained, %d devices (%s), %d utterances, %.2f h",

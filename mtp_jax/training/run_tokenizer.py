@@ -18,9 +18,9 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer
     """The workdir's tokenizer: loaded, copied, or trained.
 
     It is copied from ``config.init_from``, else from ``config.tokenizer.model``, else from
-    ``config.pretrained.decoder``; that of CTC, if it has its own, from ``config.init_from`` or
-    ``config.pretrained.ctc``, or it is trained. With ``config.tokenizer.retrained`` those of
-    ``config.init_from`` are trained anew, but for an LLM's.
+    ``config.pretrained.model`` or ``decoder``; that of CTC, if it has its own, from
+    ``config.init_from`` or ``config.pretrained.ctc``, or it is trained. With
+    ``config.tokenizer.retrained`` those of ``config.init_from`` are trained anew, but for an LLM's.
 
     Args:
         config: of the run.
@@ -68,7 +68,7 @@ def _new_tokenizer(config: Config, folder: Path, texts: list[str]) -> None:
         Tokenizer.load(config.pretrained.ctc).ctc.save(ctc)
     elif c.ctc_vocab_size:
         Tokenizer.train(texts, ctc, c.ctc_vocab_size, c.algorithm, CTC_FIELD)
-    if given := c.model or config.pretrained.decoder:
+    if given := c.model or config.pretrained.model or config.pretrained.decoder:
         Tokenizer.load(resolve(given)).save(folder)
     else:
         Tokenizer.train(texts, folder, c.vocab_size, c.algorithm)

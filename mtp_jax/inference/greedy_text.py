@@ -1,0 +1,122 @@
+"""What a finished model writes of a source, in place of its transcripts: kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import tqdm
+
+from mtp_jax import interrupts
+from mtp_jax.config import Config
+from mtp_jax.data import DataError, Source, eval_batches
+from mtp_jax.decoding import Greedy
+from mtp_jax.inference.encoder_cache import audio_digest
+from mtp_jax.inference.runner import Runner
+from mtp_jax.paths import write_whole
+from mtp_jax.pretrained.parts import digests
+
+_BATCH = 8
+_KEEP_EVERY = 16  # batches
+
+
+def with_greedy_text(source: Source, runner: Runner) -> Source:
+    """`source` with the greedy tokens of the pretrained model as its text, made here once.
+
+    Without ``config.data.text="greedy"`` it is `source` itself.
+
+    Args:
+        source: the utterances; whatever text they have is not looked at.
+        runner: the pretrained model.
+
+    Raises:
+        DataError: what was written cannot be kept.
+        Interrupted: between two batches; what was made is kept.
+    """
+    config = runner.model.config
+    if config.data.text != "greedy":
+        return source
+    file = _file(config)
+    known: dict[str, list[int]] = _read(file)
+    audio = [audio_digest(source, i) or "" for i in range(len(source.utterances))]
+    todo = [i for i, digest in enumerate(audio) if digest and digest not in known]
+    if todo:
+        try:
+            _write_all(source, todo, audio, known, runner, file)
+        finally:
+            _keep(file, known)
+    return dataclasses.replace(
+        source,
+        utterances=[
+            dataclasses.replace(
+                utterance,
+                tokens=tuple(known.get(digest, ())),
+                text=runner.tokenizer.decode(known.get(digest, ())),
+            )
+            for utterance, digest in zip(source.utterances, audio, strict=True)
+        ],
+    )
+
+
+def _write_all(
+    source: Source,
+    todo: list[int],
+    audio: list[str],
+    known: dict[str, list[int]],
+    runner: Runner,
+    file: Path,
+) -> None:
+    """Decodes the utterances `todo` into `known`, by the digests of their audio."""
+    features = source.features
+    part = dataclasses.replace(
+        source,
+        utterances=[source.utterances[i] for i in todo],
+        waveform=lambda n: source.waveform(todo[n]),
+        features=features
+        and dataclasses.replace(features, read=lambda n, speed: features.read(todo[n], speed)),
+    )
+    batches = eval_batches(part, runner.tokenizer, runner.model.config, _BATCH)
+    with tqdm.tqdm(total=len(todo), desc=f"decoding {source.title}", dynamic_ncols=True) as bar:
+        for n, batch in enumerate(interrupts.checked(batches)):
+            decoded = jax.device_get(runner.run(batch, Greedy()).decoded)
+            for row in np.flatnonzero(batch.index >= 0):
+                tokens = decoded.tokens[row, : decoded.length[row]].tolist()
+                if tokens and tokens[-1] == runner.tokenizer.eos:
+                    tokens.pop()
+                known[audio[todo[batch.index[row]]]] = tokens
+                bar.update()
+            if n % _KEEP_EVERY == _KEEP_EVERY - 1:
+                _keep(file, known)
+
+
+def _file(config: Config) -> Path:
+    """Where the texts of a model are: one file for its weights and all that decides its text."""
+    parts = {
+        "weights": digests(config.pretrained).get("model", ""),
+        "whisper": dataclasses.asdict(config.whisper),
+        "max_tokens": config.data.max_tokens,
+    }
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(config.data.cache_dir).expanduser() / "greedy" / f"{key}.json"
+
+
+def _read(file: Path) -> dict[str, list[int]]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):  # made anew
+        return {}
+
+
+def _keep(file: Path, known: dict[str, list[int]]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(known).encode())
+    except OSError as error:
+        raise DataError(
+            f"texts cannot be kept in {file.parent} ({error.strerror}): set config.data.cache_dir"
+            " to a folder that can be written"
+        ) from None

@@ -1,0 +1,140 @@
+"""Heads that are added to a finished Whisper: its text stays, and they learn what it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from mtp_jax.checkpoints.workdir import Workdir
+from mtp_jax.config import (
+    Augment,
+    Config,
+    Data,
+    Evaluation,
+    FrontEnd,
+    Heads,
+    Loss,
+    Optim,
+    Pretrained,
+    Train,
+    Whisper,
+)
+from mtp_jax.data import Batch
+from mtp_jax.decoding import Greedy, Verify
+from mtp_jax.inference.load import load
+from mtp_jax.inference.model_folder import open_model_folder
+from mtp_jax.inference.runner import Runner
+from mtp_jax.models.initialization import init_params
+from mtp_jax.models.params import by_path, merge
+from mtp_jax.pretrained.sizes import with_sizes
+from mtp_jax.training.loop import train
+from tests.pretrained import GOLDEN_WHISPER as FOLDER
+
+RATE, ROWS = 16_000, 12
+
+
+def config_of(folder, **changed):
+    files = dict.fromkeys(("train", "dev", "test"), f"{folder}/audio.jsonl")
+    config = Config(
+        pretrained=Pretrained(model=str(FOLDER)),
+        front_end=FrontEnd(flavour="whisper"),
+        data=Data(
+            **files,
+            cache_dir=f"{folder}/cache",
+            bucket_seconds=(0.4,),
+            batch_size=ROWS,
+            max_tokens=24,
+            text="greedy",
+        ),
+        augment=Augment(speeds=(1.0,), freq_masks=0, time_masks=0),
+        whisper=Whisper(cached=True),
+        heads=Heads(count=3, layers=1, detached=True),
+        loss=Loss(ctc=0.0),
+        optim=Optim(
+            steps=60, warmup_steps=5, learning_rate=2e-2, freeze=("whisper/*", "decoder/*")
+        ),
+        train=Train(dev_every=60, checkpoint_every=60, log_every=60),
+        evaluation=Evaluation(strategies=("greedy", "verify"), batch_sizes=(ROWS,)),
+    )
+    return with_sizes(dataclasses.replace(config, **changed))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Recordings of noise, whose transcripts say nothing of it."""
+    path = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(3)
+    lines = []
+    for i in range(ROWS):
+        wave = rng.normal(scale=rng.uniform(100, 8000), size=rng.integers(3000, 6000))
+        soundfile.write(path / f"{i}.wav", wave.astype(np.int16), RATE)
+        lines.append({"audio_filepath": f"{i}.wav", "duration": len(wave) / RATE, "text": "none"})
+    (path / "audio.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def batch(folder):
+    waves = [soundfile.read(folder / f"{i}.wav", dtype="int16")[0] for i in range(ROWS)]
+    audio = np.zeros((ROWS, 6400), np.int16)
+    for row, wave in zip(audio, waves, strict=True):
+        row[: len(wave)] = wave
+    return Batch(
+        audio=audio,
+        audio_length=np.array([len(wave) for wave in waves], np.int32),
+        tokens=np.zeros((ROWS, 0), np.int32),
+        token_length=np.zeros(ROWS, np.int32),
+        index=np.arange(ROWS, dtype=np.int32),
+    )
+
+
+def untrained(folder, heads):
+    """The golden model with random heads."""
+    whole = load(open_model_folder(FOLDER))
+    config = config_of(folder, heads=heads)
+    model = whole.model.clone(config=config)
+    fresh = jax.tree.map(
+        lambda x: x.unbox() if hasattr(x, "unbox") else x,
+        init_params(model, jax.random.key(1)),
+        is_leaf=lambda x: hasattr(x, "unbox"),
+    )
+    params = merge(fresh, whole.params)
+    return Runner(model, params, whole.tokenizer, whole.mesh)
+
+
+@pytest.mark.parametrize(
+    "heads", [Heads(count=4), Heads(count=4, layers=1), Heads("independent", 3, layers=2)]
+)
+def test_verify_is_greedy_whatever_the_heads_draft(folder, batch, heads):
+    runner = untrained(folder, heads)
+    greedy = runner.run(batch, Greedy(heads.count)).decoded
+    verify = runner.run(batch, Verify()).decoded
+    np.testing.assert_array_equal(verify.tokens, greedy.tokens)
+    assert np.all(verify.calls <= greedy.calls)
+    assert int(verify.proposed.sum()) > 0
+
+
+def test_heads_learn_from_audio_alone(folder, batch, tmp_path):
+    config = config_of(folder)
+    before = load(open_model_folder(FOLDER))
+    workdir = Workdir(tmp_path / "run")
+    workdir.claim(config)
+    runner = train(config, workdir)
+    after = by_path(runner.params)
+    for path, x in by_path(before.params).items():  # nothing of the model has changed
+        np.testing.assert_array_equal(x, after[path], err_msg=path)
+    greedy = runner.run(batch, Greedy(3)).decoded
+    verify = runner.run(batch, Verify()).decoded
+    np.testing.assert_array_equal(verify.tokens, greedy.tokens)
+    # The model repeats itself, and heads that have learnt that are right most of the time.
+    assert int(verify.accepted.sum()) > 0.5 * int(verify.proposed.sum())
+    assert int(verify.calls.sum()) < 0.7 * int(greedy.calls.sum())
+    again = load(workdir)
+    np.testing.assert_array_equal(again.run(batch, Verify()).decoded.calls, verify.calls)
+    saved = sum(x.size for path, x in after.items() if path.startswith("heads/"))
+    assert saved == sum(x.size for path, x in after.items() if path not in again.imported)
