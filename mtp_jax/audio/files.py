@@ -157,12 +157,13 @@ def _empty(name: str) -> str:
 
 def _stream(path: str | os.PathLike[str]) -> BinaryIO:
     try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # to open one may wait for ever
+        status = os.stat(path)
+        if stat.S_ISFIFO(status.st_mode):  # to open one may wait for ever
             raise AudioError(f"{path} is a pipe: write what comes out of it to a file")
         stream = open(path, "rb")  # noqa: SIM115 (the caller closes it)
     except OSError as error:
         raise AudioError(f"{path} cannot be opened ({error.strerror}): correct the path") from None
-    if not os.path.getsize(path):
+    if not status.st_size:
         stream.close()
         raise AudioError(f"{path} is an empty file: replace it or leave it out")
     return stream
