@@ -313,12 +313,17 @@ class _FFmpeg:
             self._damaged += _MISSED
 
     def _decoded(self) -> Iterator[av.AudioFrame]:
-        for packet in self._container.demux(self._stream):
+        for packet in self._packets():
             try:
                 yield from packet.decode()
             except av.FFmpegError:
                 if packet.duration and packet.time_base:
                     self._damaged += float(packet.duration * packet.time_base)
+
+    def _packets(self) -> Iterator[av.Packet[av.AudioStream]]:
+        # PyAV raises it behind the last packet where streams were announced late.
+        with contextlib.suppress(IndexError):
+            yield from self._container.demux(self._stream)
 
     def missing(self, read: int) -> str:
         seconds = read / self.rate
