@@ -33,12 +33,16 @@ FFMPEG = {
     "a.ts": "aac",
     "a.3gp": "libopencore_amrnb",
     "a.amr": "libopencore_amrnb",
+    "a.flv": "aac",
+    "a.ac3": "ac3",
+    "a.tta": "tta",
+    "a.wv": "wavpack",
 }
 
 
 # Seconds that a byte can hold: a constant frame of FLAC at 1 kHz, an Opus packet of a byte, frames
 # of MPEG audio at 8 kbit/s; else 8 samples at 1 kHz, the lowest rate that is read.
-DENSEST = {"flac": 6.0, "mka": 6.0, "opus": 0.12, "ogg": 0.12, "webm": 0.12}
+DENSEST = {"flac": 6.0, "mka": 6.0, "tta": 6.0, "wv": 6.0, "opus": 0.12, "ogg": 0.12, "webm": 0.12}
 
 
 def seeds(folder: pathlib.Path) -> list[tuple[str, bytes]]:
@@ -51,7 +55,7 @@ def seeds(folder: pathlib.Path) -> list[tuple[str, bytes]]:
     for subtype in SUBTYPES:
         found.append(("wav", write(folder / "b.wav", wave, RATE, subtype)))
     for name, codec in FFMPEG.items():
-        rate = {"libopus": 48_000, "libopencore_amrnb": 8000}.get(codec, RATE)
+        rate = {"libopus": 48_000, "ac3": 48_000, "libopencore_amrnb": 8000}.get(codec, RATE)
         samples = np.repeat(wave, 3, axis=0) if rate > RATE else wave[:: RATE // rate]
         suffix = name.rpartition(".")[2]
         found.append((suffix, encode(folder / name, samples, rate, codec)))

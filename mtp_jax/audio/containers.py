@@ -106,7 +106,12 @@ _SIGNS = {
         0,
         rb"\x1aE\xdf\xa3[\x01\x80-\xff].{0,7}?\x42(?:[\x86\xf7]\x81\x01|\x82.[wm])",
     ),
-    "mpeg": (b"ID3", 0, rb"ID3[\x02-\x04]|\xff[\xe2-\xff].{7,40}?(?:Xing|Info)"),
+    "mpeg": (
+        b"ID3",
+        0,
+        rb"ID3[\x02-\x04]\x00[\x00\x10\x20\x40\x80\xc0][\x00-\x7f]{4}"
+        rb"|\xff[\xe2-\xff].{7,40}?(?:Xing|Info)",
+    ),
 }
 _MAGIC = {
     kind: (literal, offset, re.compile(sign, re.DOTALL))
@@ -123,21 +128,24 @@ def parts(file: BinaryIO) -> Iterator[Part]:
     size = file.seek(0, os.SEEK_END)
     at = _behind_tags(file, 0, size) if _bytes(file, 0, 3) == b"ID3" else 0
     kind = "mpeg" if re.match(_SYNC, _bytes(file, at, 2)) else _kind(file, at)
-    if kind in ("", "mpeg"):
-        yield Part(0, size, kind)
+    if not kind:
+        yield Part(0, size)
         return
     for count in itertools.count():
         if at >= size:
             return
-        kind = _kind(file, at) if count < _MOST else ""
+        if count:  # MPEG audio goes on at any frame
+            kind = _kind(file, at) or (kind if kind == "mpeg" else "")
+        if count > _MOST:
+            kind = ""
         if kind in _CHUNKED:
             part = _chunked(file, at, size, kind)
         elif kind in _OTHERS:
             part = _OTHERS[kind](file, at, size, kind)
         else:
-            part = Part(at, size, kind or "unknown")
-            if not kind and size - at < JUNK:
+            if size - at < JUNK:
                 return
+            part = Part(at, size, "unknown")
         yield part
         at = _behind_tags(file, part.stop, size)
 
@@ -331,7 +339,22 @@ def _ends_at_last_sample(file: BinaryIO, part: Part) -> bool:
         return True  # it is cut off, or damaged
 
 
-_OTHERS = {"au": _au, "flac": _flac, "ogg": _ogg, "mp4": _mp4, "matroska": _until_next}
+def _mpeg(file: BinaryIO, at: int, size: int, kind: str) -> Part:
+    """To a tag, or to what is no MPEG audio: of such FFmpeg reads several, one behind another.
+
+    In pictures of tags it finds frames of noise.
+    """
+    return Part(at, min(_next(file, at, size, other) for other in _MAGIC), kind)
+
+
+_OTHERS = {
+    "au": _au,
+    "flac": _flac,
+    "ogg": _ogg,
+    "mp4": _mp4,
+    "matroska": _until_next,
+    "mpeg": _mpeg,
+}
 
 
 class Window(io.RawIOBase):

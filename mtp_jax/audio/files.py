@@ -35,10 +35,11 @@ _STEP = 4096  # frames; a step that cannot be decoded is lost as a whole
 _MISSED = 0.1  # s; that much less than promised is padding or rounding
 # No playlist or script: those name other files, and addresses.
 _DEMUXERS = (
-    "mp3,ogg,mov,matroska,webm,aac,loas,asf,amr,amrnb,amrwb,wav,w64,flac,aiff,au,caf,avi,mpeg,"
-    "mpegts"
+    "mp3,ogg,mov,matroska,webm,aac,loas,ac3,eac3,asf,amr,amrnb,amrwb,wav,w64,flac,aiff,au,caf,"
+    "avi,flv,mpeg,mpegts,rm,ape,tta,wv,mpc,mpc8,dsf"
 )
 _NO_END = "misses pages or its last one, as if cut off; {:.1f} s were read"
+_ENCRYPTED = ("drms", "enca")  # sample descriptions of MP4
 _FFMPEG_ONLY = ("mpeg", "mp4", "matroska")
 _EXACT = ("mov", "matroska", "asf")  # demuxers whose length is written, not estimated
 
@@ -49,10 +50,13 @@ class Recording(Protocol):
     Attributes:
         rate: in Hz.
         frames: how many samples a channel has; None where only decoding tells, until it is done.
+        stream: number of the stream in its container that is read; `others` hold audio, too.
     """
 
     rate: int
     frames: int | None
+    stream: int
+    others: int
 
     def steps(self) -> Iterator[np.ndarray]:
         """float32[T, channels] until the end, or until it is damaged."""
@@ -129,6 +133,11 @@ class File:
                 except AudioError as error:
                     failed.append((part, error))
                     continue
+                if recording.others:
+                    warn(
+                        f"{self._name} holds {1 + recording.others} audio streams, of which only"
+                        f" stream {recording.stream} is read: extract the others to read them"
+                    )
                 yield recording
         if len(failed) == len(self.parts):
             raise failed[0][1]
@@ -146,10 +155,11 @@ class File:
         if part.kind not in _FFMPEG_ONLY:
             # TypeError: headerless .raw
             with contextlib.suppress(soundfile.LibsndfileError, TypeError):
-                tried = stack.enter_context(soundfile.SoundFile(self._named_bytes(part)))
+                tried = stack.enter_context(soundfile.SoundFile(self._named(part)))
         file: Recording
         known = tried is not None and 0 < tried.frames < UNKNOWN_FRAMES and part.whole
-        if tried is not None and known and tried.format not in ("MP3", "MPEG"):
+        # Of MPEG audio libsndfile estimates the length, in WAV as well.
+        if tried is not None and known and not tried.subtype.startswith("MPEG"):
             file = _Libsndfile(tried, part)
         else:
             file = self._ffmpeg(part, stack, recognised=tried is not None)
@@ -161,11 +171,12 @@ class File:
 
     def _ffmpeg(self, part: Part, stack: contextlib.ExitStack, recognised: bool) -> Recording:
         name = self._name
-        mpeg_frames = xing_frames(self._stream, part.start)  # before FFmpeg: it keeps its place
-        stream = self._bytes(part)
         try:
             container = av.open(
-                stream, "r", options={"format_whitelist": _DEMUXERS}, metadata_errors="replace"
+                self._window(part),
+                "r",
+                options={"format_whitelist": _DEMUXERS},
+                metadata_errors="replace",
             )
             stack.enter_context(container)
         except (av.FFmpegError, ValueError, OSError, MemoryError):
@@ -175,33 +186,33 @@ class File:
                 f"{name} is damaged or in a format that neither libsndfile nor FFmpeg reads:"
                 " convert it to WAV or FLAC, or leave it out"
             ) from None
-        if not container.streams.audio:
-            raise AudioError(f"{name} holds no audio, only other streams: leave it out")
-        if container.streams.audio[0].codec_context is None:  # a codec that FFmpeg has no name for
+        # One that FFmpeg has no name for has no codec.
+        known = [stream for stream in container.streams.audio if stream.codec_context is not None]
+        if not known:
+            kind = "audio of an unknown kind: convert it to WAV or FLAC, or leave it out"
+            nothing = "no audio, only other streams: leave it out"
+            raise AudioError(f"{name} holds {kind if container.streams.audio else nothing}")
+        best = container.streams.best("audio")
+        chosen = next((stream for stream in known if stream is best), known[0])
+        if part.kind == "mp4" and _tag(chosen) in _ENCRYPTED:
             raise AudioError(
-                f"{name} holds audio of an unknown kind: convert it to WAV or FLAC, or leave it out"
+                f"{name} is encrypted: get it without copy protection, or leave it out"
             )
-        file = _FFmpeg(container, part, mpeg_frames)
+        file = _FFmpeg(container, chosen, part, xing_frames(self._stream, part.start))
         if file.rate == 0:
             raise AudioError(_empty(name))
         return file
 
-    def _is_whole(self, part: Part) -> bool:
-        size = self._stream.seek(0, os.SEEK_END)
-        return not part.start and part.stop == size and not part.patches
-
-    def _bytes(self, part: Part) -> BinaryIO:
-        """To read a part from; one at a time."""
-        if self._is_whole(part):
-            self._stream.seek(0)
-            return self._stream
+    def _window(self, part: Part) -> BinaryIO:
+        """To read a part from. FFmpeg may seek anywhere in it, which a file would not take."""
         return io.BufferedReader(Window(self._stream, part), 1 << 16)
 
-    def _named_bytes(self, part: Part) -> BinaryIO | bytes:
-        """As `_bytes`, but the name of the file where it will do, which is faster."""
-        if self._is_whole(part) and not isinstance(self._source, bytes):
-            return os.fsencode(self._source)  # any name, also one that is not UTF-8
-        return self._bytes(part)
+    def _named(self, part: Part) -> BinaryIO | bytes:
+        """As `_window`, or the name of the file where it will do, which is faster."""
+        size = self._stream.seek(0, os.SEEK_END)
+        if isinstance(self._source, bytes) or part.start or part.stop < size or part.patches:
+            return self._window(part)
+        return os.fsencode(self._source)  # any name, also one that is not UTF-8
 
 
 @contextlib.contextmanager
@@ -238,11 +249,15 @@ class _Libsndfile:
 
     def __init__(self, file: soundfile.SoundFile, part: Part) -> None:
         self._file, self._part = file, part
-        self._reached = True
+        self.stream = self.others = 0
+        self._reached, self._skip = True, 0
         self.rate = int(file.samplerate)
         self.frames: int | None = int(file.frames)
 
     def seek(self, frame: int) -> None:
+        if not self._file.seekable():  # GSM 6.10 and others cannot even go to their beginning
+            self._skip = frame
+            return
         try:
             self._file.seek(frame)
         except soundfile.LibsndfileError:  # beyond the end, or damage on the way
@@ -256,7 +271,9 @@ class _Libsndfile:
                 return
             if not len(step):
                 return
-            yield step
+            if self._skip < len(step):
+                yield step[self._skip :]
+            self._skip = max(0, self._skip - len(step))
 
     def missing(self, read: int) -> str:
         assert self.frames is not None
@@ -270,9 +287,16 @@ class _Libsndfile:
 class _FFmpeg:
     """A file whose length is known once it is decoded."""
 
-    def __init__(self, container: av.container.InputContainer, part: Part, frames: int) -> None:
-        self._container, self._part, self._mpeg_frames = container, part, frames
-        self._stream = container.streams.audio[0]
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        stream: av.AudioStream,
+        part: Part,
+        mpeg_frames: int,
+    ) -> None:
+        self._container, self._stream = container, stream
+        self.stream, self.others = stream.index, len(container.streams.audio) - 1
+        self._part, self._mpeg_frames = part, mpeg_frames
         self.rate = int(self._stream.codec_context.sample_rate or 0)
         self.frames: int | None = None
         self._skip = 0
@@ -346,6 +370,13 @@ class _FFmpeg:
             if container.duration and len(container.streams) == 1:
                 return float(container.duration / av.time_base)
         return 0.0
+
+
+def _tag(stream: av.AudioStream) -> str:
+    try:
+        return stream.codec_context.codec_tag
+    except UnicodeDecodeError:
+        return ""
 
 
 def _arrays(frames: Iterable[av.AudioFrame]) -> Iterator[np.ndarray]:
