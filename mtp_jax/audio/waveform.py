@@ -98,6 +98,7 @@ class _Mixer:
         """float64[T] of float32[T, channels]."""
         if samples.shape[1] == 1:
             return samples[:, 0].astype(np.float64)
+        samples = np.asfortranarray(samples)  # a channel at a time: means of pairs are slow
         mean: np.ndarray = samples.mean(axis=1, dtype=np.float64)  # room until it saturates
         energies = samples.var(axis=0, dtype=np.float64)
         before, share = self._channel, mean.var() / max(energies.mean(), 1e-300)
