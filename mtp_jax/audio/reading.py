@@ -19,7 +19,8 @@ Source = str | os.PathLike[str] | bytes  # a path, or the contents of a file
 _log = logging.getLogger("mtp_jax")
 
 
-def _warn(message: str) -> None:
+def log_warning(message: str) -> None:
+    """A `warn` for those who go on with what there is."""
     _log.warning("%s", message)
 
 
@@ -39,7 +40,7 @@ def read_audio(
     duration: float | None = None,
     *,
     name: str = "",
-    warn: Callable[[str], None] = _warn,
+    warn: Callable[[str], None] = log_warning,
 ) -> np.ndarray:
     """Reads a recording, or a part of it, as mono at the sample rate wanted.
 
@@ -78,7 +79,7 @@ def read_audio(
 
 
 def audio_blocks(
-    path: str | os.PathLike[str], sample_rate: int, *, warn: Callable[[str], None] = _warn
+    path: str | os.PathLike[str], sample_rate: int, *, warn: Callable[[str], None] = log_warning
 ) -> Iterator[np.ndarray]:
     """Reads a recording as `read_audio` does, but a few seconds at a time, however long it is.
 

@@ -113,7 +113,7 @@ class Engine:
             rate = self.model.sample_rate
 
             def counted() -> Iterator[np.ndarray]:
-                for block in audio_blocks(path, rate):
+                for block in audio_blocks(path, rate, warn=job.warnings.append):
                     job.seconds += len(block) / rate
                     if job.over or self._closing:
                         raise Stopped

@@ -49,6 +49,7 @@ class Job:
         waiting: pieces to decode.
         seconds: of audio read; `decode_seconds`: its share of the wall clock of its batches.
         parked: reading waits until pieces are decoded.
+        warnings: what of the recording could not be read.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Job:
         self.waiting: deque[Waiting] = deque()
         self.seconds = self.decode_seconds = 0.0
         self.calls = 0
+        self.warnings: list[str] = []
         self.parked = self.over = False
         self._emit = emit
         self._read = False
@@ -140,6 +142,7 @@ class Job:
                     decoder_calls=self.calls,
                     strategy=self.name,
                     calibrated=self.calibrated,
+                    warnings=tuple(self.warnings),
                 )
             )
 

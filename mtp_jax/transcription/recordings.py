@@ -22,6 +22,7 @@ class Recording(Generic[Key]):
         seconds: read so far; `told`: of these, those that progress was told of.
         outstanding: pieces that were cut and are not decoded; `read`: there will be no more.
         error: why it was given up.
+        warnings: what of it could not be read.
         calls: decoder calls; `decode_seconds`: wall clock.
     """
 
@@ -31,6 +32,7 @@ class Recording(Generic[Key]):
     outstanding: int = 0
     read: bool = False
     error: AudioError | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
     calls: int = 0
     decode_seconds: float = 0.0
     _places: int = 0
