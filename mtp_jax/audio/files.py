@@ -34,7 +34,7 @@ RATES = (1000, 1_000_000)  # Hz; a header that says otherwise is damaged
 _STEP = 4096  # frames; a step that cannot be decoded is lost as a whole
 _MISSED = 0.1  # s; that much less than promised is padding or rounding
 # No playlist or script: those name other files, and addresses.
-_DEMUXERS = (
+DEMUXERS = (
     "mp3,ogg,mov,matroska,webm,aac,loas,ac3,eac3,asf,amr,amrnb,amrwb,wav,w64,flac,aiff,au,caf,"
     "avi,flv,mpeg,mpegts,rm,ape,tta,wv,mpc,mpc8,dsf"
 )
@@ -175,7 +175,7 @@ class File:
             container = av.open(
                 self._window(part),
                 "r",
-                options={"format_whitelist": _DEMUXERS},
+                options={"format_whitelist": DEMUXERS},
                 metadata_errors="replace",
             )
             stack.enter_context(container)
