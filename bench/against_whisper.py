@@ -1,0 +1,186 @@
+"""A Whisper here beside `transformers` and faster-whisper: the same text, and how fast.
+
+    python -m bench.against_whisper --model=FOLDER --data=dev.jsonl [--count=20] [--language=en]
+        [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER] [--compute_types=float32,int8]
+        [--python=PATH] [--silence=30] [--threads=2]
+
+Utterances go one by one through every program, each in a process of its own, in turn; the first
+one warms up and does not count. Greedy, no timestamps, no voice activity detection. Of
+`transformers` the tokens are compared: where they differ, the difference of our two greatest logits
+is printed. WER is that of all texts under Whisper's normaliser. Programs whose weights are not
+named are left out. ``--silence`` is what our encoder hears behind an utterance, in seconds. Where
+the other programs are in another environment, name its interpreter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+import mtp_jax.inference.load
+from mtp_jax.config import Data
+from mtp_jax.data import Batch, open_source
+from mtp_jax.decoding import Greedy, Verify
+from mtp_jax.evaluation.metrics import word_errors
+from mtp_jax.inference.model_folder import open_model_folder
+from mtp_jax.inference.runner import Runner
+from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
+
+_MODEL = flags.DEFINE_string("model", None, "a Whisper, or a workdir with heads", required=True)
+_DATA = flags.DEFINE_string("data", None, "source of the utterances", required=True)
+_COUNT = flags.DEFINE_integer("count", 20, "utterances", lower_bound=2)
+_LANGUAGE = flags.DEFINE_string("language", "en", "code of their language")
+_HF = flags.DEFINE_string("hf_model", "", "the same weights for transformers")
+_CT2 = flags.DEFINE_string("ct2_model", "", "the same weights for faster-whisper")
+_TYPES = flags.DEFINE_list("compute_types", ["float32", "int8"], "of faster-whisper")
+_PYTHON = flags.DEFINE_string("python", sys.executable, "one that has the other programs")
+_SILENCE = flags.DEFINE_float("silence", None, "seconds behind an utterance; default: the model's")
+_THREADS = flags.DEFINE_integer("threads", 2, "of the other programs", lower_bound=1)
+
+SIDE = pathlib.Path(__file__).with_name("whisper_side.py")
+
+
+class Side:
+    """Another program, in a process of its own."""
+
+    def __init__(self, kind: str, folder: str, language: str) -> None:
+        command = [_PYTHON.value, str(SIDE), kind, folder, language, str(_THREADS.value)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(self._process.wait() or 1)
+        return dict(json.loads(line))
+
+    def __call__(self, file: pathlib.Path) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        print(file, file=self._process.stdin, flush=True)
+        return self._read()
+
+
+def with_silence(runner: Runner, seconds: float) -> Runner:
+    """The same model, whose encoder hears that much behind an utterance."""
+    config = runner.model.config
+    whisper = dataclasses.replace(config.whisper, silence=seconds)
+    model = runner.model.clone(config=dataclasses.replace(config, whisper=whisper))
+    return Runner(model, runner.params, runner.tokenizer, runner.mesh, runner.imported)
+
+
+def batch_of(wave_: np.ndarray, start: tuple[int, ...]) -> Batch:
+    """One utterance, padded to whole steps of 5 s, so that few programs are compiled."""
+    step = 5 * 16_000
+    audio = np.zeros((1, min(-(-len(wave_) // step) * step, 480_000)), np.int16)
+    audio[0, : len(wave_)] = wave_[: audio.shape[1]]
+    return Batch(
+        audio=audio,
+        audio_length=np.array([min(len(wave_), audio.shape[1])], np.int32),
+        tokens=np.zeros((1, 0), np.int32),
+        token_length=np.zeros(1, np.int32),
+        index=np.zeros(1, np.int32),
+        start=np.array([start], np.int32),
+    )
+
+
+def ours(runner: Runner, batch: Batch, strategy: Any) -> dict[str, Any]:
+    """Seconds, tokens without EOS, text, calls; compilation is not counted."""
+    runner.compile(batch, strategy)
+    start = time.perf_counter()
+    decoded = jax.device_get(runner.run(batch, strategy).decoded)
+    seconds = time.perf_counter() - start
+    tokens = decoded.tokens[0, : decoded.length[0]].tolist()
+    tokens = tokens[:-1] if tokens and tokens[-1] == runner.tokenizer.eos else tokens
+    text = runner.tokenizer.decode(tokens)
+    return {"seconds": seconds, "tokens": tokens, "text": text, "calls": int(decoded.calls[0])}
+
+
+def text_only(tokens: list[int], special: WhisperTokens, eos: int) -> list[int]:
+    """Without what stands before the text and behind it."""
+    if special.no_timestamps in tokens:
+        tokens = tokens[tokens.index(special.no_timestamps) + 1 :]
+    return [token for token in tokens if token != eos]
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    runner = mtp_jax.inference.load.load(open_model_folder(_MODEL.value))
+    if _SILENCE.value is not None:
+        runner = with_silence(runner, _SILENCE.value)
+    special = runner.model.vocabulary.whisper
+    assert special is not None
+    language = _LANGUAGE.value if special.languages else ""
+    start = special.start_tokens(language)
+    source = open_source(_DATA.value, Data(bucket_seconds=(30.0,)), 16_000)
+    strategies = {"greedy": Greedy()}
+    if runner.model.config.heads.count > 1:
+        strategies["verify"] = Verify()
+    sides: dict[str, Side] = {}
+    if _HF.value:
+        sides["transformers"] = Side("transformers", _HF.value, language)
+    for kind in _TYPES.value if _CT2.value else ():
+        sides[f"faster_whisper {kind}"] = Side(f"faster_whisper/{kind}", _CT2.value, language)
+    seconds: dict[str, list[float]] = {name: [] for name in (*strategies, *sides)}
+    texts: dict[str, list[str]] = {name: [] for name in seconds}
+    calls: dict[str, int] = dict.fromkeys(strategies, 0)
+    audio, same = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(min(_COUNT.value, len(source.utterances))):
+            wave_ = source.waveform(i)
+            file = pathlib.Path(folder) / f"{i}.wav"
+            with wave.open(str(file), "wb") as out:
+                out.setnchannels(1)
+                out.setsampwidth(2)
+                out.setframerate(16_000)
+                out.writeframes(wave_.tobytes())
+            batch = batch_of(wave_, start)
+            audio.append(len(wave_) / 16_000)
+            found = {name: ours(runner, batch, s) for name, s in strategies.items()}
+            found |= {name: side(file) for name, side in sides.items()}
+            for name, result in found.items():
+                if "text" not in result:
+                    result["tokens"] = text_only(result["tokens"], special, runner.tokenizer.eos)
+                    result["text"] = runner.tokenizer.decode(result["tokens"])
+                seconds[name].append(result["seconds"])
+                texts[name].append(result["text"])
+            for name in strategies:
+                calls[name] += found[name]["calls"]
+            if "transformers" in found:
+                mine, theirs = found["greedy"]["tokens"], found["transformers"]["tokens"]
+                same += mine == theirs
+                if mine != theirs:
+                    at = next(
+                        (k for k, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b),
+                        min(len(mine), len(theirs)),
+                    )
+                    gap = runner.top2_gap(batch, 0, tuple(mine[:at]))
+                    name = source.utterances[i].id
+                    print(f"{name}: tokens part at {at}, logits differ by {gap:.4f}")
+    if "transformers" in sides:
+        print(f"greedy tokens equal to transformers': {same} of {len(audio)}")
+    normalizer = "english" if language in ("", "en") else "basic"
+    truth = [utterance.text for utterance in source.utterances[: len(audio)]]
+    for name in seconds:
+        wer = word_errors(truth, texts[name], normalizer).percent
+        rtfx = sum(audio[1:]) / sum(seconds[name][1:])
+        extra = f", {calls[name]} calls" if name in calls else ""
+        print(f"{name}: RTFx {rtfx:.2f}, WER {wer:.2f} %{extra}")
+
+
+if __name__ == "__main__":
+    app.run(main)
