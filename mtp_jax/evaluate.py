@@ -7,8 +7,9 @@
 
 SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``; several are
 joined by ``+``. Threshold decoding uses the tau that training chose on dev, unless --tau gives one
-or --max_wer_increase has it chosen anew: the one with the fewest calls whose WER on dev is at most
-that much (per cent, absolute) above greedy's. Beam searches come with n-best lists, below
+or --max_wer_increase has it chosen anew: the one with the fewest calls whose WER on speech like
+dev's is at most that much (per cent, absolute) above greedy's, at 95 % confidence; 2, which is
+greedy, where dev shows that of none. Beam searches come with n-best lists, below
 ``nbest/`` of the output, and the WER of the best of 1, 2, 4, ... hypotheses.
 
 Results go to ``evaluations/SOURCE`` of the workdir, or to --output. Nothing of the model changes,
@@ -37,7 +38,7 @@ _STRATEGY = flags.DEFINE_list(
 )
 _TAU = flags.DEFINE_float("tau", None, "of threshold decoding; default: the one chosen on dev")
 _INCREASE = flags.DEFINE_float(
-    "max_wer_increase", None, "choose tau on dev: per cent of WER that may be lost"
+    "max_wer_increase", None, "choose tau on dev: per cent of WER that may be lost, absolute"
 )
 _BATCH_SIZE = flags.DEFINE_list("batch_size", None, "one or several; default: the config's")
 _BEAMS = flags.DEFINE_integer("beams", None, "hypotheses of a beam search; default: the config's")

@@ -1,24 +1,22 @@
-"""The comparison of strategies: choose tau on dev, run every strategy on test, one row each."""
+"""The comparison of strategies: every strategy run on a data set, one row each."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from mtp_jax.config import Evaluation
 from mtp_jax.data import Batch, Source, eval_batches
-from mtp_jax.decoding import Greedy, Threshold, registry
-from mtp_jax.evaluation.metrics import character_errors, word_errors
+from mtp_jax.decoding import Greedy, registry
+from mtp_jax.evaluation.metrics import ErrorRate, character_errors, word_errors
 from mtp_jax.evaluation.outcome import Outcome, decode_source
 from mtp_jax.inference.runner import Runner
 
 Row = dict[str, Any]
-
-NO_TAU = 2.0  # above 1 nothing is sure enough: greedy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,51 +36,6 @@ class Task:
         """The whole of `source`."""
         config, tokenizer = runner.model.config, runner.tokenizer
         return cls(source, lambda size: eval_batches(source, tokenizer, config, size))
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """How tau was chosen.
-
-    Attributes:
-        tau: the choice.
-        sweep: a row for each tau tried, on dev.
-        greedy_wer: per cent, on dev.
-        max_wer_increase: per cent, that was allowed.
-    """
-
-    tau: float
-    sweep: tuple[Row, ...]
-    greedy_wer: float
-    max_wer_increase: float
-
-
-def choose_tau(
-    runner: Runner, dev: Task, taus: Sequence[float], max_wer_increase: float, size: int
-) -> Choice:
-    """The tau with the fewest decoder calls whose dev WER is within `max_wer_increase` of greedy's.
-
-    Args:
-        runner: the model.
-        dev: the data to choose on.
-        taus: to try.
-        max_wer_increase: per cent, absolute.
-        size: batch size.
-
-    Returns:
-        The choice; tau is `NO_TAU` if none is good enough.
-    """
-    normalize = runner.model.config.evaluation.normalizer
-    greedy = decode_source(runner, dev.source, dev.batches(size), Greedy())
-    rows = [
-        row("threshold", {"tau": tau}, outcome, greedy, normalize)
-        for tau in sorted(taus)
-        for outcome in [decode_source(runner, dev.source, dev.batches(size), Threshold(tau))]
-    ]
-    wer = word_error_rate(greedy, normalize)
-    good = [r for r in rows if r["wer"] <= wer + max_wer_increase + 1e-9]
-    best = min(good, key=lambda r: r["decoder_calls"], default={"options": {"tau": NO_TAU}})
-    return Choice(best["options"]["tau"], tuple(rows), wer, max_wer_increase)
 
 
 def options_of(options: Evaluation, heads: int, tau: float) -> registry.Options:
@@ -225,11 +178,11 @@ def differences(
     return found
 
 
-def word_error_rate(outcome: Outcome, normalize: str) -> float:
-    """WER, per cent."""
+def outcome_errors(outcome: Outcome, normalize: str) -> ErrorRate:
+    """Word errors of each utterance."""
     references = [h.reference for h in outcome.hypotheses]
     texts = [h.text for h in outcome.hypotheses]
-    return word_errors(references, texts, normalize).percent
+    return word_errors(references, texts, normalize)
 
 
 def oracle_word_error_rates(outcome: Outcome, normalize: str) -> dict[str, float] | None:

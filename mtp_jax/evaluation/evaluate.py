@@ -13,9 +13,10 @@ from mtp_jax.checkpoints.workdir import Workdir, commit, write_json
 from mtp_jax.config import Config, Evaluation
 from mtp_jax.data import open_source
 from mtp_jax.distributed import multihost
-from mtp_jax.evaluation.compare import Task, choose_tau, compare, needs_tau
+from mtp_jax.evaluation.compare import Task, compare, needs_tau
 from mtp_jax.evaluation.metrics import word_errors
 from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
+from mtp_jax.evaluation.tau import CONFIDENCE, choose_tau
 from mtp_jax.inference.encoder_cache import with_encoder_cache
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.params import count
@@ -34,7 +35,8 @@ def tune(
 
     Args:
         runner: the model; `workdir`: its folder.
-        max_wer_increase: absolute WER, per cent, that threshold decoding may lose.
+        max_wer_increase: per cent, absolute, by which threshold decoding's WER may exceed greedy's
+            on speech like dev's, at a confidence of `tau.CONFIDENCE`.
         options: what will be compared; the config's by default.
         folder: of ``tau.json``; the workdir by default, which makes it the model's own.
 
@@ -51,17 +53,26 @@ def tune(
     kept = {
         "tau": choice.tau,
         "max_wer_increase": max_wer_increase,
+        "confidence": CONFIDENCE,
         "greedy_wer": choice.greedy_wer,
         "rows": list(choice.sweep),
     }
     if multihost.is_process_zero():
         write_json((folder or workdir.path) / workdir.tau.name, kept)
-    log.info(
-        "tau %g: the fewest calls on dev at a WER of at most %.2f %% + %.2f %%",
-        choice.tau,
-        choice.greedy_wer,
-        max_wer_increase,
-    )
+    if choice.is_safe:
+        log.info(
+            "tau %g: the fewest calls whose WER is at most greedy's (%.2f %% on dev) + %.2f %%, at"
+            " %.0f %% confidence",
+            *(choice.tau, choice.greedy_wer, max_wer_increase, 100 * CONFIDENCE),
+        )
+    else:
+        log.warning(
+            "no tau is safe: the %d utterances of dev cannot show at %.0f %% confidence that the"
+            " WER rises by at most %.2f %% (at best %.2f %%), so threshold decodes as greedy does:"
+            " use verify, or a larger dev set or --max_wer_increase",
+            *(len(dev.utterances), 100 * CONFIDENCE, max_wer_increase),
+            min((row["wer_increase_limit"] for row in choice.sweep), default=float("inf")),
+        )
     return choice.tau
 
 
