@@ -12,6 +12,9 @@ dev's is at most that much (per cent, absolute) above greedy's, at 95 % confiden
 greedy, where dev shows that of none. Beam searches come with n-best lists, below
 ``nbest/`` of the output, and the WER of the best of 1, 2, 4, ... hypotheses.
 
+Recordings longer than the longest bucket are decoded in chunks, as `transcribe` does. What cannot
+be decoded is counted beside the table, and its words as deleted, unless --nocount_left_out.
+
 Results go to ``evaluations/SOURCE`` of the workdir, or to --output. Nothing of the model changes,
 unless --save_tau asks for it: then transcribe and serve use the tau that was chosen.
 """
@@ -48,6 +51,9 @@ _WIDTH = flags.DEFINE_integer(
 )
 _LENGTH_POWER = flags.DEFINE_float("length_power", None, "of beam searches; default: the config's")
 _SAVE_TAU = flags.DEFINE_bool("save_tau", False, "keep a tau chosen anew as the model's own")
+_COUNT_LEFT_OUT = flags.DEFINE_bool(
+    "count_left_out", True, "count words of what cannot be decoded as deleted"
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "folder for the results; default: evaluations/SOURCE of the workdir"
 )
@@ -120,6 +126,7 @@ def main(argv: list[str]) -> None:
         tau,
         output,
         options,
+        _COUNT_LEFT_OUT.value,
     )
 
 

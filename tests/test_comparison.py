@@ -17,7 +17,6 @@ from mtp_jax.data import Batch, Source, Utterance
 from mtp_jax.decoding import BeamSearch, CtcGreedy, Greedy, PrefixBeam, Strategy, Threshold, Verify
 from mtp_jax.evaluation.compare import (
     Row,
-    Task,
     compare,
     differences,
     identical,
@@ -28,6 +27,7 @@ from mtp_jax.evaluation.compare import (
 )
 from mtp_jax.evaluation.outcome import Alternative, Hypothesis, Outcome
 from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
+from mtp_jax.evaluation.task import Task
 from mtp_jax.evaluation.tau import NO_TAU, choose_tau
 from mtp_jax.inference.runner import Runner
 
@@ -90,8 +90,7 @@ def answers_instead_of_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
         made: Outcome = runner.decode(*task)
         return made
 
-    for module in ("compare", "tau"):
-        monkeypatch.setattr(f"mtp_jax.evaluation.{module}.decode_source", decode_source)
+    monkeypatch.setattr("mtp_jax.evaluation.task.decode_source", decode_source)
 
 
 def runner(answer: Callable[[Strategy], Outcome], heads: int = M) -> Runner:

@@ -36,9 +36,9 @@ LAYERS: dict[str, set[str]] = {
 }
 _ABOVE = {*LAYERS, "inference"}
 LAYERS |= {
-    "evaluation": _ABOVE,
-    "training": {*_ABOVE, "evaluation"},
     "transcription": _ABOVE,
+    "evaluation": {*_ABOVE, "transcription"},
+    "training": {*_ABOVE, "evaluation"},
     "planning": {*_ABOVE, "training"},
     "serving": {*_ABOVE, "transcription"},
 }

@@ -190,9 +190,9 @@ class _Loader:
                     audio = change_speed(self._source.waveform(index), speed)
                     samples = len(audio)
             except AudioError as error:
-                name = self._source.utterances[index].id
-                if self._report.add(Problem(name, "unreadable audio", str(error))):
-                    log.warning("%s is skipped: %s", name, error)
+                lost = self._source.utterances[index]
+                if self._report.add(Problem(lost.id, "unreadable audio", str(error), lost.text)):
+                    log.warning("%s is skipped: %s", lost.id, error)
                 continue
             # A header may promise less than the file holds: T is the limit.
             audio, samples = audio[: batch.audio.shape[1]], min(samples, shape.samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import pathlib
 from typing import Any
 
@@ -11,11 +12,19 @@ import jax
 
 from mtp_jax.checkpoints.workdir import Workdir, commit, write_json
 from mtp_jax.config import Config, Evaluation
-from mtp_jax.data import open_source
+from mtp_jax.data import Problem, Report, open_source
 from mtp_jax.distributed import multihost
-from mtp_jax.evaluation.compare import Task, compare, needs_tau
+from mtp_jax.evaluation.compare import compare, needs_tau
 from mtp_jax.evaluation.metrics import word_errors
-from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
+from mtp_jax.evaluation.report import (
+    beam_table,
+    coverage,
+    draw,
+    table,
+    write_hypotheses,
+    write_nbest,
+)
+from mtp_jax.evaluation.task import Task
 from mtp_jax.evaluation.tau import CONFIDENCE, choose_tau
 from mtp_jax.inference.encoder_cache import with_encoder_cache
 from mtp_jax.inference.runner import Runner
@@ -83,6 +92,7 @@ def evaluate(
     tau: float,
     output: pathlib.Path,
     options: Evaluation | None = None,
+    count_left_out: bool = True,
 ) -> dict[str, Any]:
     """Compares strategies on `data`, prints the table and writes the rest.
 
@@ -93,21 +103,27 @@ def evaluate(
         tau: of threshold decoding.
         output: folder of ``results.json``, pictures, hypotheses and n-best lists.
         options: what is compared; the config's by default.
+        count_left_out: whether words of what cannot be decoded count as deleted.
 
     Returns:
         What ``results.json`` holds.
     """
     config = runner.model.config
-    source = open_source(data, config.data, config.front_end.sample_rate)
+    source = open_source(data, config.data, config.front_end.sample_rate, math.inf)
     options = options or config.evaluation
-    rows, outcomes = compare(runner, Task.of(source, runner), tau, options)
-    decoded = {h.id for outcome in outcomes.values() for h in outcome.hypotheses}
-    utterances = [u for u in source.utterances if u.id in decoded]
-    unreadable = [u.id for u in source.utterances if u.id not in decoded]
-    if unreadable:
-        log.warning("left out, as their audio cannot be read: %s", ", ".join(unreadable))
-    references = [u.text for u in utterances]
-    words = word_errors(references, references, config.evaluation.normalizer)
+    task = Task.of(source, runner, count_left_out)
+    rows, outcomes = compare(runner, task, tau, options)
+    decoded = next(iter(outcomes.values()))
+    left_out = task.left_out(decoded)
+    if left_out:
+        log.warning("left out: %s", "; ".join(map(_described, left_out)))
+    ids = {h.id for h in decoded.hypotheses}
+    utterances = [u for u in task.utterances if u.id in ids]
+    long = {u.id for u in task.long.utterances} if task.long else set()
+
+    def words(texts: list[str]) -> int:
+        return sum(word_errors(texts, texts, config.evaluation.normalizer).units)
+
     results = {
         "commit": commit(),
         "config": dataclasses.asdict(config),
@@ -121,9 +137,13 @@ def evaluate(
             "name": source.name,
             "split": source.split,
             "utterances": len(utterances),
-            "words": sum(words.units),
+            "words": words(decoded.references),
             "audio_seconds": sum(u.seconds for u in utterances),
-            "skipped": len(source.problems) + len(unreadable),
+            "in_chunks": len(long & ids),
+            "left_out": Report(source.title, len(utterances), left_out).counts(),
+            "left_out_words": words([p.text for p in left_out]),
+            "left_out_count_as_deleted": count_left_out,
+            "skipped": len(left_out),
         },
         "rows": rows,
         "tau_sweep": Workdir(output).read_tau() or workdir.read_tau(),
@@ -139,6 +159,10 @@ def evaluate(
     return results
 
 
+def _described(problem: Problem) -> str:
+    return f"{problem.id} ({problem.reason}{problem.detail and ': ' + problem.detail})"
+
+
 def _device(mesh: jax.sharding.Mesh) -> str:
     kinds = {device.device_kind for device in mesh.devices.flat}
     return f"{mesh.size} x {', '.join(sorted(kinds))}"
@@ -152,6 +176,8 @@ def _print(results: dict[str, Any], config: Config, files: list[pathlib.Path]) -
         f" M = {config.heads.count} {config.heads.kind} heads; {results['device']}\n"
     )
     print(table(results["rows"], d["utterances"]))
+    for line in coverage(d):
+        print(line)
     if beams := beam_table(results["rows"], d["utterances"]):
         print(f"\n{beams}")
     print(

@@ -52,6 +52,28 @@ def table(rows: list[Row], utterances: int) -> str:
     return _markdown(lines)
 
 
+def coverage(dataset: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table must know of the data: chunks, and what was left out and why.
+
+    Args:
+        dataset: as in ``results.json``.
+    """
+    lines = []
+    if dataset["in_chunks"]:
+        lines.append(
+            f"{dataset['in_chunks']} of them are longer than the longest bucket, and were decoded"
+            " in chunks; their calls and tokens are sums."
+        )
+    if dataset["left_out"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dataset["left_out"].items())
+        counted = "" if dataset["left_out_count_as_deleted"] else "do not "
+        lines.append(
+            f"Left out: {dataset['skipped']} ({reasons}); their {dataset['left_out_words']} words,"
+            f" as far as they are known, {counted}count as deleted."
+        )
+    return lines
+
+
 def _markdown(lines: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtp_jax.decoding import Greedy, Threshold
-from mtp_jax.evaluation.compare import Row, Task, outcome_errors, row
+from mtp_jax.evaluation.compare import Row, outcome_errors, row
 from mtp_jax.evaluation.metrics import ErrorRate, upper_increase
-from mtp_jax.evaluation.outcome import decode_source
+from mtp_jax.evaluation.task import Task
 from mtp_jax.inference.runner import Runner
 
 CONFIDENCE = 0.95  # that the promise holds for speech like dev's
@@ -64,11 +64,11 @@ def choose_tau(
         The choice; tau is `NO_TAU` if none is good enough.
     """
     normalize = runner.model.config.evaluation.normalizer
-    greedy = decode_source(runner, dev.source, dev.batches(size), Greedy())
+    greedy = dev.decode(runner, Greedy(), size)
     base = outcome_errors(greedy, normalize)
     rows, errors = [], []
     for tau in sorted(taus):
-        outcome = decode_source(runner, dev.source, dev.batches(size), Threshold(tau))
+        outcome = dev.decode(runner, Threshold(tau), size)
         rows.append(row("threshold", {"tau": tau}, outcome, greedy, normalize))
         errors.append(outcome_errors(outcome, normalize))
     limits = increase_limits(errors, base)

@@ -19,8 +19,9 @@ from mtp_jax.config import Config, ConfigError
 from mtp_jax.data import Batch, Report, Source, open_source, train_batches
 from mtp_jax.decoding import Greedy
 from mtp_jax.distributed import multihost, sharding
-from mtp_jax.evaluation.compare import Task, outcome_errors
+from mtp_jax.evaluation.compare import outcome_errors
 from mtp_jax.evaluation.outcome import decode_source
+from mtp_jax.evaluation.task import Task
 from mtp_jax.inference.encoder_cache import with_encoder_cache
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
