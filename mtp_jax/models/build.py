@@ -9,7 +9,12 @@ from mtp_jax.tokenizer.merges import merges_of
 
 
 def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
-    """The model that `config` describes, for the vocabulary of `tokenizer`.
+    """The model that `config` describes, for the vocabulary of `tokenizer`; raises as that does."""
+    return SpeechLlama(config, vocabulary_of(config, tokenizer))
+
+
+def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
+    """What the model that `config` describes must know of `tokenizer`.
 
     Raises:
         TokenizerError: `config` wants CTC's labels made into tokens of a kind that cannot be.
@@ -22,7 +27,7 @@ def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
                 "config.adaptor.retokenized needs a decoder with a byte-level BPE (LLaMA 3, SmolLM)"
                 " and CTC labels of their own: set it to False"
             )
-    vocabulary = Vocabulary(
+    return Vocabulary(
         size=tokenizer.vocab_size,
         bos=tokenizer.bos,
         eos=tokenizer.eos,
@@ -31,4 +36,3 @@ def make_model(config: Config, tokenizer: Tokenizer) -> SpeechLlama:
         labels=0 if tokenizer.ctc is tokenizer else tokenizer.ctc.vocab_size,
         merges=merges,
     )
-    return SpeechLlama(config, vocabulary)
