@@ -29,6 +29,7 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import Workdir, write_json
+from mtp_jax.config import ConfigError, Evaluation
 from mtp_jax.decoding import registry
 from mtp_jax.flag_checks import check_tau
 from mtp_jax.paths import check_writable, to_path
@@ -59,23 +60,46 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
-    cli.refuse_arguments(argv)
+# Flags that stand in for a field of `config.Evaluation`, which checks them.
+_FIELDS = {
+    "strategies": _STRATEGY,
+    "beams": _BEAMS,
+    "beam_rounds": _ROUNDS,
+    "draft_width": _WIDTH,
+    "length_power": _LENGTH_POWER,
+}
+
+
+def given_options() -> dict[str, Any]:
+    """Fields of `config.Evaluation` that flags give.
+
+    Raises:
+        flags.Error: one has a value that its field cannot have.
+    """
     for size in _BATCH_SIZE.value or ():
         if not (size.isdigit() and int(size) > 0):
             raise flags.Error(f"--batch_size={size} must be a positive number")
-    for name, value, least in (
-        ("beams", _BEAMS.value, 1),
-        ("beam_rounds", _ROUNDS.value, 1),
-        ("draft_width", _WIDTH.value, 2),
-    ):
-        if value is not None and value < least:
-            raise flags.Error(f"--{name}={value} must be {least} or more")
-    if _LENGTH_POWER.value is not None and _LENGTH_POWER.value < 0:
-        raise flags.Error(f"--length_power={_LENGTH_POWER.value} must not be negative")
-    for name in _STRATEGY.value or ():
-        if name not in registry.names():
-            raise flags.Error(f"--strategy={name} is not one of {', '.join(registry.names())}")
+    given: dict[str, Any] = {
+        field: tuple(flag.value) if isinstance(flag.value, list) else flag.value
+        for field, flag in _FIELDS.items()
+        if flag.present
+    }
+    for field, value in given.items():
+        try:
+            Evaluation(**{field: value})
+        except ConfigError as error:
+            flag = f"--{_FIELDS[field].name}"
+            flag += "" if isinstance(value, tuple) else f"={value:g}"
+            said = str(error).replace(f"config.evaluation.{field}", flag)
+            raise flags.Error(said) from None
+    if _BATCH_SIZE.value:
+        given["batch_sizes"] = tuple(int(size) for size in _BATCH_SIZE.value)
+    return given
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse_arguments(argv)
+    given = given_options()
     if _TAU.value is not None and _INCREASE.value is not None:
         raise flags.Error("--tau and --max_wer_increase exclude each other: give one")
     check_tau(_TAU.value)
@@ -90,15 +114,6 @@ def main(argv: list[str]) -> None:
     from mtp_jax.data import check_sources
 
     check_sources([data, *([config.data.dev] if tunes else [])], config.data)
-    given: dict[str, Any] = {
-        "batch_sizes": tuple(int(size) for size in _BATCH_SIZE.value or ()),
-        "strategies": tuple(_STRATEGY.value or ()),
-        "beams": _BEAMS.value,
-        "beam_rounds": _ROUNDS.value,
-        "draft_width": _WIDTH.value,
-        "length_power": _LENGTH_POWER.value,
-    }
-    given = {name: value for name, value in given.items() if value not in (None, ())}
     options = dataclasses.replace(config.evaluation, **given)
     cli.start_jax(config)
     from mtp_jax.decoding import DraftsError
