@@ -43,7 +43,7 @@ class Server:
     """The command, in a process of its own.
 
     Args:
-        batch_size: pieces that it decodes at once.
+        batch_size: chunks that it decodes at once.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -93,8 +93,8 @@ class Server:
     def mean_batch(self) -> tuple[float, float]:
         """Pieces and batches so far."""
         lines = self.get("/metrics")[1].decode().splitlines()
-        values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("mtp_batch_pieces_"))
-        return float(values["mtp_batch_pieces_sum"]), float(values["mtp_batch_pieces_count"])
+        values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("mtp_batch_chunks_"))
+        return float(values["mtp_batch_chunks_sum"]), float(values["mtp_batch_chunks_count"])
 
 
 @contextlib.contextmanager
@@ -143,13 +143,13 @@ def main(argv: list[str]) -> None:
                     times[server] += [seconds for _, seconds in answers]
                     differing += sum(a != b for (a, _), b in zip(answers, texts, strict=True))
             for server in servers:
-                pieces, batches = (
+                chunks, batches = (
                     b - a for a, b in zip(before[server], server.mean_batch(), strict=True)
                 )
                 wall = statistics.median(walls[server])
                 *_, p95 = statistics.quantiles(times[server], n=20)
                 print(
-                    f"{clients:7d}  {server.batch_size:10d}  {pieces / batches:10.1f}"
+                    f"{clients:7d}  {server.batch_size:10d}  {chunks / batches:10.1f}"
                     f"  {len(files) / wall:10.1f}  {sum(lengths) / wall:9.0f}"
                     f"  {1000 * statistics.median(times[server]):9.0f}  {1000 * p95:6.0f}",
                     flush=True,

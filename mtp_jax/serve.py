@@ -37,8 +37,8 @@ _SECONDS = flags.DEFINE_float("max_seconds", 7200.0, "of a recording", lower_bou
 _BYTES = flags.DEFINE_integer("max_bytes", 100_000_000, "of a recording", lower_bound=1)
 _UPLOAD = flags.DEFINE_float("upload_seconds", 300.0, "for a recording to arrive", lower_bound=0.0)
 _QUEUE = flags.DEFINE_integer("queue", 64, "requests held at a time", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch_size", 16, "pieces decoded at once", lower_bound=1)
-_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "that a piece waits for others", lower_bound=0.0)
+_BATCH = flags.DEFINE_integer("batch_size", 16, "chunks decoded at once", lower_bound=1)
+_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "that a chunk waits for others", lower_bound=0.0)
 _WARM = flags.DEFINE_list("warm", None, "strategies compiled at the start; default: --strategy")
 
 log = logging.getLogger("mtp_jax")

@@ -45,7 +45,7 @@ _OUTPUT = flags.DEFINE_string("output_dir", None, "folder of the transcripts; de
 _FORMAT = flags.DEFINE_list("format", None, f"of {', '.join(FORMATS)}; default: txt")
 _STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(registry.names())}")
 _TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "pieces decoded at once", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "chunks decoded at once", lower_bound=1)
 _ENCODER = cli.encoder_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
@@ -164,43 +164,30 @@ def _transcribe(
     import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from mtp_jax.audio.reading import AudioError, audio_seconds
-
-    def seconds(job: Job) -> float:
-        try:
-            return audio_seconds(job.task.path)
-        except (AudioError, OSError):
-            return 0.0  # what is wrong is said when it is its turn
+    from mtp_jax.audio.estimate import estimated_seconds
+    from mtp_jax.audio.reading import AudioError
+    from mtp_jax.transcription.progress import ProgressBar
 
     failed = 0
-    total = sum(map(seconds, jobs))
-    bar = tqdm.tqdm(
-        total=total,
-        bar_format="{percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s of audio{postfix}",
-        dynamic_ncols=True,
-        postfix="starting",
-    )
-
-    def progress(done: float) -> None:
-        bar.update(min(done, max(total - bar.n, 0)))
-        elapsed = bar.format_dict["elapsed"]
-        bar.set_postfix_str(f"{bar.n / max(elapsed, 1e-3):.0f} a second, [{elapsed:.0f} s]")
-
-    def compiling(rows: int, seconds: float) -> None:
-        bar.set_postfix_str(f"compiling for {rows} x {seconds:.0f} s ...")
-
+    estimates = [estimated_seconds(job.task.path) for job in jobs]
+    progress = ProgressBar(sum(estimates))
     strategy = model.strategy(_STRATEGY.value, _TAU.value)
-    recordings = ((job, job.begin()) for job in jobs)
     outcomes = model.transcribe_all(
-        recordings, strategy=strategy, progress=progress, on_compile=compiling
+        (((job, estimate), job.begin()) for job, estimate in zip(jobs, estimates, strict=True)),
+        strategy=strategy,
+        progress=progress.advance,
+        on_compile=progress.compiling,
     )
+    bar = progress.bar
     with bar, logging_redirect_tqdm([log], tqdm.tqdm), contextlib.closing(outcomes):  # type: ignore[type-var]  # a generator
-        for job, outcome in outcomes:
+        for (job, estimate), outcome in outcomes:
             if isinstance(outcome, AudioError):
                 said = str(outcome).replace(str(job.task.path), job.task.shown)
                 log.error("error: %s", " ".join(said.split()))
                 failed += 1
-            elif made_by:
+                continue
+            progress.learn(outcome.audio_seconds - estimate)
+            if made_by:
                 try:
                     write(outcome, job, made_by)
                 except Clash as clash:

@@ -8,7 +8,17 @@ import pytest
 
 from mtp_jax.audio.reading import AudioError, change_speed
 from mtp_jax.config import Augment, Config, Data, FrontEnd
-from mtp_jax.data import DataError, Problem, Share, Source, Utterance, eval_batches, train_batches
+from mtp_jax.data import (
+    Batch,
+    DataError,
+    FeatureBatch,
+    Problem,
+    Share,
+    Source,
+    Utterance,
+    eval_batches,
+    train_batches,
+)
 from mtp_jax.tokenizer import Tokenizer
 
 RATE = 1000
@@ -194,3 +204,17 @@ def test_nothing_to_train_on(tokenizer):
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, max_tokens=1))
     with pytest.raises(DataError, match="nothing to train on; skipped: 23 too many tokens"):
         train_batches(make_source(), tokenizer, config)
+
+
+def test_a_batch_of_features_stays_one_wherever_it_goes():
+    """On devices, without references, and under `jit`: its type says what it holds."""
+    rows = np.zeros(2, np.int32)
+    batch = FeatureBatch(
+        np.zeros((2, 3, 4), np.float16), rows, np.zeros((2, 5), np.int32), rows, rows
+    )
+    seen = []
+    traced = jax.jit(lambda batch: seen.append(type(batch)) or batch)(batch)
+    assert seen == [FeatureBatch]
+    for same in (traced, jax.device_put(batch), batch._replace(tokens=batch.tokens[:, :0])):
+        assert type(same) is FeatureBatch
+    assert jax.tree.structure(batch) != jax.tree.structure(Batch(*batch))

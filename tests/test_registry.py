@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from starlette.testclient import TestClient
 
 import mtp_jax
 from mtp_jax import decoding
@@ -20,6 +22,7 @@ from mtp_jax.decoding import Decoded, Greedy, registry
 from mtp_jax.evaluation.compare import table_rows
 from mtp_jax.evaluation.report import draw, table
 from mtp_jax.planning.programs import strategy_of
+from mtp_jax.serving.app import Service, Settings
 
 
 @struct.dataclass
@@ -114,6 +117,26 @@ def test_transcribing_finds_it(toy: registry.Entry, model, waves) -> None:
     made = model.transcribe(waves[0], rate=model.sample_rate, strategy="toy")
     assert made.strategy == "toy"
     assert made.text == model.transcribe(waves[0], rate=model.sample_rate, strategy="greedy").text
+
+
+def test_the_service_and_its_page_find_it(toy: registry.Entry, model) -> None:
+    service = Service(model, Settings(models=("tiny",), warm=()))
+    with TestClient(service.app()) as client:
+        (listed,) = client.get("/v1/models").json()["data"]
+        page = client.get("/page.js").text + client.get("/").text
+    expected = {
+        "name": "toy",
+        "summary": toy.summary,
+        "calls_decoder": True,
+        "takes_tau": False,
+    }
+    assert expected in listed["strategies"]
+    # The page shows what is listed, and nothing of its own.
+    assert [strategy["name"] for strategy in listed["strategies"]] == list(model.strategies)
+    assert "model.strategies.map(" in page
+    for name in registry.names():
+        assert not re.search(rf"\b{name}\b", page), name
+        assert registry.get(name).summary not in page
 
 
 def test_compile_and_mwer_find_it(toy: registry.Entry) -> None:

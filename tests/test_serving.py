@@ -286,7 +286,7 @@ def test_metrics_are_those_of_the_decoding(model, recordings, files, monkeypatch
     assert found["mtp_audio_seconds_total",] == pytest.approx(seconds)
     assert found["mtp_rtfx",] > 0
     assert found["mtp_request_seconds_count",] == 3
-    assert found["mtp_batch_pieces_sum",] == len(made)
+    assert found["mtp_batch_chunks_sum",] == len(made)
 
 
 def test_batches_give_the_texts_of_one_by_one(model, recordings, tmp_path):
@@ -322,7 +322,7 @@ def test_batches_give_the_texts_of_one_by_one(model, recordings, tmp_path):
         assert transcript.decoder_calls == expected.decoder_calls
         assert transcript.audio_seconds == pytest.approx(expected.audio_seconds)
     samples = {s.name: s.value for f in metrics._registry.collect() for s in f.samples}
-    assert samples["mtp_batch_pieces_count"] < samples["mtp_batch_pieces_sum"]
+    assert samples["mtp_batch_chunks_count"] < samples["mtp_batch_chunks_sum"]
 
 
 def word(text: str, start: float) -> Word:
@@ -336,9 +336,9 @@ def segment(start: float, end: float, *words: Word) -> Segment:
 def test_segments_come_in_order_and_only_when_nothing_can_change_them():
     events: list = []
     job = Job(lambda job: iter(()), None, "ctc", False, events.append)
-    pieces = [Chunk(0, np.zeros(1), 1), Chunk(4, np.zeros(1), 1, True), Chunk(9, np.zeros(1), 1)]
-    for piece in pieces:
-        job.add(piece)
+    chunks = [Chunk(0, np.zeros(1), 1), Chunk(4, np.zeros(1), 1, True), Chunk(9, np.zeros(1), 1)]
+    for chunk in chunks:
+        job.add(chunk)
     first, second, third = list(job.waiting)
     assert [item.place for item in (first, second, third)] == [(1,), (2,), (3,)]
     job.found(third, segment(9, 12, word("e", 10)))
@@ -362,23 +362,23 @@ def test_a_batch_is_fair_and_wastes_no_padding(model):
     lengths = model.lengths
     short, long = (Chunk(0, np.zeros(n, np.int16), 1) for n in (lengths[0], lengths[-1]))
 
-    def job(strategy, *pieces: Chunk) -> Job:
+    def job(strategy, *chunks: Chunk) -> Job:
         made = Job(lambda job: iter(()), strategy, "", False, lambda event: None)
-        for piece in pieces:
-            made.add(piece)
+        for chunk in chunks:
+            made.add(chunk)
         with engine._change:
             engine._queue(made)
         return made
 
     verify = model.strategy("verify")
     many, one, other = job(verify, *[long] * 9), job(verify, short), job(None, long)
-    chosen = engine._next_batch()  # longer ones first, behind the piece whose turn it is
+    chosen = engine._next_batch()  # longer ones first, behind the chunk whose turn it is
     assert [job for job, _ in chosen][:1] == [many]
     assert {job.strategy for job, _ in chosen} == {verify}
     assert len(chosen) == model.batch_size
     following = engine._next_batch()  # not `many` again
     assert following[0][0] is (one if one in {job for job, _ in following} else other)
-    assert all(len(item.piece.audio) <= len(following[0][1].piece.audio) for _, item in following)
+    assert all(len(item.chunk.audio) <= len(following[0][1].chunk.audio) for _, item in following)
     rest = [engine._next_batch() for _ in range(len(engine._jobs))]
     assert other in {job for batch in (following, *rest) for job, _ in batch}
 

@@ -109,7 +109,7 @@ def test_what_is_cancelled_while_it_waits_is_let_go(model, tmp_path, monkeypatch
     for job in jobs:
         engine.cancel(job)
         engine.cancel(job)
-    until(lambda: all(job.pieces.gi_frame is None for job in jobs))
+    until(lambda: all(job.chunks.gi_frame is None for job in jobs))
     assert [type(event) for event in events] == [Cancelled, Cancelled]
     assert not engine._jobs
     assert not engine._held
@@ -138,7 +138,7 @@ def test_a_batch_that_fails_fails_its_jobs_and_closes_their_files(model, tmp_pat
     until(lambda: job.parked)
     engine.start()
     assert isinstance(last.get(timeout=120), RuntimeError)
-    until(lambda: job.pieces.gi_frame is None)
+    until(lambda: job.chunks.gi_frame is None)
     assert not engine.failed
     engine.close()
 

@@ -18,6 +18,7 @@ import soundfile
 import uvicorn
 
 import mtp_jax
+from mtp_jax.decoding import registry
 from mtp_jax.serving.app import Service, Settings
 from tests.recordings import RATE
 
@@ -157,6 +158,15 @@ def test_a_file_becomes_blocks_and_their_count(page, model, talk):
     assert (page.blocks(), page["calls"].text) == ([], "0")
     severe = [line for line in page.browser.get_log("browser") if line["level"] == "SEVERE"]
     assert not severe
+
+
+def test_every_strategy_is_there_with_its_sentence(page, model):
+    options = page.browser.find_elements("css selector", "#strategy option")
+    assert [option.get_attribute("value") for option in options] == list(model.strategies)
+    for name in model.strategies:
+        page.choose(name)
+        assert page["about"].text == registry.get(name).summary
+        assert page["tau"].is_enabled() == registry.get(name).takes_tau
 
 
 def test_the_microphone_records_by_keyboard(page):

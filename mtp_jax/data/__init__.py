@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtp_jax.data.checking import check_sources as check_sources
     from mtp_jax.data.pipeline import Batch as Batch
+    from mtp_jax.data.pipeline import FeatureBatch as FeatureBatch
     from mtp_jax.data.pipeline import eval_batches as eval_batches
     from mtp_jax.data.pipeline import train_batches as train_batches
     from mtp_jax.data.plan import Share as Share
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Batch": "pipeline",
+    "FeatureBatch": "pipeline",
     "eval_batches": "pipeline",
     "train_batches": "pipeline",
     "Share": "plan",

@@ -21,11 +21,10 @@ _STEPS = 2**31 - 1  # more than any run makes
 
 
 class Batch(NamedTuple):
-    """Utterances of like length; arrays on the host.
+    """Waveforms of utterances of like length; arrays on the host.
 
     Attributes:
-        audio: int16[B, T] samples, zeros after each row's end; or float16[B, T', D] features made
-            of them beforehand.
+        audio: int16[B, T] samples, zeros after each row's end.
         audio_length: int32[B] samples.
         tokens: int32[B, L] text with EOS, padded.
         token_length: int32[B], EOS included.
@@ -44,10 +43,16 @@ class Batch(NamedTuple):
     labels: np.ndarray | None = None
     label_length: np.ndarray | None = None
 
-    @property
-    def has_features(self) -> bool:
-        """Whether `audio` holds features."""
-        return self.audio.ndim == 3
+
+class FeatureBatch(Batch):
+    """A batch that the frozen encoder has seen already: it holds features in place of waveforms.
+
+    Attributes:
+        audio: float16[B, T', D] features, zeros after each row's end.
+        audio_length: int32[B] samples of the waveforms that they were made of.
+    """
+
+    __slots__ = ()
 
 
 def train_batches(
@@ -155,12 +160,13 @@ class _Loader:
 
     def __call__(self, rows: Rows) -> Batch:
         shape, features = rows.shape, self._source.features
-        empty = (
-            np.zeros((shape.rows, features.frames(shape.samples), features.width), np.float16)
-            if features
-            else np.zeros((shape.rows, shape.samples), np.int16)
-        )
-        batch = Batch(
+        kind = FeatureBatch if features else Batch
+        if features:
+            frames = features.frames(shape.samples)
+            empty = np.zeros((shape.rows, frames, features.width), np.float16)
+        else:
+            empty = np.zeros((shape.rows, shape.samples), np.int16)
+        batch = kind(
             audio=empty,
             audio_length=np.zeros(shape.rows, np.int32),
             tokens=np.full((shape.rows, shape.tokens), self._tokenizer.pad, np.int32),

@@ -74,6 +74,7 @@ class Entry:
         needs_ctc_hypothesis: drafts the CTC hypothesis in the decoder's tokens.
         makes_nbest: it gives a list of hypotheses, and can feed MWER training.
         exact: its output is greedy's, token for token.
+        takes_tau: it has a threshold that a request may set.
         marker, color: of its points in pictures, as matplotlib names them.
     """
 
@@ -85,6 +86,7 @@ class Entry:
     needs_ctc_hypothesis: bool = False
     makes_nbest: bool = False
     exact: bool = False
+    takes_tau: bool = False
     marker: str = "^"
     color: str = "tab:red"
 
@@ -211,6 +213,7 @@ for _entry in (
         " greedy's.",
         _threshold,
         needs_heads=True,
+        takes_tau=True,
         marker="o",
         color="tab:blue",
     ),

@@ -143,4 +143,4 @@ def _traced(strategy: Strategy) -> Strategy:
 
 def _key(batch: Batch, strategy: Strategy, with_ctc: bool) -> Any:
     shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
-    return shapes, type(strategy), jax.tree.structure(strategy), with_ctc
+    return type(batch), shapes, type(strategy), jax.tree.structure(strategy), with_ctc

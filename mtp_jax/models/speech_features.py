@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.audio.log_mel import feature_length, log_mel
-from mtp_jax.data import Batch
+from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.models.speech_llama import SpeechLlama, call
 
 
 def speech_features(model: SpeechLlama, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Features of a batch of waveforms, or of one that holds cached features already.
+    """Features of a batch of waveforms, or those that a `FeatureBatch` holds.
 
     Args:
         model, params: of which only the Whisper encoder, if there is one, has a part in this.
@@ -28,7 +28,7 @@ def speech_features(model: SpeechLlama, params: Any, batch: Batch) -> tuple[jax.
     if not c.whisper.present:
         return log_mel(audio, samples, c.front_end)
     length = encoded_length(feature_length(samples, c.front_end))
-    if batch.has_features:
+    if isinstance(batch, FeatureBatch):
         return audio, length
     if not c.whisper.padded:
         features: jax.Array = call(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.config import Config, Mesh
-from mtp_jax.data import Batch
+from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.decoding import Strategy, registry
 from mtp_jax.decoding.text import most_likely, select_position
 from mtp_jax.distributed import sharding
@@ -201,11 +201,11 @@ def batch(model: SpeechLlama, mesh: jax.sharding.Mesh, load: Load, training: boo
 
     own_labels = training and model.vocabulary.labels
     c = model.config
-    audio = array(round(load.seconds * rate), dtype=jnp.int16)
+    kind, audio = Batch, array(round(load.seconds * rate), dtype=jnp.int16)
     if c.whisper.cached and training:
         frames = round(load.seconds * 50)
-        audio = array(frames, c.whisper.width, dtype=jnp.float16)
-    return Batch(
+        kind, audio = FeatureBatch, array(frames, c.whisper.width, dtype=jnp.float16)
+    return kind(
         audio=audio,
         audio_length=array(),
         tokens=array(load.tokens if training else 0),

@@ -24,14 +24,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mtp_jax.audio.reading import AudioError, audio_seconds
+from mtp_jax.decoding import registry
 from mtp_jax.serving.answers import answer, delta, done, event
 from mtp_jax.serving.engine import Engine, Stopped, TooLong
-from mtp_jax.serving.job import Event, Job
+from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.serving.options import Options, read_options
 from mtp_jax.serving.refusal import Refused
 from mtp_jax.serving.upload import Body, Gone
 from mtp_jax.transcription.outputs import shown
+from mtp_jax.transcription.recordings import Event
 from mtp_jax.transcription.results import Segment, Transcript
 from mtp_jax.transcription.transcriber import Transcriber
 
@@ -58,7 +60,7 @@ class Settings:
         max_bytes, max_seconds: of a recording.
         queue: requests held at a time, uploads included.
         upload_seconds: that a recording may take to arrive.
-        max_wait: s that a piece of audio waits for others to share its batch with.
+        max_wait: s that a chunk of audio waits for others to share its batch with.
         warm: strategies that are compiled at the start.
     """
 
@@ -203,7 +205,7 @@ class Service:
             "object": "model",
             "created": self.started,
             "owned_by": "mtp_jax",
-            "strategies": list(self.model.strategies),
+            "strategies": list(map(_strategy, self.model.strategies)),
             "strategy": s.strategy,
             "tau": self.model.tau if s.tau is None else s.tau,
             "max_bytes": s.max_bytes,
@@ -350,6 +352,17 @@ class _Transcription(Response):
         if isinstance(error, Stopped):
             return _stopped()
         return Refused(500, f"{name} could not be decoded: the log of the service says why")
+
+
+def _strategy(name: str) -> dict[str, object]:
+    """What the registry says of a strategy to people, and to the page."""
+    entry = registry.get(name)
+    return {
+        "name": name,
+        "summary": entry.summary,
+        "calls_decoder": entry.calls_decoder,
+        "takes_tau": entry.takes_tau,
+    }
 
 
 def _stopped() -> Refused:

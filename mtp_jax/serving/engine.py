@@ -1,6 +1,6 @@
-"""Dynamic batching: pieces of several requests, decoded together by one thread.
+"""Dynamic batching: chunks of several requests, decoded together by one thread.
 
-A few threads read recordings and cut them; one owns the model. It takes pieces from the requests in
+A few threads read recordings and cut them; one owns the model. It takes chunks from the requests in
 turn, so that an hour of audio does not keep a sentence waiting, and decodes as many as there are,
 up to a batch. Where fewer wait it gives others `max_wait` to come.
 """
@@ -18,9 +18,11 @@ import numpy as np
 
 from mtp_jax.audio.reading import AudioError, audio_blocks
 from mtp_jax.decoding import Strategy
-from mtp_jax.serving.job import Cancelled, Event, Job, Waiting
+from mtp_jax.serving.job import Cancelled, Job
 from mtp_jax.serving.metrics import Metrics
-from mtp_jax.transcription.segmentation import Chunk, cut, halves
+from mtp_jax.transcription.batching import choose, hand_out
+from mtp_jax.transcription.recordings import Event, Waiting
+from mtp_jax.transcription.segmentation import Chunk, cut
 from mtp_jax.transcription.transcriber import Transcriber
 
 _READERS = 4
@@ -42,7 +44,7 @@ class Engine:
 
     Args:
         model: what transcribes. No other thread decodes with it while the engine runs.
-        max_wait: seconds that a piece waits for others to share its batch with.
+        max_wait: seconds that a chunk waits for others to share its batch with.
         max_seconds: of a recording.
         metrics: told what is done.
         warm: strategies whose programs are compiled before `ready`, by name.
@@ -58,14 +60,14 @@ class Engine:
     ) -> None:
         self.model, self.max_wait, self.max_seconds = model, max_wait, max_seconds
         self._metrics, self._warm = metrics, warm
-        self._jobs: deque[Job] = deque()  # those with pieces waiting, whose turn is first first
+        self._jobs: deque[Job] = deque()  # those with chunks waiting, whose turn is first first
         self._change = threading.Condition()
         self._held: set[Job] = set()  # all that are not over
         self._closing = self._failed = False
         self._readers = ThreadPoolExecutor(_READERS, "mtp_jax-read")
         self._worker = threading.Thread(target=self._work, name="mtp_jax-decode", daemon=True)
         self._ready = threading.Event()
-        metrics.watch_pieces(lambda: sum(len(job.waiting) for job in list(self._jobs)))
+        metrics.watch_chunks(lambda: sum(len(job.waiting) for job in list(self._jobs)))
 
     def start(self) -> None:
         """Starts the thread that decodes; it compiles first."""
@@ -105,7 +107,7 @@ class Engine:
         """
         calibrated = self.model.calibration is not None
 
-        def pieces(job: Job) -> Iterator[Chunk]:
+        def chunks(job: Job) -> Iterator[Chunk]:
             rate = self.model.sample_rate
 
             def counted() -> Iterator[np.ndarray]:
@@ -119,7 +121,7 @@ class Engine:
 
             return cut(counted(), rate, self.model.longest)
 
-        job = Job(pieces, strategy, name, calibrated, emit)
+        job = Job(chunks, strategy, name, calibrated, emit)
         with self._change:
             if self._failed or self._closing:
                 job.fail(Stopped())
@@ -143,21 +145,21 @@ class Engine:
                     if job.outstanding >= _AHEAD * self.model.batch_size:
                         job.parked = True
                         return
-                piece = next(job.pieces, None)
+                chunk = next(job.chunks, None)
                 with self._change:
-                    if piece is None:
+                    if chunk is None:
                         job.all_read()
                         self._forget(job)
                         break
                     if not job.over:
-                        job.add(piece)
+                        job.add(chunk)
                         self._queue(job)
         except Exception as error:
             if not isinstance(error, (AudioError, TooLong, Stopped)):
                 log.exception("reading a recording failed")
             with self._change:
                 self._fail(job, error)
-        job.pieces.close()  # type: ignore[attr-defined]  # a generator
+        job.chunks.close()  # type: ignore[attr-defined]  # a generator
 
     def _queue(self, job: Job) -> None:
         if job.waiting and job not in self._jobs:
@@ -170,8 +172,7 @@ class Engine:
             self._jobs.remove(job)
         self._forget(job)
         if job.parked and not self._closing:
-            job.parked = False
-            self._readers.submit(self._read, job)  # which closes its file
+            self._read_on(job)  # which closes its file
 
     def _fail_all(self) -> None:
         for job in list(self._held):
@@ -199,8 +200,8 @@ class Engine:
                 for size in self.model.sizes:
                     if self._closing:
                         return
-                    piece = Chunk(0.0, np.zeros(samples, np.int16), 0.0)
-                    self.model.prepare([piece] * size, name)
+                    chunk = Chunk(0.0, np.zeros(samples, np.int16), 0.0)
+                    self.model.prepare([chunk] * size, name)
 
     def _next_batch(self) -> list[tuple[Job, Waiting]]:
         """Waits for work; empty when the engine is closed."""
@@ -223,59 +224,48 @@ class Engine:
             return []
 
     def _choose(self) -> list[tuple[Job, Waiting]]:
-        """The piece whose turn it is, and others that cost it no time.
+        """The chunk whose turn it is, and others that cost it no time.
 
-        They have its strategy, and need no more padding than it does: the longest first.
+        They have its strategy, and need no more padding than it does: the longest first, and of
+        these the first chunks of every job before the second ones.
         """
-        first = self._jobs[0]
-        length = self._length(first.waiting[0])
-        mates = [
+        strategy, longest = self._jobs[0].strategy, self._length(self._jobs[0].waiting[0])
+        turns = [
             (turn, place, job, item)
             for place, job in enumerate(self._jobs)
-            if job.strategy == first.strategy
+            if job.strategy == strategy
             for turn, item in enumerate(job.waiting)
-            if self._length(item) <= length
+            if self._length(item) <= longest
         ]
-        head = mates.pop(0)
-        mates.sort(key=lambda mate: (-self._length(mate[3]), mate[0], mate[1]))
-        found = [(job, item) for _, _, job, item in [head, *mates]]
-        # Rows of padding cost time on a CPU: a batch is at least half full.
-        sizes = [size for size in self.model.sizes if size <= 2 * len(found)]
-        return found[: sizes[-1]]
+        turns.sort(key=lambda each: each[:2])
+        waiting = [(job, item) for _, _, job, item in turns]
+        return choose(waiting, lambda pair: -self._length(pair[1]), self.model.sizes)
 
     def _length(self, item: Waiting) -> int:
-        """To which a piece is padded, in samples."""
-        return next(n for n in self.model.lengths if n >= len(item.piece.audio))
+        """To which a chunk is padded, in samples."""
+        return next(n for n in self.model.lengths if n >= len(item.chunk.audio))
 
     def _decode(self, batch: list[tuple[Job, Waiting]]) -> None:
-        rate, longest = self.model.sample_rate, self.model.longest
-        pieces, strategy = [item.piece for _, item in batch], batch[0][0].strategy
+        model, first = self.model, batch[0][0]
+        chunks = [item.chunk for _, item in batch]
         try:
-            self.model.prepare(pieces, strategy)
-            start = time.perf_counter()
-            segments = self.model.decode(pieces, strategy)
+            segments, seconds = model.decode_timed(chunks, first.strategy)
         except Exception as error:
             log.exception("decoding failed")
             with self._change:
                 for job, _ in batch:
                     self._fail(job, error)
             return
-        seconds = time.perf_counter() - start
-        samples = sum(len(item.piece.audio) for _, item in batch)
-        self._metrics.decoded(batch[0][0].name, segments, samples / rate, seconds)
+        audio = sum(len(chunk.audio) for chunk in chunks) / model.sample_rate
+        self._metrics.decoded(first.name, segments, audio, seconds)
         with self._change:
-            for (job, item), segment in zip(batch, segments, strict=True):
-                if job.over:
-                    continue
-                job.decode_seconds += seconds * len(item.piece.audio) / samples
-                job.calls += segment.decoder_calls
-                parts = [] if segment.complete else halves(item.piece, rate, longest)
-                if parts:  # the text had no end: less audio has less of it
-                    job.split(item, parts)
-                    self._queue(job)
-                else:
-                    job.found(item, segment)
-                    self._forget(job)
-                if job.parked and job.outstanding < self.model.batch_size:
-                    job.parked = False
-                    self._readers.submit(self._read, job)
+            hand_out(batch, segments, seconds, model.sample_rate, model.longest)
+            for job in dict.fromkeys(job for job, _ in batch):
+                self._queue(job)  # what was halved waits again
+                self._forget(job)
+                if job.parked and not job.over and job.outstanding < model.batch_size:
+                    self._read_on(job)
+
+    def _read_on(self, job: Job) -> None:
+        job.parked = False
+        self._readers.submit(self._read, job)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from mtp_jax.decoding import registry
 from mtp_jax.transcription.results import Segment
 
 _SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
@@ -27,8 +28,8 @@ class Metrics:
             _SECONDS,
         )
         self.held = self._gauge("mtp_requests_held", "Requests under way")
-        self._pieces = self._gauge("mtp_pieces_waiting", "Pieces of audio that wait for a batch")
-        self._batch = self._histogram("mtp_batch_pieces", "Pieces of audio in a batch", _SIZES)
+        self._chunks = self._gauge("mtp_chunks_waiting", "Chunks of audio that wait for a batch")
+        self._batch = self._histogram("mtp_batch_chunks", "Chunks of audio in a batch", _SIZES)
         self._counts = {
             "calls": self._counter("mtp_decoder_calls", "Decoder calls", "strategy"),
             "tokens": self._counter("mtp_tokens", "Tokens decoded, EOS included", "strategy"),
@@ -60,9 +61,9 @@ class Metrics:
     def _ratio(self, above: str, below: str) -> float:
         return self._total[above] / self._total[below] if self._total[below] else 0.0
 
-    def watch_pieces(self, count: Callable[[], int]) -> None:
-        """`count` says how many pieces wait."""
-        self._pieces.set_function(count)
+    def watch_chunks(self, count: Callable[[], int]) -> None:
+        """`count` says how many chunks wait."""
+        self._chunks.set_function(count)
 
     def decoded(
         self, strategy: str, segments: Sequence[Segment], audio: float, seconds: float
@@ -82,7 +83,7 @@ class Metrics:
         }
         for name, count in counts.items():
             self._counts[name].labels(strategy).inc(count)
-            if strategy != "ctc":  # it asks no decoder
+            if registry.get(strategy).calls_decoder:
                 self._total[name] += count
         self._batch.observe(len(segments))
         self._audio.inc(audio)

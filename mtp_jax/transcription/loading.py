@@ -27,7 +27,7 @@ def load(
 
     Args:
         folder: a workdir, or a folder that a model was exported to.
-        batch_size: pieces of audio that are decoded at once, at most.
+        batch_size: chunks of audio that are decoded at once, at most.
         mesh: the devices; all by default, each with a copy of the model and its share of a batch.
         encoder: folder or source of the frozen speech encoder; where training had it by default.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mtp_jax.transcription.results import Segment, Word
 
-_APART = 0.5  # s by which two pieces may differ over when a word was said
+_APART = 0.5  # s by which two chunks may differ over when a word was said
 
 
 def stitch(left: Segment, right: Segment) -> tuple[Segment, Segment]:
@@ -52,10 +52,10 @@ def resolve_overlap(
 
     Where both heard the same word at the same time, the words of `left` up to it and those of
     `right` behind it are taken: of several such words, at the one nearest to the middle of the
-    overlap, as neither piece was cut there. Where they agree on none, the middle decides.
+    overlap, as neither chunk was cut there. Where they agree on none, the middle decides.
 
     Args:
-        left, right: words of two pieces, timed alike.
+        left, right: words of two chunks, timed alike.
         start, stop: the overlap, in s.
     """
     middle = (start + stop) / 2

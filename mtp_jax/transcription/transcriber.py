@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar, cast, overload
+from typing import Generic, TypeVar, cast, overload
 
 import numpy as np
 
@@ -18,18 +18,19 @@ from mtp_jax.data import Batch
 from mtp_jax.decoding import CtcGreedy, DraftsError, Strategy, registry
 from mtp_jax.inference.runner import Runner
 from mtp_jax.transcription.assembly import SegmentAssembler
+from mtp_jax.transcription.batching import choose, hand_out
 from mtp_jax.transcription.confidence import Calibration
 from mtp_jax.transcription.prefetch import prefetch
 from mtp_jax.transcription.recordings import Recording
 from mtp_jax.transcription.results import Segment, Transcript
-from mtp_jax.transcription.segmentation import Chunk, cut, halves
+from mtp_jax.transcription.segmentation import Chunk, cut
 
 Key = TypeVar("Key")
 Audio = str | os.PathLike[str] | np.ndarray
 Several = list[Audio] | tuple[Audio, ...]
 Named = Strategy | str
 
-_AHEAD = 4  # batches of pieces that are sorted by length before they are decoded
+_AHEAD = 4  # batches of chunks that are sorted by length before they are decoded
 
 
 class Transcriber:
@@ -41,11 +42,11 @@ class Transcriber:
         runner: the model.
         tau: of threshold decoding where a call names none.
         calibration: of confidences; None leaves them as the model has them.
-        batch_size: pieces that are decoded at once, at most.
+        batch_size: chunks that are decoded at once, at most.
 
     Attributes:
         sample_rate: Hz of the waveforms that `decode` takes.
-        longest: seconds of the longest piece; `lengths`: to which pieces are padded, in samples.
+        longest: seconds of the longest chunk; `lengths`: to which chunks are padded, in samples.
         sizes: to which batches are padded. Each length, size and strategy is a program.
     """
 
@@ -144,7 +145,7 @@ class Transcriber:
     ) -> Iterator[tuple[Key, Transcript | AudioError]]:
         """Transcribes any number of recordings of any length, in batches over all of them.
 
-        What is held at a time is a few batches of pieces, and the texts of recordings that are
+        What is held at a time is a few batches of chunks, and the texts of recordings that are
         under way. Recordings are read in a thread of its own, ahead of decoding.
 
         Args:
@@ -163,34 +164,29 @@ class Transcriber:
         """
         chosen = self._chosen(strategy)
         pool = _AHEAD * self.batch_size
-        waiting: list[tuple[Recording[Key], tuple[int, ...], Chunk]] = []
-        running: dict[int, Recording[Key]] = {}
+        running: dict[_Keyed[Key], None] = {}  # in the order of reading
         stopped = threading.Event()
-        read = prefetch(self._read(recordings, rate, stopped), pool, stopped)
-
-        def work() -> None:
-            interrupts.raise_if_requested()
-            self._work(waiting, chosen, progress, on_compile)
-
+        read = prefetch(self._read(recordings, rate, chosen, stopped), pool, stopped)
         try:
-            for recording, piece in read:
-                running[id(recording)] = recording
-                if isinstance(piece, Chunk):
-                    recording.outstanding += 1
-                    waiting.append((recording, (recording.next_place(),), piece))
+            for recording, chunk in read:
+                running[recording] = None
+                if isinstance(chunk, Chunk):
+                    recording.add(chunk)
+                elif chunk is None:
+                    recording.all_read()
                 else:
-                    recording.read, recording.error = True, piece
-                    yield from self._finished(running, chosen, progress)
-                while len(waiting) >= pool:
-                    work()
-                    yield from self._finished(running, chosen, progress)
-            while waiting:
-                work()
-                yield from self._finished(running, chosen, progress)
+                    recording.fail(chunk)
+                yield from _finished(running, progress)
+                while sum(len(recording.waiting) for recording in running) >= pool:
+                    self._decode_next(running, chosen, on_compile)
+                    yield from _finished(running, progress)
+            while running:
+                self._decode_next(running, chosen, on_compile)
+                yield from _finished(running, progress)
         finally:
             read.close()  # type: ignore[attr-defined]  # a generator
 
-    def pieces(self, audio: Audio, rate: int | None = None) -> Iterator[Chunk]:
+    def chunks(self, audio: Audio, rate: int | None = None) -> Iterator[Chunk]:
         """What a recording is cut into to be decoded, in order.
 
         Raises:
@@ -198,45 +194,63 @@ class Transcriber:
         """
         return cut(self._blocks(audio, rate), self.sample_rate, self.longest)
 
-    def decode(self, pieces: Sequence[Chunk], strategy: Named = "verify") -> list[Segment]:
-        """Decodes pieces in one batch, for those who make batches themselves.
+    def decode(self, chunks: Sequence[Chunk], strategy: Named = "verify") -> list[Segment]:
+        """Decodes chunks in one batch, for those who make batches themselves.
 
         Args:
-            pieces: int16[T] at `sample_rate`, of at most `longest` seconds each.
+            chunks: int16[T] at `sample_rate`, of at most `longest` seconds each.
             strategy: as `transcribe` takes it.
 
         Returns:
             A segment each.
         """
-        return self._decode(pieces, strategy)[0]
+        if not chunks:
+            return []
+        chosen, batch = self._chosen(strategy), self._batch([chunk.audio for chunk in chunks])
+        inference = self.runner.run(batch, chosen, with_ctc=True)
+        kind = "ctc" if isinstance(chosen, CtcGreedy) else "decoder"
+        return self._assembler.segments(inference, chunks, self.sample_rate, kind, self.calibration)
 
-    def prepare(self, pieces: Sequence[Chunk], strategy: Named = "verify") -> None:
+    def decode_timed(
+        self, chunks: Sequence[Chunk], strategy: Named = "verify"
+    ) -> tuple[list[Segment], float]:
+        """`decode`, and the seconds that it took, compilation apart."""
+        self.prepare(chunks, strategy)
+        start = time.perf_counter()
+        segments = self.decode(chunks, strategy)
+        return segments, time.perf_counter() - start
+
+    def prepare(self, chunks: Sequence[Chunk], strategy: Named = "verify") -> None:
         """Compiles what `decode` needs for such a batch, unless it is there."""
-        batch = self._batch([chunk.audio for chunk in pieces])
+        batch = self._batch([chunk.audio for chunk in chunks])
         self.runner.compile(batch, self._chosen(strategy), with_ctc=True)
 
-    def join(self, segments: Sequence[Segment], pieces: Sequence[Chunk]) -> tuple[Segment, ...]:
+    def join(self, segments: Sequence[Segment], chunks: Sequence[Chunk]) -> tuple[Segment, ...]:
         """Segments of one recording, in order, without words that two of them share."""
-        recording: Recording[None] = Recording(None)
-        for place, (segment, piece) in enumerate(zip(segments, pieces, strict=True)):
-            recording.add((place,), segment, piece)
-        return recording.joined()
+        recording = Recording()
+        for chunk in chunks:
+            recording.add(chunk)
+        for item, segment in zip(list(recording.waiting), segments, strict=True):
+            recording.found(item, segment)
+        recording.all_read()
+        return tuple(recording.segments)
 
     def _read(
         self,
         recordings: Iterable[tuple[Key, Audio]],
         rate: int | None,
+        strategy: Strategy,
         stopped: threading.Event,
-    ) -> Iterator[tuple[Recording[Key], Chunk | AudioError | None]]:
-        """Pieces of all recordings; None ends each, or what is wrong with it.
+    ) -> Iterator[tuple[_Keyed[Key], Chunk | AudioError | None]]:
+        """Chunks of all recordings; None ends each, or what is wrong with it.
 
-        It ends at the next block once `stopped` is set: hours of silence hold no piece.
+        It ends at the next block once `stopped` is set: hours of silence hold no chunk.
         """
         for key, audio in recordings:
-            recording = Recording(key)
+            recording = _Keyed(key, strategy.name, self.calibration is not None)
 
             def counted(
-                audio: Audio = audio, recording: Recording[Key] = recording
+                audio: Audio = audio, recording: _Keyed[Key] = recording
             ) -> Iterator[np.ndarray]:
                 for block in self._blocks(audio, rate):
                     if stopped.is_set():
@@ -245,8 +259,8 @@ class Transcriber:
                     yield block
 
             try:
-                for piece in cut(counted(), self.sample_rate, self.longest):
-                    yield recording, piece
+                for chunk in cut(counted(), self.sample_rate, self.longest):
+                    yield recording, chunk
             except AudioError as error:
                 yield recording, error
             else:
@@ -259,84 +273,25 @@ class Transcriber:
             return audio_blocks(audio, self.sample_rate)
         return array_blocks(audio, rate, self.sample_rate)
 
-    def _work(
+    def _decode_next(
         self,
-        waiting: list[tuple[Recording[Key], tuple[int, ...], Chunk]],
+        running: Iterable[_Keyed[Key]],
         strategy: Strategy,
-        progress: Callable[[float], None],
         on_compile: Callable[[int, float], None],
     ) -> None:
-        """Decodes the piece that has waited longest, with those that are most like it in length."""
-        waiting[:] = [item for item in waiting if item[0].error is None]
-        if not waiting:
-            return
-        first = waiting[0]
-        order = sorted(waiting, key=lambda item: len(item[2].audio))
-        place = next(i for i, item in enumerate(order) if item is first)
-        # A batch is at least half full: rows of padding cost time, and a size that is not needed
-        # costs a compilation.
-        size = max(size for size in self.sizes if size <= 2 * len(order))
-        at = place // size * size
-        group = order[at : at + size]
-        chosen = {id(item) for item in group}
-        waiting[:] = [item for item in waiting if id(item) not in chosen]
-        batch = self._batch([piece.audio for _, _, piece in group])
+        """Decodes a batch of what waits."""
+        interrupts.raise_if_requested()
+        waiting = [(recording, item) for recording in running for item in recording.waiting]
+        group = choose(waiting, lambda pair: len(pair[1].chunk.audio), self.sizes)
+        for recording, item in group:
+            recording.waiting.remove(item)
+        chunks = [item.chunk for _, item in group]
+        batch = self._batch([chunk.audio for chunk in chunks])
         if not self.runner.is_compiled(batch, strategy, with_ctc=True):
             rows, length = batch.audio.shape
             on_compile(rows, length / self.sample_rate)
-        segments, seconds = self._decode([piece for _, _, piece in group], strategy)
-        samples = sum(len(piece.audio) for _, _, piece in group)
-        for (recording, place_, piece), segment in zip(group, segments, strict=True):
-            recording.decode_seconds += seconds * len(piece.audio) / max(samples, 1)
-            recording.calls += segment.decoder_calls
-            parts = [] if segment.complete else halves(piece, self.sample_rate, self.longest)
-            if parts:  # the text had no end: less audio has less of it
-                recording.outstanding += len(parts)
-                waiting[:0] = [(recording, (*place_, i), part) for i, part in enumerate(parts)]
-            else:
-                recording.add(place_, segment, piece)
-                recording.told += piece.covered
-                progress(piece.covered)
-            recording.outstanding -= 1
-
-    def _finished(
-        self,
-        running: dict[int, Recording[Key]],
-        strategy: Strategy,
-        progress: Callable[[float], None],
-    ) -> Iterator[tuple[Key, Transcript | AudioError]]:
-        done = [r for r in running.values() if r.error or (r.read and not r.outstanding)]
-        for recording in done:
-            del running[id(recording)]
-            progress(recording.seconds - recording.told)
-            if recording.error:
-                yield recording.key, recording.error
-                continue
-            yield (
-                recording.key,
-                Transcript(
-                    segments=recording.joined(),
-                    audio_seconds=recording.seconds,
-                    decode_seconds=recording.decode_seconds,
-                    decoder_calls=recording.calls,
-                    strategy=strategy.name,
-                    calibrated=self.calibration is not None,
-                ),
-            )
-
-    def _decode(self, pieces: Sequence[Chunk], strategy: Named) -> tuple[list[Segment], float]:
-        """Segments, and the seconds that they took, compilation apart."""
-        if not pieces:
-            return [], 0.0
-        chosen, batch = self._chosen(strategy), self._batch([chunk.audio for chunk in pieces])
-        self.runner.compile(batch, chosen, with_ctc=True)
-        start = time.perf_counter()
-        inference = self.runner.run(batch, chosen, with_ctc=True)
-        kind = "ctc" if isinstance(chosen, CtcGreedy) else "decoder"
-        segments = self._assembler.segments(
-            inference, pieces, self.sample_rate, kind, self.calibration
-        )
-        return segments, time.perf_counter() - start
+        segments, seconds = self.decode_timed(chunks, strategy)
+        hand_out(group, segments, seconds, self.sample_rate, self.longest)
 
     def _chosen(self, strategy: Named) -> Strategy:
         return self.strategy(strategy) if isinstance(strategy, str) else strategy
@@ -346,9 +301,9 @@ class Transcriber:
         longest = max(len(waveform) for waveform in waveforms)
         bound = next((b for b in self.lengths if b >= longest), None)
         if bound is None:
-            raise ValueError(f"a piece of {longest / self.sample_rate:.1f} s exceeds `longest`")
+            raise ValueError(f"a chunk of {longest / self.sample_rate:.1f} s exceeds `longest`")
         if len(waveforms) > self.batch_size:
-            raise ValueError(f"{len(waveforms)} pieces exceed a batch of {self.batch_size}")
+            raise ValueError(f"{len(waveforms)} chunks exceed a batch of {self.batch_size}")
         rows = next(size for size in self.sizes if size >= len(waveforms))
         audio = np.zeros((rows, bound), np.int16)
         length = np.zeros(rows, np.int32)
@@ -362,6 +317,30 @@ class Transcriber:
             token_length=np.zeros(rows, np.int32),
             index=np.where(np.arange(rows) < len(waveforms), np.arange(rows), -1).astype(np.int32),
         )
+
+
+class _Keyed(Recording, Generic[Key]):
+    """A recording, whose it is, and the seconds of it that progress was told of."""
+
+    def __init__(self, key: Key, strategy: str, calibrated: bool) -> None:
+        super().__init__(strategy, calibrated)
+        self.key, self.told = key, 0.0
+
+
+def _finished(
+    running: dict[_Keyed[Key], None], progress: Callable[[float], None]
+) -> Iterator[tuple[Key, Transcript | AudioError]]:
+    """Takes those that are over out of `running`, and tells of what is done."""
+    for recording in list(running):
+        if recording.covered > recording.told:
+            progress(recording.covered - recording.told)
+            recording.told = recording.covered
+        outcome = recording.outcome
+        if outcome is None:
+            continue
+        del running[recording]
+        assert isinstance(outcome, Transcript | AudioError)
+        yield recording.key, outcome
 
 
 def strategy_of(name: str, config: Config, tau: float) -> Strategy:

@@ -4,18 +4,9 @@
 const $ = (id) => document.getElementById(id);
 const RATE = 16000; // Hz of what the page records
 const STEP = 45; // ms between blocks
-const ABOUT = {
-  verify: "Drafts of several heads, checked by the first: the text of greedy decoding, in fewer calls.",
-  verify_ctc: "Drafts are what the encoder reads by itself: the text of greedy decoding, in fewer calls still.",
-  threshold: "Takes a head's token where its probability is at least tau: fewer calls, perhaps another text.",
-  greedy: "One token a call: what the others are compared with.",
-  beam: "Keeps several texts at a time, and adds one token a call to each.",
-  prefix_beam: "Goes back to where the first text might have gone another way: several texts, in fewer calls.",
-  prefix_beam_ctc: "The same, its first text drafted by what the encoder reads by itself.",
-  ctc: "The encoder's own text: the decoder is not asked, so there are no blocks.",
-};
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
+let strategies = new Map(); // what the service says of each, by name
 let recording = null; // {blob, name} that was sent last
 let running = null; // AbortController of the request under way
 let recorder = null; // MediaRecorder
@@ -26,9 +17,8 @@ async function begin() {
   const models = (await (await fetch("v1/models")).json()).data;
   const model = models[0];
   $("model").textContent = model.id;
-  for (const name of Object.keys(ABOUT)) {
-    if (model.strategies.includes(name)) $("strategy").add(new Option(name.replaceAll("_", " "), name));
-  }
+  strategies = new Map(model.strategies.map((strategy) => [strategy.name, strategy]));
+  for (const name of strategies.keys()) $("strategy").add(new Option(title(name), name));
   $("strategy").value = model.strategy;
   $("tau").value = model.tau;
   controls();
@@ -39,13 +29,17 @@ async function begin() {
 }
 
 function controls() {
-  const strategy = $("strategy").value;
-  const used = strategy === "threshold";
+  const { summary, takes_tau: used } = chosen();
   $("tau").disabled = !used;
   $("tau-label").classList.toggle("off", !used);
   $("tau-value").value = Number($("tau").value).toFixed(2);
-  $("about").textContent = ABOUT[strategy] || "";
+  $("about").textContent = summary;
 }
+
+// Without a service there is none: what is sent then says so.
+const NONE = { name: "", summary: "", calls_decoder: true, takes_tau: false };
+const chosen = () => strategies.get($("strategy").value) || NONE;
+const title = (name) => name.replaceAll("_", " ");
 
 function say(text, kind = "") {
   $("status").textContent = text;
@@ -120,7 +114,7 @@ async function transcribe() {
   if (!recording) return;
   if (running) running.abort();
   const mine = (running = new AbortController());
-  const view = new View($("strategy").value);
+  const view = new View(chosen());
   $("stop").hidden = false;
   $("again").disabled = false;
   say(`Decoding ${recording.name}`, "busy");
@@ -253,7 +247,7 @@ class View {
     this.end = event;
     this.calls = event.decoder_calls;
     this.counts();
-    $("note").textContent = !this.words ? "" : this.strategy === "ctc"
+    $("note").textContent = !this.words ? "" : !this.strategy.calls_decoder
       ? "No decoder calls: this text is the encoder's own."
       : "Against one call a token; ■ is the token that ends a text, and counts. Blocks of a segment"
         + " are shown one after another, once it is finished.";
@@ -267,7 +261,7 @@ class View {
 
   counts() {
     const saved = this.tokens - this.calls;
-    const counted = this.strategy !== "ctc";
+    const counted = this.strategy.calls_decoder;
     $("tokens").textContent = this.tokens;
     $("calls").textContent = this.calls;
     $("saved").textContent = !counted ? "–" : this.calls && saved > 0
@@ -276,7 +270,7 @@ class View {
 
   summary() {
     const { duration, decode_seconds: spent } = this.end;
-    return `${duration.toFixed(1)} s of audio, decoded in ${spent.toFixed(2)} s with ${this.strategy.replace("_", " ")}.`;
+    return `${duration.toFixed(1)} s of audio, decoded in ${spent.toFixed(2)} s with ${title(this.strategy.name)}.`;
   }
 }
 
