@@ -17,6 +17,7 @@ transcribed, 1 if any could not be, 2 if the flags are wrong.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 import sys
@@ -182,10 +183,12 @@ def _transcribe(
     with bar, logging_redirect_tqdm([log], tqdm.tqdm), contextlib.closing(outcomes):  # type: ignore[type-var]  # a generator
         for (job, estimate), outcome in outcomes:
             if isinstance(outcome, AudioError):
-                said = str(outcome).replace(str(job.task.path), job.task.shown)
-                log.error("error: %s", " ".join(said.split()))
+                sentence = str(outcome).replace(str(job.task.path), job.task.shown)
+                log.error("error: %s", " ".join(sentence.split()))
                 failed += 1
                 continue
+            said = tuple(w.replace(str(job.task.path), job.task.shown) for w in outcome.warnings)
+            outcome = dataclasses.replace(outcome, warnings=said)
             progress.learn(outcome.audio_seconds - estimate)
             if made_by:
                 try:
@@ -194,8 +197,8 @@ def _transcribe(
                     log.error("error: %s", clash)
                     failed += 1
                 except OSError as error:
-                    said = f"{error.strerror}: {error.filename}"
-                    log.error("error: %s is not written (%s)", job.task.shown, said)
+                    reason = f"{error.strerror}: {error.filename}"
+                    log.error("error: %s is not written (%s)", job.task.shown, reason)
                     failed += 1
             else:
                 name = f"{job.task.shown}:\n" if len(jobs) > 1 else ""

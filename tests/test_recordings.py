@@ -14,7 +14,7 @@ from tests.recordings import RATE
 def test_closing_ends_reading_within_a_block_though_nobody_speaks(model, monkeypatch):
     blocks, begun, hours = [], threading.Event(), 1000
 
-    def silence(path: str, rate: int):
+    def silence(path: str, rate: int, warn):
         for _ in range(hours):
             blocks.append(rate)
             begun.set()

@@ -144,6 +144,17 @@ def test_an_empty_field_is_an_absent_one(client, files):
     assert post(client, files[0], **fields).json()["text"] == absent["text"]
 
 
+def test_what_could_not_be_read_is_told_under_its_own_name(client, files, recordings):
+    content = flac(recordings[-1], "WAV")
+    half = content[: len(content) // 2]
+    for extra in ({}, {"response_format": "verbose_json"}):
+        [said] = post(client, half, "half.wav", **extra).json()["warnings"]
+        assert said.startswith("half.wav is damaged or cut off: ") and "s are missing" in said
+    assert stream(client, half)[-1]["warnings"][0].endswith(said.partition(" is ")[2])
+    assert "warnings" not in post(client, files[0]).json()
+    assert post(client, files[0], response_format="verbose_json").json()["warnings"] == []
+
+
 def test_wrong_files_get_one_sentence_about_their_own_name(client, files):
     cases = {
         "is damaged or in a format": b"no audio at all",

@@ -150,3 +150,20 @@ def test_closing_fails_what_is_not_over(model, wav):
     until(lambda: job.outstanding)
     engine.close()
     assert isinstance(last.get(timeout=120), Stopped)
+
+
+def test_closing_closes_the_files_of_recordings_that_wait(model, tmp_path, monkeypatch):
+    """Those that nobody reads on: parked with enough pieces, or not yet begun again."""
+    path = tmp_path / "long.wav"
+    rng = np.random.default_rng(0)
+    soundfile.write(path, rng.integers(-9000, 9000, 200 * RATE).astype(np.int16), RATE)
+    speech = lambda self, block: np.ones(len(block) // 512, np.float32)  # noqa: E731
+    monkeypatch.setattr("mtp_jax.transcription.vad.VoiceActivity.feed", speech)
+    engine = Engine(model, 3600.0, 3600.0, Metrics())
+    monkeypatch.setattr(engine, "_next_batch", list)  # nothing is decoded
+    engine.start()
+    verify = model.strategy("verify")
+    jobs = [engine.submit(str(path), verify, "verify", lambda event: None) for _ in range(9)]
+    until(lambda: sum(job.parked for job in jobs) == 9)
+    engine.close()
+    assert all(job.chunks.gi_frame is None for job in jobs)

@@ -284,6 +284,18 @@ def test_a_bad_file_gets_a_sentence_and_the_rest_goes_on(model, bad, waves, tmp_
         same(found[file], model.transcribe(wave, rate=RATE))
 
 
+def test_what_could_not_be_read_is_in_the_transcript(model, talk, tmp_path, caplog):
+    content = write(tmp_path / "whole.wav", talk).read_bytes()
+    (tmp_path / "cut.wav").write_bytes(content[: len(content) // 2])
+    whole, cut_off = model.transcribe([tmp_path / "whole.wav", tmp_path / "cut.wav"])
+    assert whole.warnings == () == tuple(whole.to_json()["warnings"])
+    [said] = cut_off.warnings
+    missing = len(talk) / RATE - cut_off.audio_seconds
+    assert f"cut.wav is damaged or cut off: {missing:.1f} s are missing" in said
+    assert json.loads(formats.formatted(cut_off, "json"))["warnings"] == [said]
+    assert said in caplog.text
+
+
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, waves):
     file = write(tmp_path / "a.wav", np.tile(waves[0], 60))
     blocks = audio_blocks(file, RATE)

@@ -102,6 +102,10 @@ def test_standard_input_is_a_recording(workdir, model, waves, tmp_path):
     done = run("transcribe", *arguments, stdin=flac(waves[1]))
     assert done.status == 1
     assert "stdin.txt is of another recording, what standard input held" in done.err
+    half = flac(waves[0], "WAV")[: len(waves[0])]
+    done = run("transcribe", "-", f"--model={workdir}", "--format=json", stdin=half)
+    assert json.loads(done.out)["warnings"][0].startswith("standard input is damaged or cut off: ")
+    assert "s are missing" in done.err
     done = run("transcribe", "-", f"--model={workdir}", stdin=b"junk")
     assert done.status == 1
     assert "error: standard input is" in done.err

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import soundfile
 
-from mtp_jax.audio.files import _DEMUXERS
+from mtp_jax.audio.files import DEMUXERS
 
 _UNKNOWN_FRAMES = 2**62  # libsndfile says about twice as many where a header tells no length
 _BY_BIT_RATE = ("MP3", "MPEG")  # libsndfile guesses from the first frames; FFmpeg guesses better
@@ -36,7 +36,7 @@ def _libsndfile(path: str | os.PathLike[str]) -> float:
 
 
 def _ffmpeg(path: str | os.PathLike[str]) -> float:
-    options = {"format_whitelist": _DEMUXERS}
+    options = {"format_whitelist": DEMUXERS}
     with (
         contextlib.suppress(av.FFmpegError, ValueError, MemoryError),
         av.open(os.fspath(path), options=options, metadata_errors="replace") as container,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import numpy as np
 
 from mtp_jax.audio.errors import AudioError as AudioError
 from mtp_jax.audio.files import RATES, blocks, opened
-from mtp_jax.audio.waveform import BLOCK_SAMPLES, FULL_SCALE, waveform_blocks
+from mtp_jax.audio.waveform import BLOCK_SAMPLES, FULL_SCALE, closed, waveform_blocks
 from mtp_jax.audio.waveform import change_speed as change_speed
 from mtp_jax.audio.waveform import changed_length as changed_length
 
@@ -18,7 +19,8 @@ Source = str | os.PathLike[str] | bytes  # a path, or the contents of a file
 _log = logging.getLogger("mtp_jax")
 
 
-def _warn(message: str) -> None:
+def log_warning(message: str) -> None:
+    """A `warn` for those who go on with what there is."""
     _log.warning("%s", message)
 
 
@@ -38,7 +40,7 @@ def read_audio(
     duration: float | None = None,
     *,
     name: str = "",
-    warn: Callable[[str], None] = _warn,
+    warn: Callable[[str], None] = log_warning,
 ) -> np.ndarray:
     """Reads a recording, or a part of it, as mono at the sample rate wanted.
 
@@ -77,7 +79,7 @@ def read_audio(
 
 
 def audio_blocks(
-    path: str | os.PathLike[str], sample_rate: int, *, warn: Callable[[str], None] = _warn
+    path: str | os.PathLike[str], sample_rate: int, *, warn: Callable[[str], None] = log_warning
 ) -> Iterator[np.ndarray]:
     """Reads a recording as `read_audio` does, but a few seconds at a time, however long it is.
 
@@ -108,28 +110,45 @@ def _file_blocks(
     warn: Callable[[str], None],
 ) -> Iterator[np.ndarray]:
     """int16[T], none of them empty."""
-    read = 0
-    with opened(source, name) as file:
-        start = round(offset * file.rate)
-        count = None if duration is None else max(1, round(duration * file.rate))
-
-        def counted() -> Iterator[np.ndarray]:
-            nonlocal read
-            for block in blocks(file, start, count, name, warn):
-                read += len(block)
-                yield block
-
-        yield from waveform_blocks(counted(), name, file.rate, sample_rate)
-        rate = file.rate
-    if read:
+    any_read, seconds, left = False, 0.0, duration  # seconds: of the recordings before
+    with (
+        opened(source, name) as file,
+        contextlib.closing(file.recordings(warn)) as recordings,  # type: ignore[type-var]  # a generator
+    ):
+        for recording in recordings:
+            rate = recording.rate
+            start = round(max(offset - seconds, 0.0) * rate)
+            count = None if left is None else max(1, round(left * rate))
+            part = _Counted(blocks(recording, start, count, name, warn))
+            yield from waveform_blocks(part, name, rate, sample_rate)
+            any_read = any_read or part.frames > 0
+            if left is not None:
+                left -= part.frames / rate
+                if round(left * rate) < 1:
+                    return
+            seconds += (recording.frames or start + part.frames) / rate
+    if any_read:
         return
-    seconds = audio_seconds(source, name=name)
-    if start >= round(seconds * rate):
+    if seconds and offset >= seconds:
         raise AudioError(
             f"{name} is {seconds:g} s long, so that nothing is left after an offset of"
             f" {offset:g} s: correct the offset"
         )
     raise AudioError(_nothing(name))
+
+
+class _Counted:
+    """Blocks, and how many frames they had."""
+
+    def __init__(self, blocks: Iterator[np.ndarray]) -> None:
+        self._blocks = blocks
+        self.frames = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        with closed(self._blocks):
+            for block in self._blocks:
+                self.frames += len(block)
+                yield block
 
 
 def array_blocks(samples: np.ndarray, rate: float | None, sample_rate: int) -> Iterator[np.ndarray]:
@@ -174,7 +193,7 @@ def array_blocks(samples: np.ndarray, rate: float | None, sample_rate: int) -> I
 
 
 def audio_seconds(source: Source, *, name: str = "") -> float:
-    """Length of a recording in seconds: by a header that can be believed, else by decoding it.
+    """Length of a file in seconds: by a header that can be believed, else by decoding it.
 
     Args:
         source: path of the file, or its contents.
@@ -185,13 +204,16 @@ def audio_seconds(source: Source, *, name: str = "") -> float:
             believed is found only by `read_audio`.
     """
     name = name or _name(source)
+    seconds = 0.0
     with opened(source, name) as file:
-        frames = file.frames
-        if frames is None:
-            frames = sum(len(step) for step in file.steps())
-        if not frames:
-            raise AudioError(_nothing(name))
-        return frames / file.rate
+        for recording in file.recordings(warn=lambda message: None):
+            frames = recording.frames
+            if frames is None:
+                frames = sum(len(step) for step in recording.steps())
+            seconds += frames / recording.rate
+    if not seconds:
+        raise AudioError(_nothing(name))
+    return seconds
 
 
 def _name(source: Source) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import soxr
@@ -23,7 +24,7 @@ def waveform_blocks(
     """The way of every recording from float samples to what the front end takes.
 
     Args:
-        blocks: float32[T, channels], full scale at 1.0.
+        blocks: float32[T, channels], full scale at 1.0; closed at the end.
         name: of the recording, for messages.
         rate: of the blocks, in Hz.
         sample_rate: of the result, in Hz.
@@ -35,18 +36,33 @@ def waveform_blocks(
         AudioError: a sample is not finite, or on another scale.
     """
     mix = _Mixer()
-    mono = (mix(_checked(name, block)) for block in blocks)
-    if rate == sample_rate:
-        yield from (to_int16(block * FULL_SCALE) for block in mono)
-        return
-    resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float64")
-    for block in mono:
-        made = resampler.resample_chunk(block)
+    with closed(blocks):
+        if rate == sample_rate:
+            for block in blocks:
+                yield to_int16(mix(_checked(name, block)) * FULL_SCALE)
+            return
+        resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float64")
+        for block in blocks:
+            made = resampler.resample_chunk(mix(_checked(name, block)))
+            if made.size:
+                yield to_int16(made * FULL_SCALE)
+        made = resampler.resample_chunk(np.zeros(0), last=True)
         if made.size:
             yield to_int16(made * FULL_SCALE)
-    made = resampler.resample_chunk(np.zeros(0), last=True)
-    if made.size:
-        yield to_int16(made * FULL_SCALE)
+
+
+@contextlib.contextmanager
+def closed(blocks: Iterable[np.ndarray]) -> Iterator[None]:
+    """Closes `blocks` at the end, if it is a generator: it may have a file open.
+
+    Without it that waits for the garbage collector where something keeps the generator: a
+    traceback, or a cycle of references.
+    """
+    try:
+        yield
+    finally:
+        if isinstance(blocks, Generator):
+            blocks.close()
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
@@ -82,6 +98,7 @@ class _Mixer:
         """float64[T] of float32[T, channels]."""
         if samples.shape[1] == 1:
             return samples[:, 0].astype(np.float64)
+        samples = np.asfortranarray(samples)  # a channel at a time: means of pairs are slow
         mean: np.ndarray = samples.mean(axis=1, dtype=np.float64)  # room until it saturates
         energies = samples.var(axis=0, dtype=np.float64)
         before, share = self._channel, mean.var() / max(energies.mean(), 1e-300)

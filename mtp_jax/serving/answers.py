@@ -1,7 +1,7 @@
 """Transcripts in the shapes of the OpenAI audio API.
 
-Beyond it, verbose_json tells decoder calls, and ``include[]=blocks`` has streamed deltas tell what
-each of them emitted.
+Beyond it, verbose_json tells decoder calls, the JSON formats tell what could not be read of the
+recording, and ``include[]=blocks`` has streamed deltas tell what each of the calls emitted.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def done(transcript: Transcript, options: Options) -> dict[str, Any]:
     found: dict[str, Any] = {"type": "transcript.text.done", "text": transcript.text}
     if "logprobs" in options.include:
         found["logprobs"] = _logprobs(transcript.tokens)
+    if transcript.warnings:
+        found["warnings"] = list(transcript.warnings)
     if "blocks" in options.include:
         found |= {
             "strategy": transcript.strategy,
@@ -76,6 +78,8 @@ def _plain(transcript: Transcript, options: Options) -> dict[str, Any]:
     found: dict[str, Any] = {"text": transcript.text, "usage": _usage(transcript)}
     if "logprobs" in options.include:
         found["logprobs"] = _logprobs(transcript.tokens)
+    if transcript.warnings:
+        found["warnings"] = list(transcript.warnings)
     return found
 
 
@@ -88,6 +92,7 @@ def _verbose(transcript: Transcript, options: Options, language: str) -> dict[st
         "usage": _usage(transcript),
         "strategy": transcript.strategy,
         "decoder_calls": transcript.decoder_calls,
+        "warnings": list(transcript.warnings),
     }
     if "word" in options.granularities:
         found["words"] = [

@@ -320,7 +320,7 @@ class _Transcription(Response):
                         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
                     )
                 if isinstance(happened, Transcript):
-                    return answer(happened, options, self._service.language)
+                    return answer(_named(happened, path, name), options, self._service.language)
         finally:
             gone.cancel()
 
@@ -335,7 +335,7 @@ class _Transcription(Response):
             first = first and not happened.words
             happened = await self._events.get()
         if isinstance(happened, Transcript):
-            yield event(done(happened, options))
+            yield event(done(_named(happened, path, name), options))
         else:
             yield event(self._refused(happened, path, name).body)
         yield "data: [DONE]\n\n"
@@ -352,6 +352,12 @@ class _Transcription(Response):
         if isinstance(error, Stopped):
             return _stopped()
         return Refused(500, f"{name} could not be decoded: the log of the service says why")
+
+
+def _named(transcript: Transcript, path: str, name: str) -> Transcript:
+    """With the name that the recording was sent under in its warnings."""
+    warnings = tuple(" ".join(said.replace(path, name).split()) for said in transcript.warnings)
+    return dataclasses.replace(transcript, warnings=warnings)
 
 
 def _strategy(name: str) -> dict[str, object]:

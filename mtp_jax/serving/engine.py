@@ -63,6 +63,7 @@ class Engine:
         self._jobs: deque[Job] = deque()  # those with chunks waiting, whose turn is first first
         self._change = threading.Condition()
         self._held: set[Job] = set()  # all that are not over
+        self._open: set[Job] = set()  # all whose file may be open
         self._closing = self._failed = False
         self._readers = ThreadPoolExecutor(_READERS, "mtp_jax-read")
         self._worker = threading.Thread(target=self._work, name="mtp_jax-decode", daemon=True)
@@ -92,6 +93,9 @@ class Engine:
         with self._change:
             self._fail_all()
         self._readers.shutdown(cancel_futures=True)
+        for job in self._open:
+            job.chunks.close()  # type: ignore[attr-defined]  # a generator
+        self._open.clear()
 
     def submit(
         self, path: str, strategy: Strategy, name: str, emit: Callable[[Event], None]
@@ -111,7 +115,7 @@ class Engine:
             rate = self.model.sample_rate
 
             def counted() -> Iterator[np.ndarray]:
-                for block in audio_blocks(path, rate):
+                for block in audio_blocks(path, rate, warn=job.warnings.append):
                     job.seconds += len(block) / rate
                     if job.over or self._closing:
                         raise Stopped
@@ -127,6 +131,7 @@ class Engine:
                 job.fail(Stopped())
             else:
                 self._held.add(job)
+                self._open.add(job)
                 self._readers.submit(self._read, job)
         return job
 
@@ -160,6 +165,8 @@ class Engine:
             with self._change:
                 self._fail(job, error)
         job.chunks.close()  # type: ignore[attr-defined]  # a generator
+        with self._change:
+            self._open.discard(job)
 
     def _queue(self, job: Job) -> None:
         if job.waiting and job not in self._jobs:

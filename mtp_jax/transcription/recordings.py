@@ -47,6 +47,7 @@ class Recording:
         segments: that are settled.
         seconds: of audio read; `covered`: of these, those that are done with.
         calls: of the decoder; `decode_seconds`: its share of the wall clock of its batches.
+        warnings: what of the recording could not be read.
         outcome: the transcript, or why there is none; None while it is under way.
     """
 
@@ -60,6 +61,7 @@ class Recording:
         self.segments: list[Segment] = []
         self.seconds = self.covered = self.decode_seconds = 0.0
         self.calls = 0
+        self.warnings: list[str] = []
         self.outcome: Transcript | Exception | None = None
         self._strategy, self._calibrated, self._emit = strategy, calibrated, emit
         self._all_read = False
@@ -149,4 +151,5 @@ class Recording:
             decoder_calls=self.calls,
             strategy=self._strategy,
             calibrated=self._calibrated,
+            warnings=tuple(self.warnings),
         )

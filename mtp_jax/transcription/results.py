@@ -102,6 +102,8 @@ class Transcript:
         decoder_calls: in all, those of attempts that were given up included.
         strategy: that decoded it, by name.
         calibrated: whether confidences are.
+        warnings: a sentence for each part of the recording that was promised, or is there, and
+            could not be read, with the seconds or bytes.
     """
 
     segments: tuple[Segment, ...]
@@ -110,6 +112,7 @@ class Transcript:
     decoder_calls: int
     strategy: str
     calibrated: bool
+    warnings: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -146,6 +149,7 @@ class Transcript:
             "strategy": self.strategy,
             "decoder_calls": self.decoder_calls,
             "confidence_calibrated": self.calibrated,
+            "warnings": list(self.warnings),
             "segments": [_segment(segment) for segment in self.segments],
         }
 

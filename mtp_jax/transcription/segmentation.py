@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtp_jax.audio.waveform import closed
 from mtp_jax.transcription.vad import WINDOW_SECONDS, VoiceActivity
 
 PAUSE = 0.8  # s that always end a piece
@@ -58,12 +59,12 @@ def cut(
     """Pieces of a recording, in order; holds little more than one of them.
 
     Args:
-        blocks: int16[T] each, the recording.
+        blocks: int16[T] each, the recording; closed at the end.
         sample_rate: Hz.
         longest: s.
         detector: of voice activity, given the sample rate.
     """
-    with detector(sample_rate) as voice:
+    with closed(blocks), detector(sample_rate) as voice:
         cutter = _Cutter(sample_rate, longest)
         for block in blocks:
             # No block is so long that it would matter, whatever the caller has.

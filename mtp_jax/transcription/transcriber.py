@@ -12,7 +12,7 @@ from typing import Generic, TypeVar, cast, overload
 import numpy as np
 
 from mtp_jax import interrupts
-from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks
+from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks, log_warning
 from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decoding import CtcGreedy, DraftsError, Strategy, registry
@@ -192,7 +192,7 @@ class Transcriber:
         Raises:
             AudioError: it cannot be used.
         """
-        return cut(self._blocks(audio, rate), self.sample_rate, self.longest)
+        return cut(self._blocks(audio, rate, log_warning), self.sample_rate, self.longest)
 
     def decode(self, chunks: Sequence[Chunk], strategy: Named = "verify") -> list[Segment]:
         """Decodes chunks in one batch, for those who make batches themselves.
@@ -252,7 +252,11 @@ class Transcriber:
             def counted(
                 audio: Audio = audio, recording: _Keyed[Key] = recording
             ) -> Iterator[np.ndarray]:
-                for block in self._blocks(audio, rate):
+                def warn(message: str) -> None:
+                    log_warning(message)
+                    recording.warnings.append(message)
+
+                for block in self._blocks(audio, rate, warn):
                     if stopped.is_set():
                         return
                     recording.seconds += len(block) / self.sample_rate
@@ -268,9 +272,11 @@ class Transcriber:
             if stopped.is_set():
                 return
 
-    def _blocks(self, audio: Audio, rate: int | None) -> Iterator[np.ndarray]:
+    def _blocks(
+        self, audio: Audio, rate: int | None, warn: Callable[[str], None]
+    ) -> Iterator[np.ndarray]:
         if isinstance(audio, (str, os.PathLike)):
-            return audio_blocks(audio, self.sample_rate)
+            return audio_blocks(audio, self.sample_rate, warn=warn)
         return array_blocks(audio, rate, self.sample_rate)
 
     def _decode_next(
