@@ -41,8 +41,9 @@ def main(argv: list[str]) -> None:
     cli.start_jax(config)
     from mtp_jax.data import open_source
     from mtp_jax.decoding import Greedy
-    from mtp_jax.evaluation.compare import Task, table_rows
+    from mtp_jax.evaluation.compare import table_rows
     from mtp_jax.evaluation.outcome import decode_source
+    from mtp_jax.evaluation.task import Task
     from mtp_jax.inference.load import load
 
     runner = load(workdir, encoder=_ENCODER.value)

@@ -25,8 +25,8 @@ from absl import app, flags, logging
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.data import Batch, open_source
 from mtp_jax.decoding import Greedy
-from mtp_jax.evaluation.compare import Task
 from mtp_jax.evaluation.outcome import decode_source
+from mtp_jax.evaluation.task import Task
 from mtp_jax.inference.load import load
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.recogniser import Recogniser, call

@@ -50,8 +50,8 @@ def main(argv: list[str]) -> None:
     cli.start_jax(config)
     from mtp_jax.data import open_source
     from mtp_jax.decoding import BeamSearch, PrefixBeam, Strategy
-    from mtp_jax.evaluation.compare import Task
     from mtp_jax.evaluation.outcome import decode_source
+    from mtp_jax.evaluation.task import Task
     from mtp_jax.inference.decoder_functions import bind_decoder, encode
     from mtp_jax.inference.load import load
 

@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
     cli.start_jax(config)
     from mtp_jax.data import open_source
     from mtp_jax.decoding import CtcGreedy
-    from mtp_jax.evaluation.compare import Task
     from mtp_jax.evaluation.outcome import decode_source
+    from mtp_jax.evaluation.task import Task
     from mtp_jax.inference.load import load
     from mtp_jax.inference.runner import Runner
     from mtp_jax.models.build import make_model

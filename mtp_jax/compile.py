@@ -14,6 +14,7 @@ data nor weights are needed: models on the Hub are known by name.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -131,27 +132,15 @@ def sized(config: Config) -> tuple[Config, Any]:
         ConfigError, PretrainedError, TokenizerError, WorkdirError: a size cannot be found out, or
             the config wants labels made into tokens and has none.
     """
-    from mtp_jax.models.recogniser import Vocabulary
+    from mtp_jax.planning.vocabulary import planned_vocabulary
     from mtp_jax.pretrained.published_sizes import with_published_sizes
     from mtp_jax.pretrained.sizes import completed
-    from mtp_jax.tokenizer import Tokenizer
-    from mtp_jax.tokenizer.merges import merges_as_many
 
-    given = config.init_from or config.tokenizer.model or config.pretrained.decoder
-    config, size = with_published_sizes(config)
-    config = completed(config)
-    labels = config.tokenizer.ctc_vocab_size
-    if not size and given and pathlib.Path(given).expanduser().exists():
-        tokenizer = Tokenizer.load(pathlib.Path(given).expanduser())
-        size = tokenizer.vocab_size
-        labels = labels if tokenizer.ctc is tokenizer else tokenizer.ctc.vocab_size
-    if config.adaptor.retokenized and not labels:
-        raise ConfigError(
-            "config.adaptor.retokenized needs config.tokenizer.ctc_vocab_size above 0"
-        )
-    size = size or config.tokenizer.vocab_size
-    merges = merges_as_many(size, labels) if config.adaptor.retokenized else None
-    return config, Vocabulary(size, bos=1, eos=2, labels=labels, merges=merges)
+    whole, size = with_published_sizes(config)
+    whole = completed(whole)
+    # With the names of its parts, as their tokenizers lie beside them.
+    named = dataclasses.replace(whole, pretrained=config.pretrained)
+    return whole, planned_vocabulary(named, size)
 
 
 def report(row: dict[str, Any], hbm: float, profile: bool = False) -> str:

@@ -7,9 +7,13 @@
 
 SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``; several are
 joined by ``+``. Threshold decoding uses the tau that training chose on dev, unless --tau gives one
-or --max_wer_increase has it chosen anew: the one with the fewest calls whose WER on dev is at most
-that much (per cent, absolute) above greedy's. Beam searches come with n-best lists, below
+or --max_wer_increase has it chosen anew: the one with the fewest calls whose WER on speech like
+dev's is at most that much (per cent, absolute) above greedy's, at 95 % confidence; 2, which is
+greedy, where dev shows that of none. Beam searches come with n-best lists, below
 ``nbest/`` of the output, and the WER of the best of 1, 2, 4, ... hypotheses.
+
+Recordings longer than the longest bucket are decoded in chunks, as `transcribe` does. What cannot
+be decoded is counted beside the table, and its words as deleted, unless --nocount_left_out.
 
 Results go to ``evaluations/SOURCE`` of the workdir, or to --output. Nothing of the model changes,
 unless --save_tau asks for it: then transcribe and serve use the tau that was chosen.
@@ -25,6 +29,7 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import Workdir, write_json
+from mtp_jax.config import ConfigError, Evaluation
 from mtp_jax.decoding import registry
 from mtp_jax.flag_checks import check_tau
 from mtp_jax.paths import check_writable, to_path
@@ -37,7 +42,7 @@ _STRATEGY = flags.DEFINE_list(
 )
 _TAU = flags.DEFINE_float("tau", None, "of threshold decoding; default: the one chosen on dev")
 _INCREASE = flags.DEFINE_float(
-    "max_wer_increase", None, "choose tau on dev: per cent of WER that may be lost"
+    "max_wer_increase", None, "choose tau on dev: per cent of WER that may be lost, absolute"
 )
 _BATCH_SIZE = flags.DEFINE_list("batch_size", None, "one or several; default: the config's")
 _BEAMS = flags.DEFINE_integer("beams", None, "hypotheses of a beam search; default: the config's")
@@ -47,28 +52,54 @@ _WIDTH = flags.DEFINE_integer(
 )
 _LENGTH_POWER = flags.DEFINE_float("length_power", None, "of beam searches; default: the config's")
 _SAVE_TAU = flags.DEFINE_bool("save_tau", False, "keep a tau chosen anew as the model's own")
+_COUNT_LEFT_OUT = flags.DEFINE_bool(
+    "count_left_out", True, "count words of what cannot be decoded as deleted"
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "folder for the results; default: evaluations/SOURCE of the workdir"
 )
 
 
-def main(argv: list[str]) -> None:
-    cli.refuse_arguments(argv)
+# Flags that stand in for a field of `config.Evaluation`, which checks them.
+_FIELDS = {
+    "strategies": _STRATEGY,
+    "beams": _BEAMS,
+    "beam_rounds": _ROUNDS,
+    "draft_width": _WIDTH,
+    "length_power": _LENGTH_POWER,
+}
+
+
+def given_options() -> dict[str, Any]:
+    """Fields of `config.Evaluation` that flags give.
+
+    Raises:
+        flags.Error: one has a value that its field cannot have.
+    """
     for size in _BATCH_SIZE.value or ():
         if not (size.isdigit() and int(size) > 0):
             raise flags.Error(f"--batch_size={size} must be a positive number")
-    for name, value, least in (
-        ("beams", _BEAMS.value, 1),
-        ("beam_rounds", _ROUNDS.value, 1),
-        ("draft_width", _WIDTH.value, 2),
-    ):
-        if value is not None and value < least:
-            raise flags.Error(f"--{name}={value} must be {least} or more")
-    if _LENGTH_POWER.value is not None and _LENGTH_POWER.value < 0:
-        raise flags.Error(f"--length_power={_LENGTH_POWER.value} must not be negative")
-    for name in _STRATEGY.value or ():
-        if name not in registry.names():
-            raise flags.Error(f"--strategy={name} is not one of {', '.join(registry.names())}")
+    given: dict[str, Any] = {
+        field: tuple(flag.value) if isinstance(flag.value, list) else flag.value
+        for field, flag in _FIELDS.items()
+        if flag.present
+    }
+    for field, value in given.items():
+        try:
+            Evaluation(**{field: value})
+        except ConfigError as error:
+            flag = f"--{_FIELDS[field].name}"
+            flag += "" if isinstance(value, tuple) else f"={value:g}"
+            said = str(error).replace(f"config.evaluation.{field}", flag)
+            raise flags.Error(said) from None
+    if _BATCH_SIZE.value:
+        given["batch_sizes"] = tuple(int(size) for size in _BATCH_SIZE.value)
+    return given
+
+
+def main(argv: list[str]) -> None:
+    cli.refuse_arguments(argv)
+    given = given_options()
     if _TAU.value is not None and _INCREASE.value is not None:
         raise flags.Error("--tau and --max_wer_increase exclude each other: give one")
     check_tau(_TAU.value)
@@ -83,15 +114,6 @@ def main(argv: list[str]) -> None:
     from mtp_jax.data import check_sources
 
     check_sources([data, *([config.data.dev] if tunes else [])], config.data)
-    given: dict[str, Any] = {
-        "batch_sizes": tuple(int(size) for size in _BATCH_SIZE.value or ()),
-        "strategies": tuple(_STRATEGY.value or ()),
-        "beams": _BEAMS.value,
-        "beam_rounds": _ROUNDS.value,
-        "draft_width": _WIDTH.value,
-        "length_power": _LENGTH_POWER.value,
-    }
-    given = {name: value for name, value in given.items() if value not in (None, ())}
     options = dataclasses.replace(config.evaluation, **given)
     cli.start_jax(config)
     from mtp_jax.decoding import DraftsError
@@ -120,6 +142,7 @@ def main(argv: list[str]) -> None:
         tau,
         output,
         options,
+        _COUNT_LEFT_OUT.value,
     )
 
 

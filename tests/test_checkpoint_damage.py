@@ -65,8 +65,9 @@ def test_a_checkpoint_knows_its_digests(workdir, monkeypatch):
     assert seen == [digests(params)]
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path, monkeypatch):
+def test_a_checkpoint_of_an_earlier_version_is_read(workdir, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "digests", lambda tree: {})
         tiny_workdir(tmp_path / "run")
-    load(Workdir(tmp_path / "run"))
+    earlier, now = (load(Workdir(path)).params for path in (tmp_path / "run", workdir))
+    assert digests(earlier) == digests(now)

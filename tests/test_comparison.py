@@ -25,20 +25,19 @@ from mtp_jax.decoding import (
     registry,
 )
 from mtp_jax.evaluation.compare import (
-    NO_TAU,
     Row,
-    Task,
-    choose_tau,
     compare,
     differences,
     identical,
     needs_tau,
+    outcome_errors,
     row,
     table_rows,
-    word_error_rate,
 )
 from mtp_jax.evaluation.outcome import Alternative, Hypothesis, Outcome
 from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
+from mtp_jax.evaluation.task import Task
+from mtp_jax.evaluation.tau import NO_TAU, choose_tau
 from mtp_jax.inference.runner import Runner
 
 REFERENCES = ("turn it on", "call ann twice", "stop")
@@ -100,7 +99,7 @@ def answers_instead_of_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
         made: Outcome = runner.decode(*task)
         return made
 
-    monkeypatch.setattr("mtp_jax.evaluation.compare.decode_source", decode_source)
+    monkeypatch.setattr("mtp_jax.evaluation.task.decode_source", decode_source)
 
 
 def runner(answer: Callable[[Strategy], Outcome], heads: int = M) -> Runner:
@@ -173,11 +172,17 @@ def test_identical_counts_utterances() -> None:
     assert identical(other, GREEDY) == pytest.approx(2 / 3)
 
 
-def test_word_error_rate_normalizes() -> None:
-    assert word_error_rate(outcome(texts=("Turn it on!", "call ann twice", "stop")), "english") == 0
+def test_word_errors_are_normalized() -> None:
+    errors = outcome_errors(outcome(texts=("Turn it on!", "call ann twice", "stop")), "english")
+    assert errors.percent == 0
 
 
 # tau
+
+
+def threshold_answers(answers: dict[float, Outcome]) -> Callable[[Strategy], Outcome]:
+    """A runner's answer: that of tau for threshold decoding, greedy's for all else."""
+    return lambda s: answers[round(float(s.tau), 3)] if isinstance(s, Threshold) else GREEDY
 
 
 def test_tau_has_the_fewest_calls_among_those_good_enough() -> None:
@@ -188,33 +193,31 @@ def test_tau_has_the_fewest_calls_among_those_good_enough() -> None:
         0.7: outcome(calls=(2, 2, 1)),
         0.9: outcome(calls=(4, 4, 2)),
     }
-
-    def answer(strategy: Strategy) -> Outcome:
-        return answers[float(strategy.tau)] if isinstance(strategy, Threshold) else GREEDY
-
-    choice = choose_tau(runner(answer), task(), (0.9, 0.3, 0.7, 0.5), 0.0, 4)
+    model = runner(threshold_answers(answers))
+    # Of no error in 7 words 3 in 7 may be left, of one that was seen 4.7: 43 % and 68 %.
+    choice = choose_tau(model, task(), (0.9, 0.3, 0.7, 0.5), 50.0, 4)
     assert choice.tau == 0.5
+    assert choice.is_safe
     assert choice.greedy_wer == 0.0
     assert [r["options"]["tau"] for r in choice.sweep] == [0.3, 0.5, 0.7, 0.9]
     assert [r["decoder_calls"] for r in choice.sweep] == [3, 4, 5, 10]
     assert {r["strategy"] for r in choice.sweep} == {"threshold"}
+    limits = [r["wer_increase_limit"] for r in choice.sweep]
+    assert limits == [pytest.approx(x, abs=0.5) for x in (68, 43, 43, 43)]
 
-    allowed = choose_tau(runner(answer), task(), (0.3, 0.5), 15.0, 4)
-    assert allowed.tau == 0.3
-    assert choose_tau(runner(answer), task(), (0.3, 0.5), 14.0, 4).tau == 0.5
+    assert choose_tau(model, task(), (0.3, 0.5), 70.0, 4).tau == 0.3
+    assert choose_tau(model, task(), (0.3, 0.5), 60.0, 4).tau == 0.5
 
 
 def test_of_equal_calls_the_lower_tau_is_taken() -> None:
-    found = choose_tau(runner(lambda _: GREEDY), task(), (0.9, 0.5), 0.0, 4)
+    found = choose_tau(runner(lambda _: GREEDY), task(), (0.9, 0.5), 100.0, 4)
     assert found.tau == 0.5
 
 
 def test_without_a_good_tau_there_is_one_that_makes_it_greedy() -> None:
-    bad = outcome(texts=("", "", ""))
-    choice = choose_tau(
-        runner(lambda s: bad if isinstance(s, Threshold) else GREEDY), task(), (0.5,), 1.0, 4
-    )
+    choice = choose_tau(runner(lambda _: GREEDY), task(), (0.5,), 1.0, 4)
     assert choice.tau == NO_TAU > 1
+    assert not choice.is_safe
     assert len(choice.sweep) == 1
 
 

@@ -10,14 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import librispeech, scale
+from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.compile import frames_per_embedding, numbers, report, sized
 from mtp_jax.config import (
+    Adaptor,
     Config,
     ConfigError,
     Decoder,
@@ -29,17 +32,26 @@ from mtp_jax.config import (
     Pretrained,
     from_config_dict,
 )
+from mtp_jax.config import Tokenizer as ConfigTokenizer
 from mtp_jax.decoding import Greedy
 from mtp_jax.distributed.sharding import MeshError, make_mesh
-from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.models.build import make_model
+from mtp_jax.models.initialization import init_params
+from mtp_jax.models.params import by_path, products_type
+from mtp_jax.models.recogniser import Vocabulary, call
 from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.planning.chips import Slice
 from mtp_jax.planning.compiled import Task
 from mtp_jax.planning.model_flops import count, train_step_flops
 from mtp_jax.planning.plan import Planner
-from mtp_jax.planning.programs import READS_PROMPT, Load, lower_decode, prompt_length
+from mtp_jax.planning.programs import READS_PROMPT, Load, lower_decode, prompt_length, strategy_of
+from mtp_jax.planning.worker import lowered
+from mtp_jax.tokenizer import CTC_NAME, Tokenizer
+from mtp_jax.tokenizer.merges import merges_as_many
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import abstract_state, init_state
+from tests.test_retokenizing import TEXTS
+from tests.test_tokenizer_json import byte_level, write_json
 
 ROOT = Path(__file__).parent.parent
 TINY = Config(
@@ -158,7 +170,8 @@ def test_frozen_parameters_spare_operations_and_recomputation_adds_none():
 
 
 def test_a_task_survives_json(tmp_path):
-    task = Task(TINY, 64, 8, "v5e:2x2", "train", 4, 1.0, 5)
+    vocabulary = Vocabulary(64, 1, 2, (3, 4), (5,), 8, merges_as_many(64, 8))
+    task = Task(TINY, vocabulary, "v5e:2x2", "train", 4, 1.0, 5)
     assert Task.from_json(task.to_json()) == task
 
 
@@ -193,6 +206,54 @@ def test_what_reads_the_prompt_is_known_by_its_name():
     assert any(READS_PROMPT in name for name in calls)
     assert any("SpeechLlama.extend/" in name for name in calls)
     assert prompt_length(model, load) == 1 + -(-98 // frames_per_embedding(TINY))  # and BOS
+
+
+@pytest.fixture(scope="module")
+def retokenized(tmp_path_factory) -> Path:
+    """The workdir of a model whose prompt is made of the tokens that CTC reads."""
+    folder = tmp_path_factory.mktemp("retokenized")
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    write_json(folder, byte_level(), tokenizer_config=names)
+    Tokenizer.train(TEXTS, folder / CTC_NAME, 60, "bpe")
+    config = dataclasses.replace(
+        TINY,
+        adaptor=Adaptor(ctc_compression=True, retokenized=True),
+        decoder=dataclasses.replace(TINY.decoder, prompt_before="turn on", prompt_after="the lamp"),
+        tokenizer=ConfigTokenizer(ctc_vocab_size=60),
+    )
+    Workdir(folder).claim(config)
+    return folder
+
+
+@pytest.mark.parametrize("program", ["greedy", "verify"])
+def test_the_program_planned_for_a_model_is_the_one_that_runs(retokenized, program):
+    """Its merges and its prompt are in it, also after the way to the process that compiles."""
+    given = Workdir(retokenized).read_config()
+    model = make_model(given, Tokenizer.load(retokenized))
+    config, vocabulary = sized(dataclasses.replace(given, init_from=str(retokenized)))
+    assert vocabulary == model.vocabulary
+    mesh, load = make_mesh(Mesh(1, 1, 1), jax.devices()[:1]), Load(2, 1.0, 5)
+    task = Task(config, vocabulary, "v5e:1x1", program, load.rows, load.seconds, load.tokens)
+    planned, shapes = lowered(Task.from_json(task.to_json()), mesh)
+    strategy = strategy_of(given, program)
+    runs, expected = lower_decode(model, mesh, load, strategy)
+    assert planned.as_text() == runs.as_text()
+    assert shapes == expected
+    assert prompt_length(SpeechLlama(config, vocabulary), load) == prompt_length(model, load)
+
+
+def test_labels_that_are_still_to_be_trained_have_merges_of_the_right_size(retokenized, tmp_path):
+    """The LLM's tokenizer is there, with its prompt; CTC's is not."""
+    given = Workdir(retokenized).read_config()
+    for file in retokenized.iterdir():
+        if file.name not in (CTC_NAME, "config.json") and file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = dataclasses.replace(given.tokenizer, model=str(tmp_path), ctc_vocab_size=30)
+    _, vocabulary = sized(dataclasses.replace(given, tokenizer=tokenizer))
+    known = make_model(given, Tokenizer.load(retokenized)).vocabulary
+    assert (vocabulary.size, vocabulary.bos, vocabulary.eos) == (known.size, known.bos, known.eos)
+    assert vocabulary.prompt_before == known.prompt_before != ()
+    assert vocabulary.labels == len(vocabulary.merges.spelled) == 30
 
 
 def test_numbers_of_a_flag():
@@ -233,14 +294,8 @@ def test_a_decoder_call_compiled_for_tpus(tmp_path):
 
 
 def test_matrices_in_the_type_of_their_products_change_nothing():
-    from mtp_jax.models.initialization import init_params
-    from mtp_jax.models.params import by_path, products_type
-    from mtp_jax.models.recogniser import call
-
     config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, dtype="bfloat16"))
     model = SpeechLlama(config, Vocabulary(64, 1, 2))
-    import flax.linen as nn
-
     params = nn.unbox(init_params(model, jax.random.key(0)))
     features = np.random.default_rng(0).normal(size=(2, 16, 8)).astype(np.float32)
     given = (features, np.array([16, 9]), np.array([[3, 4, 2], [5, 2, 0]]), np.array([3, 2]))

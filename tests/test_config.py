@@ -216,8 +216,8 @@ def test_what_an_earlier_version_saved_is_read() -> None:
     config = from_saved(saved)
     assert (config.evaluation.draft_width, config.evaluation.beams, config.mwer.beams) == (9, 5, 3)
     assert from_saved({"evaluation": {"draft_width": 7}}).evaluation.draft_width == 7
-    for wrong in ({"mwer": {"taus": 1}}, {"mwer": 3}):
-        with pytest.raises(ConfigError):
+    for wrong, said in (({"mwer": {"taus": 1}}, r"config\.mwer.*taus"), ({"mwer": 3}, r"mwer")):
+        with pytest.raises(ConfigError, match=said):
             from_saved(wrong)
 
 

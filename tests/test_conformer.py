@@ -1,4 +1,7 @@
-"""The encoder: convolutions equal to XLA's, padding and neighbours invisible."""
+"""The encoder: convolutions equal to XLA's, scanning and recomputation invisible.
+
+That padding and neighbours change nothing is tested in `test_contracts`.
+"""
 
 import dataclasses
 import functools
@@ -16,6 +19,7 @@ from mtp_jax.models.encoders.conformer import (
     StridedConvolution,
     frames_mask,
 )
+from tests.contracts import draw_params, quick_jit
 
 CONFIG = Encoder(
     subsampling=(2, 2),
@@ -31,24 +35,9 @@ LENGTHS = np.array([22, 13, 1, 0])
 RNG = np.random.default_rng(0)
 
 
-def draw(shapes):
-    """Random parameters of these shapes; the norms' scales around 1."""
-    rng = np.random.default_rng(1)
-
-    def one(path, shape):
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return rng.normal(mean, 0.3, shape.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(one, nn.unbox(shapes)["params"])
-
-
-# Tiny programs take longer to optimize than to run.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.cache
 def params():
-    return draw(jax.eval_shape(Conformer(CONFIG).init, jax.random.key(0), features(), LENGTHS))
+    return draw_params(Conformer(CONFIG), features(), LENGTHS)
 
 
 def features(frames: int = T, padding: float = np.nan) -> np.ndarray:
@@ -86,7 +75,7 @@ def test_strided_convolution_is_a_convolution(blocks):
 def test_depthwise_convolution_is_a_grouped_convolution():
     x = RNG.normal(size=(1, 9, CONFIG.width)).astype(np.float32)
     module, real = Convolution(CONFIG, jnp.float32), np.ones((1, 9), bool)
-    p = draw(jax.eval_shape(module.init, jax.random.key(0), x, real))
+    p = draw_params(module, x, real)
 
     def norm(x, p):
         centred = x - x.mean(-1, keepdims=True)
@@ -122,28 +111,6 @@ def test_lengths_are_rounded_up(strides):
     np.testing.assert_array_equal(lengths, [-(-n // product) for n in range(frames + 1)])
     # Ones summed over real frames alone: every one of them is counted once.
     np.testing.assert_array_equal(jnp.sum(x, axis=(1, 2)), np.arange(frames + 1))
-
-
-def test_padding_is_invisible():
-    """NaN beyond the length, and more of it, change no real frame."""
-    x, length = encode(features(padding=0.0), LENGTHS)
-    np.testing.assert_array_equal(length, [6, 4, 1, 0])
-    real = np.asarray(frames_mask(length, x.shape[1]))
-    for frames in (T, T + 7):
-        y, same_length = encode(features(frames), LENGTHS)
-        np.testing.assert_array_equal(same_length, length)
-        assert np.all(np.isfinite(y))
-        np.testing.assert_allclose(y[:, : x.shape[1]][real], x[real], rtol=1e-5, atol=1e-5)
-
-
-def test_a_row_alone_equals_the_row_in_its_batch():
-    x, _ = encode(features(), LENGTHS)
-    alone = features()[1:2, : LENGTHS[1]]
-    y, length = encode(alone, LENGTHS[1:2])
-    np.testing.assert_allclose(y[0], x[1, : length[0]], rtol=1e-5, atol=1e-5)
-    order = np.array([3, 1, 0, 2])
-    y, _ = encode(features()[order], LENGTHS[order])
-    np.testing.assert_array_equal(y, x[order])
 
 
 def test_every_frame_sees_every_other():

@@ -110,7 +110,9 @@ def test_the_corpus_does_not_depend_on_the_number_of_processes():
 
 
 def test_utterances_are_flac_at_16_khz_with_word_times():
-    for item in corpus.spoken(0, "test", 20):
+    items = list(corpus.spoken(0, "test", 20))
+    assert len(items) == 20
+    for item in items:
         wave, rate = soundfile.read(io.BytesIO(item.flac), dtype="int16")
         assert (rate, len(wave)) == (16_000, round(item.seconds * 16_000))
         assert 0.8 < item.seconds <= corpus.MAX_SECONDS

@@ -25,8 +25,8 @@ from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import open_source, train_batches
 from mtp_jax.decoding import CtcGreedy, DraftsError, Greedy, Verify
 from mtp_jax.distributed.sharding import make_mesh
-from mtp_jax.evaluation.compare import Task
 from mtp_jax.evaluation.outcome import decode_source
+from mtp_jax.evaluation.task import Task
 from mtp_jax.inference import encoder_cache
 from mtp_jax.inference.load import load
 from mtp_jax.models.build import make_model

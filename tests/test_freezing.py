@@ -85,6 +85,8 @@ def test_a_rate_of_nothing_moves_nothing_and_a_tenth_moves_a_tenth():
     before, fast, _ = stepped(whole, steps=1)
     _, slow, _ = stepped(some, steps=1)
     old, fast, slow = (by_path(s.model_params) for s in (before, fast, slow))
+    moved = {path.split("/")[0] for path in old if np.any(fast[path] != old[path])}
+    assert moved > {"decoder", "heads"}, "at the full rate both move, and others"
     for path in old:
         factor = {"decoder": 0.0, "heads": 0.1}.get(path.split("/")[0], 1.0)
         np.testing.assert_allclose(

@@ -1,4 +1,7 @@
-"""The decoder: equal to Hugging Face's LLaMA; cache, padding and layout of the loop invisible."""
+"""The decoder: equal to Hugging Face's LLaMA; shared prompts and layout of the loop invisible.
+
+That cache, padding and neighbours change nothing is tested in `test_contracts`.
+"""
 
 import dataclasses
 import functools
@@ -15,6 +18,7 @@ from mtp_jax.config import Decoder, Lora, RopeScaling
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.kv_cache import KVCache
+from tests.contracts import draw_params, quick_jit
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = Decoder(width=16, layers=2, query_heads=4, kv_heads=2, head_size=6, feedforward=24)
@@ -22,23 +26,10 @@ V, B, S, WIDTH = 11, 3, 9, 4  # WIDTH: positions a call to `extend`
 MODEL = Llama(CONFIG, V)
 
 
-# Tiny programs take longer to optimize than to run.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.cache
 def params():
     """Random parameters; the norms' scales, which start at 1, too."""
-    shapes = nn.unbox(
-        jax.eval_shape(MODEL.init, jax.random.key(0), embeddings(), np.ones((B, S), bool))
-    )
-    rng = np.random.default_rng(1)
-
-    def draw(path, shape):
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return rng.normal(mean, 0.3, shape.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes["params"])
+    return draw_params(MODEL, embeddings(), np.ones((B, S), bool))
 
 
 def drawn(*shape: int) -> np.ndarray:
@@ -116,111 +107,6 @@ def test_equals_hugging_face(file, variant):
 
     got = jax.jit(nn.apply(logits, model))(variables, tokens)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_any_chunking_over_the_cache_equals_the_full_pass(seed):
-    """Each row is fed at its own pace, 0 to WIDTH positions a call, NaN behind them."""
-    rng, x = np.random.default_rng(seed), embeddings()
-    expected, got, cache = full(x, np.ones((B, S), bool)), np.zeros((B, S, 16)), empty()
-    done = np.zeros(B, int)
-    while done.min() < S:
-        count = np.minimum(rng.integers(0, WIDTH + 1, B), S - done)
-        chunk = np.full((B, WIDTH, 16), np.nan, np.float32)
-        for row in range(B):
-            chunk[row, : count[row]] = x[row, done[row] : done[row] + count[row]]
-        hidden, cache = extend(chunk, np.arange(WIDTH) < count[:, None], cache)
-        assert np.all(np.isfinite(hidden))
-        for row in range(B):
-            got[row, done[row] : done[row] + count[row]] = hidden[row, : count[row]]
-        done += count
-        np.testing.assert_array_equal(cache.length, done)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_padding_anywhere_is_invisible(seed):
-    """Real positions scattered among NaN give what they give side by side, cached or not."""
-    rng, x = np.random.default_rng(seed), embeddings()
-    lengths = np.array([S, 5, 0])
-    real, scattered = np.zeros((B, S), bool), np.full((B, S, 16), np.nan, np.float32)
-    for row, length in enumerate(lengths):
-        real[row, rng.choice(S, length, replace=False)] = True
-        scattered[row, real[row]] = x[row, :length]
-    expected = full(x, np.ones((B, S), bool))
-    cached, cache = extend(scattered, real, empty())
-    np.testing.assert_array_equal(cache.length, lengths)
-    for hidden in (full(scattered, real), cached):
-        assert np.all(np.isfinite(hidden))
-        for row, length in enumerate(lengths):
-            np.testing.assert_allclose(
-                hidden[row, real[row]], expected[row, :length], rtol=1e-5, atol=1e-5
-            )
-
-
-def test_rows_do_not_see_each_other():
-    x, real = embeddings(), np.ones((B, S), bool)
-    order = np.array([2, 0, 1])
-    np.testing.assert_array_equal(full(x[order], real), full(x, real)[order])
-    other = x.copy()
-    other[1:] = 7
-    np.testing.assert_array_equal(full(other, real)[0], full(x, real)[0])
-
-
-def test_rejecting_drafts_is_lowering_length():
-    """Rows that fed 0 to 4 wrong positions and stepped back are as if they never had."""
-    x, real = embeddings(), np.ones((B, WIDTH), bool)
-    _, start = extend(x[:, :WIDTH], real, empty())
-    accepted = np.array([0, 1, 3])
-    drafts = x[:, WIDTH : 2 * WIDTH].copy()
-    for row, count in enumerate(accepted):
-        drafts[row, count:] = -5
-    _, drafted = extend(drafts, real, start)
-    _, never = extend(drafts, np.arange(WIDTH) < accepted[:, None], start)
-    back = drafted.replace(length=start.length + accepted)
-    np.testing.assert_array_equal(never.length, back.length)
-    hidden, cache = extend(x[:, -WIDTH:], real, back)
-    expected, expected_cache = extend(x[:, -WIDTH:], real, never)
-    np.testing.assert_array_equal(hidden, expected)
-    for row, length in enumerate(np.asarray(cache.length)):
-        for ours, theirs in zip(cache_arrays(cache), cache_arrays(expected_cache), strict=True):
-            np.testing.assert_array_equal(ours[:, row, :length], theirs[:, row, :length])
-
-
-def cache_arrays(cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(cache.keys), np.asarray(cache.values)
-
-
-def test_slots_beyond_length_may_hold_garbage():
-    x, real = embeddings(), np.ones((B, WIDTH), bool)
-    _, cache = extend(x[:, :WIDTH], real, empty())
-    unused = np.arange(cache.slots) >= np.asarray(cache.length)[:, None]
-
-    def spoil(store: jax.Array) -> jax.Array:
-        return jnp.where(unused[None, :, :, None], 1e30, store)
-
-    spoilt = cache.replace(keys=spoil(cache.keys), values=spoil(cache.values))
-    hidden, after = extend(x[:, WIDTH : 2 * WIDTH], real, cache)
-    spoilt_hidden, spoilt_after = extend(x[:, WIDTH : 2 * WIDTH], real, spoilt)
-    np.testing.assert_array_equal(spoilt_hidden, hidden)
-    used = slice(0, 2 * WIDTH)
-    np.testing.assert_array_equal(spoilt_after.keys[:, :, used], after.keys[:, :, used])
-
-
-def test_slack_in_the_cache_changes_nothing():
-    x, real = embeddings(), np.ones((B, S), bool)
-    tight, _ = extend(x, real, empty(S))
-    loose, _ = extend(x, real, empty(4 * S))
-    np.testing.assert_allclose(tight, loose, rtol=1e-5, atol=1e-6)
-
-
-def test_a_full_cache_drops_what_does_not_fit():
-    """Nothing that was written is overwritten; `length` tells the caller."""
-    x, real = embeddings(), np.ones((B, WIDTH), bool)
-    _, cache = extend(x[:, :WIDTH], real, empty(WIDTH + 1))
-    _, over = extend(x[:, WIDTH : 2 * WIDTH], real, cache)
-    np.testing.assert_array_equal(over.keys[:, :, :WIDTH], cache.keys[:, :, :WIDTH])
-    np.testing.assert_array_equal(over.length, np.full(B, 2 * WIDTH))
 
 
 def test_scan_and_remat_change_neither_outputs_nor_gradients():

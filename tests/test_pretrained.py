@@ -37,8 +37,8 @@ from mtp_jax.config import Tokenizer as TokenizerConfig
 from mtp_jax.data import Batch, FeatureBatch, open_source
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.distributed.sharding import make_mesh
-from mtp_jax.evaluation.compare import Task
 from mtp_jax.evaluation.outcome import decode_source
+from mtp_jax.evaluation.task import Task
 from mtp_jax.inference import encoder_cache
 from mtp_jax.inference.load import load
 from mtp_jax.models.build import make_model

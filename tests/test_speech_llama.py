@@ -12,6 +12,7 @@ import pytest
 from mtp_jax.config import Config, Decoder, Encoder, FrontEnd, Heads
 from mtp_jax.models.recogniser import Vocabulary, call
 from mtp_jax.models.speech_llama import SpeechLlama
+from tests.contracts import draw_params, quick_jit
 
 B, T, Z, L, V = 3, 12, 4, 6, 9
 CONFIG = Config(
@@ -40,21 +41,9 @@ def features(frames: int = T, padding: float = np.nan) -> np.ndarray:
     return x
 
 
-# Tiny programs take longer to optimize than to run.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.cache
 def params():
-    init = functools.partial(PROMPTED.init, jax.random.key(0))
-    shapes = nn.unbox(jax.eval_shape(init, features(), LENGTHS, tokens(), TOKEN_LENGTHS))
-    rng = np.random.default_rng(2)
-
-    def draw(path, shape):
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return rng.normal(mean, 0.4, shape.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes["params"])
+    return draw_params(PROMPTED, features(), LENGTHS, tokens(), TOKEN_LENGTHS, seed=2)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,7 +13,7 @@ from mtp_jax.planning.collectives import groups, seconds_of
 from mtp_jax.planning.meshes import factorisations
 
 # 1000 operations, 100 bytes of memory and 10 bytes of a link a second.
-CHIP = Chip("toy", 1000.0, 1e6, 100.0, 10.0, 2, 4, 1)
+CHIP = Chip("toy", 1000.0, 1e6, 100.0, 10.0, 2, 4)
 SLICE = Slice(CHIP, (2, 2))
 TILE = 4 * 8 * 128  # bytes that a float32 array of up to [8, 128] takes
 COORDINATES = [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -200,7 +200,7 @@ def test_collectives_on_a_torus():
     assert seconds("all-reduce", row) == pytest.approx(2 * 1200 / 20, rel=1e-6)
     assert seconds("reduce-scatter", row) == seconds("all-gather", row)
     assert seconds("all-to-all", row) == pytest.approx(1200 / 20 / 4, rel=1e-6)
-    line = Slice(Chip("open", 1.0, 1.0, 1.0, 10.0, 2, 8, 1), (4, 4))
+    line = Slice(Chip("open", 1.0, 1.0, 1.0, 10.0, 2, 8), (4, 4))
     assert seconds("all-gather", row, line) == pytest.approx(1200 / 10, rel=1e-6)
     assert seconds("all-gather", [0, 1]) == pytest.approx(800 / 10, rel=1e-6)  # part of a ring
     assert seconds("all-gather", [0]) == 0

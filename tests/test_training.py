@@ -430,9 +430,14 @@ def test_mwer_goes_on_from_a_finished_model(config, uninterrupted, tmp_path):
         ("train", ("--config=configs/mtp.py", "--config.optim.step=1"), 2, "step"),
         ("train", ("--config=configs/mtp.py", "--config.optim.steps=0"), 2, "config.optim.steps"),
         ("evaluate", ("--workdir=nowhere",), 1, "nowhere is no workdir"),
-        ("evaluate", ("--workdir=nowhere", "--strategy=gredy"), 2, "gredy is not one of"),
+        (
+            "evaluate",
+            ("--workdir=nowhere", "--strategy=gredy"),
+            2,
+            "'gredy'; choose one of",
+        ),
         ("evaluate", ("--workdir=nowhere", "--batch_size=0"), 2, "positive"),
-        ("evaluate", ("--workdir=nowhere", "--beams=0"), 2, "--beams=0 must be 1 or more"),
+        ("evaluate", ("--workdir=nowhere", "--beams=0"), 2, "--beams=0 must be positive"),
         ("evaluate", ("--workdir=nowhere", "--length_power=-1"), 2, "negative"),
     ],
 )

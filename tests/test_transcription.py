@@ -29,7 +29,7 @@ from mtp_jax.models.recogniser import call
 from mtp_jax.models.speech_features import speech_features
 from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.tokenizer import TokenizerError
-from mtp_jax.transcription import formats, spelling
+from mtp_jax.transcription import assembly, formats, spelling
 from mtp_jax.transcription.alignment import align
 from mtp_jax.transcription.assembly import SegmentAssembler
 from mtp_jax.transcription.confidence import Calibration
@@ -73,15 +73,15 @@ def test_what_holds_of_every_transcript(model, talk, strategy):
     json.dumps(found.to_json())
 
 
-def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves):
+def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves, monkeypatch):
     """A recording that fits is decoded as `evaluate` decodes it; each call's block is in place."""
+    # A model with random weights repeats itself, and of a repetition the rest is cut.
+    monkeypatch.setattr(assembly, "find_repetition", lambda tokens: None)
     batch = model._batch(waves)
     seen = model.runner
     decoded = jax.device_get(seen.run(batch, Verify()).decoded)
     segments = model.decode([Chunk(0.0, wave, 0.0) for wave in waves])
     for row, segment in enumerate(segments):
-        if segment.looped:
-            continue
         count = int(decoded.length[row])
         assert [t.id for t in segment.tokens] == decoded.tokens[row, :count].tolist()
         assert [t.call for t in segment.tokens] == decoded.call[row, :count].tolist()

@@ -11,7 +11,7 @@ import pytest
 
 from mtp_jax.checkpoints import workdir as workdir_module
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError, commit, write_json
-from mtp_jax.config import Config, ConfigError, Mesh, Optim
+from mtp_jax.config import Config, ConfigError, Evaluation, Mesh, Optim
 from mtp_jax.inference.load import load
 from mtp_jax.pretrained.exported import export
 from tests import models
@@ -62,6 +62,18 @@ def test_another_config_is_refused_and_the_fields_are_named(workdir: Workdir) ->
     assert f"optim.steps: {steps} -> {steps + 1}" in message
     assert "--workdir" in message
     assert workdir.config.read_bytes() == before
+
+
+def test_settings_of_the_closing_evaluation_may_change(workdir: Workdir) -> None:
+    """As their defaults do from one version to the next; those of dev are training's."""
+    workdir.claim(Config())
+    other = dataclasses.replace(Config(), evaluation=Evaluation(max_wer_increase=2.0, taus=(0.5,)))
+    workdir.claim(other)
+    assert workdir.read_config() == other
+    dev = dataclasses.replace(other, evaluation=Evaluation(beams=3, batch_sizes=(7,)))
+    with pytest.raises(WorkdirError, match=r"config \(evaluation\.batch_sizes: [^;]*\):"):
+        workdir.claim(dev)
+    assert workdir.read_config() == other
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: pathlib.Path) -> None:

@@ -24,6 +24,16 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+# Fields that the closing evaluation alone reads.
+_EVALUATED = {
+    f"evaluation.{field}"
+    for field in (
+        *("taus", "max_wer_increase", "strategies"),
+        *("beams", "beam_rounds", "length_power"),
+    )
+}
+
+
 class Workdir:
     """Names of the files in a workdir.
 
@@ -59,6 +69,8 @@ class Workdir:
     def claim(self, config: Config) -> None:
         """Makes this the workdir of `config`.
 
+        A run may go on with other settings of the closing evaluation, which training does not read.
+
         Raises:
             WorkdirError: it belongs to another config, or cannot be written.
         """
@@ -66,9 +78,12 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.config.exists():
                 changed = differences(self.read_config(), config)
-                if changed:
+                others = [each for each in changed if each.partition(":")[0] not in _EVALUATED]
+                if changed and not others:
+                    write_json(self.config, dataclasses.asdict(config))
+                if others:
                     raise WorkdirError(
-                        f"{self.path} belongs to a run with another config ({'; '.join(changed)}):"
+                        f"{self.path} belongs to a run with another config ({'; '.join(others)}):"
                         " choose another --workdir, or undo the change"
                     )
             else:

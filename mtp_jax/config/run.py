@@ -338,7 +338,9 @@ class Evaluation:
     Attributes:
         batch_sizes: each strategy is run at each of these.
         taus: thresholds swept on dev to choose the one reported on test.
-        max_wer_increase: absolute WER (per cent) on dev that threshold decoding may lose.
+        max_wer_increase: per cent, absolute, by which the WER of threshold decoding may exceed
+            greedy's on speech like dev's, at 95 % confidence. At 0 hardly any tau can be shown to
+            be safe.
         normalizer: "english" (Whisper's), "basic" (Whisper's for other languages) or "none".
         strategies: rows of the table, by their names in `mtp_jax.decoding.registry`.
         draft_width: tokens that a call is wide, one certain, where drafts are read off a text: what
@@ -352,7 +354,7 @@ class Evaluation:
 
     batch_sizes: tuple[int, ...] = (1, 16)
     taus: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
-    max_wer_increase: float = 0.0
+    max_wer_increase: float = 0.5
     normalizer: str = "english"
     strategies: tuple[str, ...] = ("ctc", "greedy", "threshold", "verify", "verify_ctc")
     draft_width: int = 16

@@ -25,6 +25,7 @@ import soundfile
 import soxr
 
 from mtp_jax import interrupts
+from mtp_jax.audio.waveform import to_int16
 from mtp_jax.data import espeak, grammar
 
 SAMPLE_RATE = 16_000
@@ -98,7 +99,7 @@ def utterance(text: str, seed: int, split: str, index: int, noisy: bool = False)
     if noisy:
         place = [seed, grammar.SPLITS.index(split), index]
         wave = degraded(wave, np.random.default_rng([*place, 1]))
-    wave = np.round(wave * 2**15).astype(np.int16)
+    wave = to_int16(wave * 2**15)
     wave += draw.integers(-2, 3, size=len(wave), dtype=np.int16)  # a recording is never all zeros
 
     heard = {first: sample / espeak.SAMPLE_RATE + before for first, sample in speech.words}

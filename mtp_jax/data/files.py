@@ -76,9 +76,9 @@ def file_source(
 def _seconds(recording: Recording) -> float | Problem:
     """Length of the utterance by the file itself, or what is wrong with the file."""
     if not recording.path.is_file():
-        return Problem(recording.id, "missing file", str(recording.path))
+        return Problem(recording.id, "missing file", str(recording.path), recording.text)
     try:
         seconds = max(audio_seconds(recording.path) - recording.offset, 0.0)
     except AudioError as error:
-        return Problem(recording.id, "unreadable audio", str(error))
+        return Problem(recording.id, "unreadable audio", str(error), recording.text)
     return seconds if recording.duration is None else min(seconds, recording.duration)

@@ -274,12 +274,12 @@ def _record(recording: Recording, sample_rate: int) -> tuple[Utterance, bytes] |
     if not recording.text.strip():
         return Problem(recording.id, "no text")
     if not recording.path.is_file():
-        return Problem(recording.id, "missing file", str(recording.path))
+        return Problem(recording.id, "missing file", str(recording.path), recording.text)
     r = recording
     try:
         audio = read_audio(r.path, sample_rate, r.offset, r.duration, warn=refuse)
     except AudioError as error:
-        return Problem(r.id, "unreadable audio", str(error))
+        return Problem(r.id, "unreadable audio", str(error), r.text)
     file = io.BytesIO()
     soundfile.write(file, audio, sample_rate, format="FLAC", subtype="PCM_16")
     seconds = len(audio) / sample_rate

@@ -123,23 +123,16 @@ def eval_batches(
     tokenizer: Tokenizer,
     config: Config,
     batch_size: int,
-    *,
-    share: Share = WHOLE,
 ) -> grain.IterDataset[Batch]:
     """Batches that hold every utterance of `source` once, shortest first, as they were recorded.
 
-    All have `batch_size` rows (over all processes); the last is padded with filler rows. Texts
-    of any length are taken.
+    All have `batch_size` rows, which every process reads whole; the last is padded with filler
+    rows. Texts of any length are taken.
 
     Args:
-        source, tokenizer, config, share: as in `train_batches`.
+        source, tokenizer, config: as in `train_batches`.
         batch_size: B.
-
-    Raises:
-        DataError: `batch_size` cannot be shared out.
     """
-    if batch_size % share.of:
-        raise DataError(f"batch size {batch_size} must be a multiple of {share.of}")
     data, rate = config.data, config.front_end.sample_rate
     every = np.arange(len(source.utterances))
     plan = evaluation_plan(
@@ -150,7 +143,7 @@ def eval_batches(
     )
     report = Report(source.title, len(every), source.problems)
     load = _Loader(source, tokenizer, every, report)
-    dataset = grain.MapDataset.source(plan).map(lambda rows: load(rows.take(share)))
+    dataset = grain.MapDataset.source(plan).map(load)
     return dataset.to_iter_dataset(_reading(data))
 
 
@@ -199,9 +192,9 @@ class _Loader:
                     audio = change_speed(self._source.waveform(index), speed)
                     samples = len(audio)
             except AudioError as error:
-                name = self._source.utterances[index].id
-                if self._report.add(Problem(name, "unreadable audio", str(error))):
-                    log.warning("%s is skipped: %s", name, error)
+                lost = self._source.utterances[index]
+                if self._report.add(Problem(lost.id, "unreadable audio", str(error), lost.text)):
+                    log.warning("%s is skipped: %s", lost.id, error)
                 continue
             # A header may promise less than the file holds: T is the limit.
             audio, samples = audio[: batch.audio.shape[1]], min(samples, shape.samples)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mtp_jax.data.views import View
+
 
 class DataError(ValueError):
     """Data that cannot be used at all; the message names the culprit and a remedy."""
@@ -44,11 +46,13 @@ class Problem:
         id: of the item, or ``line 7`` where it has no name.
         reason: one of few, such as "too long"; they are counted.
         detail: what a reader needs to put it right.
+        text: what is said in it, where that is known.
     """
 
     id: str
     reason: str
     detail: str = ""
+    text: str = ""
 
 
 class Report:
@@ -146,6 +150,21 @@ class Source:
     waveform: Callable[[int], np.ndarray]
     digest: Callable[[int], str] | None = None
     features: Features | None = None
+
+    def subset(self, kept: Sequence[int], problems: Iterable[Problem] = ()) -> Source:
+        """The utterances at these places, with `problems` behind those that there are."""
+        places, features = np.asarray(kept, int), self.features
+        if features is not None:
+            read = features.read
+            features = dataclasses.replace(features, read=lambda i, speed: read(places[i], speed))
+        return dataclasses.replace(
+            self,
+            utterances=View(len(places), lambda i: self.utterances[int(places[i])]),
+            problems=[*self.problems, *problems],
+            waveform=lambda i: self.waveform(int(places[i])),
+            digest=lambda i: self.audio_digest(int(places[i])),
+            features=features,
+        )
 
     def audio_digest(self, i: int) -> str:
         """Changes with the audio of ``utterances[i]``, or with the rate it is read at."""

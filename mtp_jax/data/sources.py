@@ -26,7 +26,9 @@ _DATASET = re.compile(r"(embedded(?:/([^:/]+))?|tfds:([^:]+)):(.+)")
 MIN_SECONDS = 0.1  # less holds no word; ten feature frames
 
 
-def open_source(spec: str, data: Data, sample_rate: int) -> Source:
+def open_source(
+    spec: str, data: Data, sample_rate: int, max_seconds: float | None = None
+) -> Source:
     """Opens what `spec` names, less the utterances that cannot be used.
 
     Args:
@@ -34,9 +36,9 @@ def open_source(spec: str, data: Data, sample_rate: int) -> Source:
             ``embedded/tiny:SPLIT`` for tests),
             ``tfds:NAME[/CONFIG]:SPLIT``, a manifest, a LibriSpeech directory, a folder that
             `mtp_jax.pack` made, or several of these joined by ``+``.
-        data: says where things are cached, how many threads may read, and how long an utterance
-            may be.
+        data: says where things are cached, and how many threads may read.
         sample_rate: Hz of the waveforms.
+        max_seconds: that an utterance may be long; by default those of the longest bucket.
 
     Raises:
         DataError: there is no such source, or nothing in it can be used.
@@ -47,7 +49,7 @@ def open_source(spec: str, data: Data, sample_rate: int) -> Source:
         given = whole.utterances
         alike = View(len(given), lambda i: dataclasses.replace(given[i], text=plain(given[i].text)))
         whole = dataclasses.replace(whole, utterances=alike)
-    usable = _usable(whole, data.bucket_seconds[-1])
+    usable = _usable(whole, data.bucket_seconds[-1] if max_seconds is None else max_seconds)
     if not usable.utterances:
         skipped = Report(spec, 0, usable.problems).skipped()
         raise DataError(f"source {spec!r} has no utterance that can be used; skipped: {skipped}")
@@ -141,24 +143,15 @@ def _usable(source: Source, max_seconds: float) -> Source:
         if not utterance.text.strip():
             return Problem(utterance.id, "no text")
         if seconds <= 0:
-            return Problem(utterance.id, "empty audio")
+            return Problem(utterance.id, "empty audio", text=utterance.text)
         if seconds < MIN_SECONDS:
-            return Problem(utterance.id, "too short", f"{seconds:.3f} s, less than {MIN_SECONDS}")
+            detail = f"{seconds:.3f} s, less than {MIN_SECONDS}"
+            return Problem(utterance.id, "too short", detail, utterance.text)
         if seconds > max_seconds:
-            return Problem(
-                utterance.id,
-                "too long",
-                f"{seconds:.2f} s, more than the {max_seconds:g} of config.data.bucket_seconds",
-            )
+            detail = f"{seconds:.2f} s, more than the {max_seconds:g} of config.data.bucket_seconds"
+            return Problem(utterance.id, "too long", detail, utterance.text)
         return None
 
     found = [problem(utterance) for utterance in source.utterances]
-    kept = np.flatnonzero([reason is None for reason in found])
-    return Source(
-        source.name,
-        source.split,
-        View(len(kept), lambda i: source.utterances[int(kept[i])]),
-        [*source.problems, *(reason for reason in found if reason is not None)],
-        lambda i: source.waveform(int(kept[i])),
-        lambda i: source.audio_digest(int(kept[i])),
-    )
+    kept = [i for i, reason in enumerate(found) if reason is None]
+    return source.subset(kept, (reason for reason in found if reason is not None))

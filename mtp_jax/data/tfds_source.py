@@ -145,7 +145,12 @@ class _Decoder:
         try:
             seconds = self._seconds(example[self._audio])
         except AudioError as error:
-            return {"id": utterance_id, "reason": "unreadable audio", "detail": str(error)}
+            return {
+                "id": utterance_id,
+                "reason": "unreadable audio",
+                "detail": str(error),
+                "text": _string(example[self._text]),
+            }
         return {
             "id": utterance_id,
             "text": _string(example[self._text]),

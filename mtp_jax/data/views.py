@@ -1,17 +1,17 @@
-"""Sequences of utterances made of others, none of which is made before it is asked for."""
+"""Sequences whose items are made when they are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from mtp_jax.data.source import Utterance
+Item = TypeVar("Item")
 
 
-class View(Sequence[Utterance]):
-    """`count` utterances, of which ``get(i)`` is one."""
+class View(Sequence[Item]):
+    """`count` items, of which ``get(i)`` is one."""
 
-    def __init__(self, count: int, get: Callable[[int], Utterance]) -> None:
+    def __init__(self, count: int, get: Callable[[int], Item]) -> None:
         self._count, self._get = count, get
 
     def __len__(self) -> int:

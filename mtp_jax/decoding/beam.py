@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.interface import Decoded, DecoderFunctions, NBest
+from mtp_jax.decoding.interface import Decoded, DecoderFunctions, NBest, best_of
 from mtp_jax.decoding.text import length_normalized
 from mtp_jax.models.kv_cache import KVCache
 
@@ -75,18 +75,8 @@ class BeamSearch:
         end = jax.lax.while_loop(unfinished, step, start)
         order = jnp.argsort(-end.beam.rank(self.length_power), axis=1, stable=True)
         best = end.beam.gather(order)
-        none = jnp.zeros((rows, model.heads - 1), jnp.int32)
-        return Decoded(
-            tokens=best.tokens[:, 0],
-            log_probs=best.log_probs[:, 0],
-            length=best.length[:, 0],
-            calls=end.calls,
-            proposed=none,
-            accepted=none,
-            loop_steps=end.steps,
-            call=best.call[:, 0],
-            nbest=NBest(best.tokens, best.length, best.log_probs, best.real),
-        )
+        nbest = NBest(best.tokens, best.length, best.log_probs, best.real)
+        return best_of(nbest, best.call, end.calls, end.steps, model.heads)
 
     def _extended(self, state: _State, predicted: jax.Array, eos: int) -> _State:
         """With the best K of all continuations, by head 1's log-probabilities [B, K, V]."""

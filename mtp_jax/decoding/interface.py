@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.decoding.edit_distance import DraftText
@@ -102,6 +103,31 @@ class Decoded:
     loop_steps: jax.Array
     call: jax.Array
     nbest: NBest | None = None
+
+
+def best_of(
+    nbest: NBest, call: jax.Array, calls: jax.Array, steps: jax.Array, heads: int
+) -> Decoded:
+    """What a search returns: its n-best list, and the first of it as the text.
+
+    Args:
+        nbest: the hypotheses, the best first.
+        call: int32[B, K, L], the call that emitted each of their tokens.
+        calls: int32[B] decoder calls; `steps`: int32[], of the loop.
+        heads: M; no draft of theirs is counted.
+    """
+    none = jnp.zeros((len(calls), heads - 1), jnp.int32)
+    return Decoded(
+        tokens=nbest.tokens[:, 0],
+        log_probs=nbest.log_probs[:, 0],
+        length=nbest.length[:, 0],
+        calls=calls,
+        proposed=none,
+        accepted=none,
+        loop_steps=steps,
+        call=call[:, 0],
+        nbest=nbest,
+    )
 
 
 class Strategy(Protocol):

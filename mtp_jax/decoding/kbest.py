@@ -12,7 +12,7 @@ from flax import struct
 
 from mtp_jax.decoding.drafts import draft_source, text_drafts
 from mtp_jax.decoding.edit_distance import DraftText
-from mtp_jax.decoding.interface import Decoded, DecoderFunctions, NBest
+from mtp_jax.decoding.interface import Decoded, DecoderFunctions, NBest, best_of
 from mtp_jax.decoding.text import Emitted, length_normalized, most_likely
 from mtp_jax.decoding.verify_loop import Alternatives, Verification, verify_loop
 from mtp_jax.models.kv_cache import KVCache
@@ -72,18 +72,8 @@ class PrefixBeam:
             )
         order = jnp.argsort(-self._rank(state.hypotheses), axis=1, stable=True)
         best = state.hypotheses.gather(order)
-        no_drafts = jnp.zeros((len(active), model.heads - 1), jnp.int32)
-        return Decoded(
-            tokens=best.tokens[:, 0],
-            log_probs=best.log_probs[:, 0],
-            length=best.length[:, 0],
-            calls=state.calls,
-            proposed=no_drafts,
-            accepted=no_drafts,
-            loop_steps=state.steps,
-            call=best.call[:, 0],
-            nbest=NBest(best.tokens, best.length, best.log_probs, best.real),
-        )
+        nbest = NBest(best.tokens, best.length, best.log_probs, best.real)
+        return best_of(nbest, best.call, state.calls, state.steps, model.heads)
 
     def _greedy(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> _State:
         """The state before the first round: greedy's text alone."""

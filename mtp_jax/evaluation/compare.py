@@ -1,88 +1,21 @@
-"""The comparison of strategies: choose tau on dev, run every strategy on test, one row each."""
+"""The comparison of strategies: every strategy run on a data set, one row each."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from mtp_jax.config import Evaluation
-from mtp_jax.data import Batch, Source, eval_batches
-from mtp_jax.decoding import Greedy, Threshold, registry
-from mtp_jax.evaluation.metrics import character_errors, word_errors
-from mtp_jax.evaluation.outcome import Outcome, decode_source
+from mtp_jax.decoding import Greedy, registry
+from mtp_jax.evaluation.metrics import ErrorRate, character_errors, word_errors
+from mtp_jax.evaluation.outcome import Outcome
+from mtp_jax.evaluation.task import Task
 from mtp_jax.inference.runner import Runner
 
 Row = dict[str, Any]
-
-NO_TAU = 2.0  # above 1 nothing is sure enough: greedy
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A data set to decode, in batches of any size.
-
-    Attributes:
-        source: the utterances.
-        batches: makes its batches, given a batch size.
-    """
-
-    source: Source
-    batches: Callable[[int], Iterator[Batch]]
-
-    @classmethod
-    def of(cls, source: Source, runner: Runner) -> Task:
-        """The whole of `source`."""
-        config, tokenizer = runner.model.config, runner.tokenizer
-        return cls(source, lambda size: eval_batches(source, tokenizer, config, size))
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """How tau was chosen.
-
-    Attributes:
-        tau: the choice.
-        sweep: a row for each tau tried, on dev.
-        greedy_wer: per cent, on dev.
-        max_wer_increase: per cent, that was allowed.
-    """
-
-    tau: float
-    sweep: tuple[Row, ...]
-    greedy_wer: float
-    max_wer_increase: float
-
-
-def choose_tau(
-    runner: Runner, dev: Task, taus: Sequence[float], max_wer_increase: float, size: int
-) -> Choice:
-    """The tau with the fewest decoder calls whose dev WER is within `max_wer_increase` of greedy's.
-
-    Args:
-        runner: the model.
-        dev: the data to choose on.
-        taus: to try.
-        max_wer_increase: per cent, absolute.
-        size: batch size.
-
-    Returns:
-        The choice; tau is `NO_TAU` if none is good enough.
-    """
-    normalize = runner.model.config.evaluation.normalizer
-    greedy = decode_source(runner, dev.source, dev.batches(size), Greedy())
-    rows = [
-        row("threshold", {"tau": tau}, outcome, greedy, normalize)
-        for tau in sorted(taus)
-        for outcome in [decode_source(runner, dev.source, dev.batches(size), Threshold(tau))]
-    ]
-    wer = word_error_rate(greedy, normalize)
-    good = [r for r in rows if r["wer"] <= wer + max_wer_increase + 1e-9]
-    best = min(good, key=lambda r: r["decoder_calls"], default={"options": {"tau": NO_TAU}})
-    return Choice(best["options"]["tau"], tuple(rows), wer, max_wer_increase)
 
 
 def options_of(options: Evaluation, heads: int, tau: float) -> registry.Options:
@@ -140,15 +73,14 @@ def compare(
 
         def at_width(width: int, size: int = size, greedy: dict[int, Outcome] = greedy) -> Outcome:
             if width not in greedy:
-                batches = test.batches(size)
-                greedy[width] = decode_source(runner, test.source, batches, Greedy(width))
+                greedy[width] = test.decode(runner, Greedy(width), size)
             return greedy[width]
 
         for entry, variant in chosen:
             if isinstance(variant.strategy, Greedy):
                 outcome = at_width(variant.width)
             else:
-                outcome = decode_source(runner, test.source, test.batches(size), variant.strategy)
+                outcome = test.decode(runner, variant.strategy, size)
             like = at_width(1 if entry.name == "greedy" else variant.width)
             made = row(entry.name, variant.shown, outcome, at_width(1), options.normalizer)
             made["identical_to_greedy"] = identical(outcome, like) if entry.calls_decoder else None
@@ -169,8 +101,7 @@ def row(
     name: str, options: Mapping[str, Any], outcome: Outcome, greedy: Outcome, normalize: str
 ) -> Row:
     """One row of the table, from what a strategy and greedy (one token wide) made of the data."""
-    references = [h.reference for h in outcome.hypotheses]
-    texts = [h.text for h in outcome.hypotheses]
+    references, texts = outcome.references, outcome.texts
     words = word_errors(references, texts, normalize)
     tested, passed = outcome.proposed, outcome.accepted
     speculative = bool(tested.sum())
@@ -209,28 +140,37 @@ def identical(outcome: Outcome, greedy: Outcome) -> float:
 def differences(
     runner: Runner, task: Task, outcome: Outcome, greedy: Outcome
 ) -> list[dict[str, Any]]:
-    """Where outputs that should be equal are not: utterance, position, and top-2 gap there."""
+    """Where outputs that should be equal are not: utterance, position, and top-2 gap there.
+
+    Of recordings that were decoded in chunks the gap is not known.
+    """
     pairs = zip(outcome.hypotheses, greedy.hypotheses, strict=True)
     unequal = {ours.id: (ours.tokens, theirs.tokens) for ours, theirs in pairs}
     unequal = {k: (a, b) for k, (a, b) in unequal.items() if a != b}
-    found = []
+    agreed = {key: _agreed(*tokens) for key, tokens in unequal.items()}
+    gaps: dict[str, float | None] = {}
     for batch in task.batches(1) if unequal else ():
         if batch.index[0] < 0:  # its audio cannot be read
             continue
         key = task.source.utterances[int(batch.index[0])].id
-        if key in unequal:
-            same = itertools.takewhile(lambda ab: ab[0] == ab[1], zip(*unequal[key], strict=False))
-            agreed = tuple(a for a, _ in same)
-            gap = runner.top2_gap(batch, 0, agreed)
-            found.append({"id": key, "position": len(agreed), "top2_gap": gap})
-    return found
+        if key in agreed:
+            gaps[key] = runner.top2_gap(batch, 0, agreed[key])
+    in_chunks = [u.id for u in (task.long.utterances if task.long else ()) if u.id in agreed]
+    return [
+        {"id": key, "position": len(agreed[key]), "top2_gap": gaps.get(key)}
+        for key in (*gaps, *in_chunks)
+    ]
 
 
-def word_error_rate(outcome: Outcome, normalize: str) -> float:
-    """WER, per cent."""
-    references = [h.reference for h in outcome.hypotheses]
-    texts = [h.text for h in outcome.hypotheses]
-    return word_errors(references, texts, normalize).percent
+def _agreed(ours: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...]:
+    """The tokens with which both begin."""
+    pairs = zip(ours, theirs, strict=False)
+    return tuple(a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
+
+
+def outcome_errors(outcome: Outcome, normalize: str) -> ErrorRate:
+    """Word errors of each utterance, also of those that are missing."""
+    return word_errors(outcome.references, outcome.texts, normalize)
 
 
 def oracle_word_error_rates(outcome: Outcome, normalize: str) -> dict[str, float] | None:
@@ -239,8 +179,9 @@ def oracle_word_error_rates(outcome: Outcome, normalize: str) -> dict[str, float
     if not beams:
         return None
     sizes = [2**i for i in range(beams.bit_length()) if 2**i < beams] + [beams]
-    lists = [[a.text for a in h.nbest] for h in outcome.hypotheses]
-    references = [h.reference for h in outcome.hypotheses]
+    lists = [[a.text for a in h.nbest] or [h.text] for h in outcome.hypotheses]
+    lists += [[""] for _ in outcome.missing]
+    references = outcome.references
     # Of a shorter list the last hypothesis stands in for those that lack: it changes no minimum.
     by_place = [
         word_errors(references, [texts[min(i, len(texts) - 1)] for texts in lists], normalize)

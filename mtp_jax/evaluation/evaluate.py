@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import pathlib
 from typing import Any
 
@@ -11,11 +12,20 @@ import jax
 
 from mtp_jax.checkpoints.workdir import Workdir, commit, write_json
 from mtp_jax.config import Config, Evaluation
-from mtp_jax.data import open_source
+from mtp_jax.data import Problem, Report, open_source
 from mtp_jax.distributed import multihost
-from mtp_jax.evaluation.compare import Task, choose_tau, compare, needs_tau
+from mtp_jax.evaluation.compare import compare, needs_tau
 from mtp_jax.evaluation.metrics import word_errors
-from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
+from mtp_jax.evaluation.report import (
+    beam_table,
+    coverage,
+    draw,
+    table,
+    write_hypotheses,
+    write_nbest,
+)
+from mtp_jax.evaluation.task import Task
+from mtp_jax.evaluation.tau import CONFIDENCE, choose_tau
 from mtp_jax.inference.encoder_cache import with_encoder_cache
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.params import count
@@ -34,7 +44,8 @@ def tune(
 
     Args:
         runner: the model; `workdir`: its folder.
-        max_wer_increase: absolute WER, per cent, that threshold decoding may lose.
+        max_wer_increase: per cent, absolute, by which threshold decoding's WER may exceed greedy's
+            on speech like dev's, at a confidence of `tau.CONFIDENCE`.
         options: what will be compared; the config's by default.
         folder: of ``tau.json``; the workdir by default, which makes it the model's own.
 
@@ -51,17 +62,26 @@ def tune(
     kept = {
         "tau": choice.tau,
         "max_wer_increase": max_wer_increase,
+        "confidence": CONFIDENCE,
         "greedy_wer": choice.greedy_wer,
         "rows": list(choice.sweep),
     }
     if multihost.is_process_zero():
         write_json((folder or workdir.path) / workdir.tau.name, kept)
-    log.info(
-        "tau %g: the fewest calls on dev at a WER of at most %.2f %% + %.2f %%",
-        choice.tau,
-        choice.greedy_wer,
-        max_wer_increase,
-    )
+    if choice.is_safe:
+        log.info(
+            "tau %g: the fewest calls whose WER is at most greedy's (%.2f %% on dev) + %.2f %%, at"
+            " %.0f %% confidence",
+            *(choice.tau, choice.greedy_wer, max_wer_increase, 100 * CONFIDENCE),
+        )
+    else:
+        log.warning(
+            "no tau is safe: the %d utterances of dev cannot show at %.0f %% confidence that the"
+            " WER rises by at most %.2f %% (at best %.2f %%), so threshold decodes as greedy does:"
+            " use verify, or a larger dev set or --max_wer_increase",
+            *(len(dev.utterances), 100 * CONFIDENCE, max_wer_increase),
+            min((row["wer_increase_limit"] for row in choice.sweep), default=float("inf")),
+        )
     return choice.tau
 
 
@@ -72,6 +92,7 @@ def evaluate(
     tau: float,
     output: pathlib.Path,
     options: Evaluation | None = None,
+    count_left_out: bool = True,
 ) -> dict[str, Any]:
     """Compares strategies on `data`, prints the table and writes the rest.
 
@@ -82,21 +103,27 @@ def evaluate(
         tau: of threshold decoding.
         output: folder of ``results.json``, pictures, hypotheses and n-best lists.
         options: what is compared; the config's by default.
+        count_left_out: whether words of what cannot be decoded count as deleted.
 
     Returns:
         What ``results.json`` holds.
     """
     config = runner.model.config
-    source = open_source(data, config.data, config.front_end.sample_rate)
+    source = open_source(data, config.data, config.front_end.sample_rate, math.inf)
     options = options or config.evaluation
-    rows, outcomes = compare(runner, Task.of(source, runner), tau, options)
-    decoded = {h.id for outcome in outcomes.values() for h in outcome.hypotheses}
-    utterances = [u for u in source.utterances if u.id in decoded]
-    unreadable = [u.id for u in source.utterances if u.id not in decoded]
-    if unreadable:
-        log.warning("left out, as their audio cannot be read: %s", ", ".join(unreadable))
-    references = [u.text for u in utterances]
-    words = word_errors(references, references, config.evaluation.normalizer)
+    task = Task.of(source, runner, count_left_out)
+    rows, outcomes = compare(runner, task, tau, options)
+    decoded = next(iter(outcomes.values()))
+    left_out = task.left_out(decoded)
+    if left_out:
+        log.warning("left out: %s", "; ".join(map(_described, left_out)))
+    ids = {h.id for h in decoded.hypotheses}
+    utterances = [u for u in task.utterances if u.id in ids]
+    long = {u.id for u in task.long.utterances} if task.long else set()
+
+    def words(texts: list[str]) -> int:
+        return sum(word_errors(texts, texts, config.evaluation.normalizer).units)
+
     results = {
         "commit": commit(),
         "config": dataclasses.asdict(config),
@@ -110,9 +137,13 @@ def evaluate(
             "name": source.name,
             "split": source.split,
             "utterances": len(utterances),
-            "words": sum(words.units),
+            "words": words(decoded.references),
             "audio_seconds": sum(u.seconds for u in utterances),
-            "skipped": len(source.problems) + len(unreadable),
+            "in_chunks": len(long & ids),
+            "left_out": Report(source.title, len(utterances), left_out).counts(),
+            "left_out_words": words([p.text for p in left_out]),
+            "left_out_count_as_deleted": count_left_out,
+            "skipped": len(left_out),
         },
         "rows": rows,
         "tau_sweep": Workdir(output).read_tau() or workdir.read_tau(),
@@ -128,6 +159,10 @@ def evaluate(
     return results
 
 
+def _described(problem: Problem) -> str:
+    return f"{problem.id} ({problem.reason}{problem.detail and ': ' + problem.detail})"
+
+
 def _device(mesh: jax.sharding.Mesh) -> str:
     kinds = {device.device_kind for device in mesh.devices.flat}
     return f"{mesh.size} x {', '.join(sorted(kinds))}"
@@ -141,6 +176,8 @@ def _print(results: dict[str, Any], config: Config, files: list[pathlib.Path]) -
         f" M = {config.heads.count} {config.heads.kind} heads; {results['device']}\n"
     )
     print(table(results["rows"], d["utterances"]))
+    for line in coverage(d):
+        print(line)
     if beams := beam_table(results["rows"], d["utterances"]):
         print(f"\n{beams}")
     print(

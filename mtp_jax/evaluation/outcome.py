@@ -57,7 +57,7 @@ class Outcome:
     """The output of one strategy for a data set at one batch size.
 
     Attributes:
-        hypotheses: in the order of the source.
+        hypotheses: in the order of the source; of recordings decoded in chunks at the end.
         proposed, accepted: int[M - 1] drafts of heads 2..M that were tested, and that were
             accepted; where drafts are read off a text and a call is S wide, int[S - 1].
         loop_steps: forward passes of the decoder over whole batches.
@@ -66,6 +66,7 @@ class Outcome:
         wall_seconds: spent on it, reading of audio and compilation apart.
         compile_seconds: spent compiling.
         batch_size: rows per batch.
+        missing: texts of what was not decoded and counts as deleted.
     """
 
     hypotheses: tuple[Hypothesis, ...]
@@ -77,6 +78,17 @@ class Outcome:
     wall_seconds: float
     compile_seconds: float
     batch_size: int
+    missing: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> list[str]:
+        """What was said, also in what is missing."""
+        return [*(h.reference for h in self.hypotheses), *self.missing]
+
+    @property
+    def texts(self) -> list[str]:
+        """What was recognised of each of `references`."""
+        return [*(h.text for h in self.hypotheses), *("" for _ in self.missing)]
 
     @property
     def calls(self) -> int:
@@ -87,6 +99,16 @@ class Outcome:
     def tokens(self) -> int:
         """Tokens, EOS included, summed over utterances."""
         return sum(len(h.tokens) for h in self.hypotheses)
+
+    def followed_by(self, other: Outcome) -> Outcome:
+        """Both, of one strategy."""
+        summed = (
+            *("hypotheses", "missing", "proposed", "accepted", "loop_steps", "at_length_limit"),
+            *("audio_seconds", "wall_seconds", "compile_seconds"),
+        )
+        return dataclasses.replace(
+            self, **{name: getattr(self, name) + getattr(other, name) for name in summed}
+        )
 
 
 def decode_source(

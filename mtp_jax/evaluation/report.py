@@ -52,6 +52,28 @@ def table(rows: list[Row], utterances: int) -> str:
     return _markdown(lines)
 
 
+def coverage(dataset: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table must know of the data: chunks, and what was left out and why.
+
+    Args:
+        dataset: as in ``results.json``.
+    """
+    lines = []
+    if dataset["in_chunks"]:
+        lines.append(
+            f"{dataset['in_chunks']} of them are longer than the longest bucket, and were decoded"
+            " in chunks; their calls and tokens are sums."
+        )
+    if dataset["left_out"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dataset["left_out"].items())
+        counted = "" if dataset["left_out_count_as_deleted"] else "do not "
+        lines.append(
+            f"Left out: {dataset['skipped']} ({reasons}); their {dataset['left_out_words']} words,"
+            f" as far as they are known, {counted}count as deleted."
+        )
+    return lines
+
+
 def _markdown(lines: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
@@ -183,12 +205,8 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
     axes.set_xlabel("times fewer decoder calls than greedy")
     axes.set_ylabel("word error rate, %")
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
     written.append(folder / "wer_against_calls.png")
-    with written[-1].open("wb") as file:  # which may lie in a bucket
-        figure.savefig(file, dpi=150)
+    _save(figure, axes, written[-1])
     plt.close(figure)
 
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
@@ -202,11 +220,16 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
     axes.set_xlabel("head")
     axes.set_ylabel("drafts accepted, %")
     axes.set_ylim(0, 102)
+    written.append(folder / "acceptance_by_head.png")
+    _save(figure, axes, written[-1])
+    plt.close(figure)
+    return written
+
+
+def _save(figure: Any, axes: Any, path: pathlib.Path) -> None:
+    """Writes a picture, with grid and legend."""
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
-    written.append(folder / "acceptance_by_head.png")
-    with written[-1].open("wb") as file:  # which may lie in a bucket
+    with path.open("wb") as file:  # which may lie in a bucket
         figure.savefig(file, dpi=150)
-    plt.close(figure)
-    return written

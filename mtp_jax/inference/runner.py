@@ -30,6 +30,9 @@ class Runner:
         tokenizer: turns tokens into text.
         mesh: the devices. A batch that they divide is split over them.
         imported: paths of the parameters that are just as ``config.pretrained`` has them.
+
+    Attributes:
+        compile_seconds: spent compiling so far.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Runner:
         self._params: Any = params
         self._layout: Any = None
         self.imported = frozenset(imported)
+        self.compile_seconds = 0.0
         self._programs: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
@@ -86,7 +90,9 @@ class Runner:
                     *(self._laid_out, self.place(batch), strategy),
                 )
             self._programs[key] = lowered.compile()
-        return time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.compile_seconds += seconds
+        return seconds
 
     def is_compiled(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> bool:
         """Whether `run` has nothing to compile for such a batch."""

@@ -12,7 +12,18 @@ from mtp_jax.tokenizer.whisper import WhisperTokenizer
 
 
 def make_model(config: Config, tokenizer: Tokenizer) -> Recogniser:
-    """The model that `config` describes, for the vocabulary of `tokenizer`.
+    """The model that `config` describes, for the vocabulary of `tokenizer`; raises as that does."""
+    return build(config, vocabulary_of(config, tokenizer))
+
+
+def build(config: Config, vocabulary: Vocabulary) -> Recogniser:
+    """The model that `config` describes, of the kind that its decoder makes it."""
+    kind = WhisperRecogniser if config.whisper_decoder.present else SpeechLlama
+    return kind(config, vocabulary)
+
+
+def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
+    """What the model that `config` describes must know of `tokenizer`.
 
     Raises:
         TokenizerError: `config` wants CTC's labels made into tokens of a kind that cannot be.
@@ -29,7 +40,7 @@ def make_model(config: Config, tokenizer: Tokenizer) -> Recogniser:
                 "config.adaptor.retokenized needs a decoder with a byte-level BPE (LLaMA 3, SmolLM)"
                 " and CTC labels of their own: set it to False"
             )
-    vocabulary = Vocabulary(
+    return Vocabulary(
         size=tokenizer.vocab_size,
         bos=tokenizer.bos,
         eos=tokenizer.eos,
@@ -39,10 +50,3 @@ def make_model(config: Config, tokenizer: Tokenizer) -> Recogniser:
         merges=merges,
         whisper=tokenizer.special if isinstance(tokenizer, WhisperTokenizer) else None,
     )
-    return build(config, vocabulary)
-
-
-def build(config: Config, vocabulary: Vocabulary) -> Recogniser:
-    """The model that `config` describes, of the kind that its decoder makes it."""
-    kind = WhisperRecogniser if config.whisper_decoder.present else SpeechLlama
-    return kind(config, vocabulary)

@@ -22,7 +22,6 @@ class Chip:
         link_bandwidth: bytes a second of one link of the interconnect, one way.
         dimensions: of the torus.
         wraps: chips along an axis at multiples of which its ends are joined.
-        matrix_unit: operations a cycle at peak, which with `flops` makes the clock.
     """
 
     name: str
@@ -32,25 +31,18 @@ class Chip:
     link_bandwidth: float
     dimensions: int
     wraps: int
-    matrix_unit: int
-
-    @property
-    def clock(self) -> float:
-        """Cycles a second."""
-        return self.flops / self.matrix_unit
 
 
 # The pages give the bandwidth of all links of a chip, both ways: it is shared out over two
 # directions and two links for each dimension. v5e and v6e have their ends joined along axes of 16
-# chips, v5p in slices made of whole cubes of 4 x 4 x 4. A v5e or v5p core has 4 matrix units of
-# 128 x 128 (v5p has 2 cores), a v6e chip 2 of 256 x 256 of twice the clock's rate of issue.
+# chips, v5p in slices made of whole cubes of 4 x 4 x 4.
 CHIPS = {
     # https://cloud.google.com/tpu/docs/v5e: 197 TFLOPs, 16 GB, 819 GBps, ICI 400 GBps
-    "v5e": Chip("v5e", 197e12, 16e9, 819e9, 400e9 / 2 / 4, 2, 16, 2 * 4 * 128 * 128),
+    "v5e": Chip("v5e", 197e12, 16e9, 819e9, 400e9 / 2 / 4, 2, 16),
     # https://cloud.google.com/tpu/docs/v5p: 459 TFLOPs, 95 GiB, 2765 GBps, ICI 1200 GBps
-    "v5p": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 1200e9 / 2 / 6, 3, 4, 2 * 8 * 128 * 128),
+    "v5p": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 1200e9 / 2 / 6, 3, 4),
     # https://cloud.google.com/tpu/docs/v6e: 918 TFLOPs, 32 GB, 1640 GBps, ICI 800 GBps
-    "v6e": Chip("v6e", 918e12, 32e9, 1640e9, 800e9 / 2 / 4, 2, 16, 2 * 4 * 256 * 256),
+    "v6e": Chip("v6e", 918e12, 32e9, 1640e9, 800e9 / 2 / 4, 2, 16),
 }
 
 

@@ -20,8 +20,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mtp_jax import interrupts
 from mtp_jax.config import Config, from_config_dict
+from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.tokenizer.merges import Merges
 
 # These only read what the compiler made.
 _READERS = (
@@ -52,7 +56,7 @@ class Task:
 
     Attributes:
         config: of the run, its mesh included.
-        vocabulary: V; `labels` of the encoder's CTC, 0 if they are the decoder's tokens.
+        vocabulary: the tokenizer's, its prompt and merges included: they decide shapes too.
         topology: as in ``v5e:4x4``.
         program: "train", a strategy, or "call" for one decoder call.
         rows, seconds, tokens: of the batch (see `programs.Load`).
@@ -61,8 +65,7 @@ class Task:
     """
 
     config: Config
-    vocabulary: int
-    labels: int
+    vocabulary: Vocabulary
     topology: str
     program: str
     rows: int
@@ -74,13 +77,25 @@ class Task:
 
     def to_json(self) -> str:
         """As `from_json` reads it."""
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(dataclasses.asdict(self), default=np.ndarray.tolist)
 
     @classmethod
     def from_json(cls, text: str) -> Task:
         """The inverse of `to_json`."""
         values: dict[str, Any] = json.loads(text)
-        return cls(**values | {"config": from_config_dict(values["config"])})
+        config, vocabulary = from_config_dict(values["config"]), values["vocabulary"]
+        return cls(**values | {"config": config, "vocabulary": _vocabulary(vocabulary)})
+
+
+def _vocabulary(values: dict[str, Any]) -> Vocabulary:
+    """The inverse of `dataclasses.asdict`, after JSON."""
+    prompt = {name: tuple(values[name]) for name in ("prompt_before", "prompt_after")}
+    merges = values["merges"]
+    if merges is not None:
+        space = merges.pop("space")
+        arrays = {name: np.array(numbers, np.int32) for name, numbers in merges.items()}
+        merges = Merges(**arrays, space=space)
+    return Vocabulary(**values | prompt | {"merges": merges})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -167,8 +167,7 @@ class Planner:
         row |= {"topology": self.topology, "chips": self.where.chips, **vars(load)}
         task = Task(
             config=self.config,
-            vocabulary=self.vocabulary.size,
-            labels=self.vocabulary.labels,
+            vocabulary=self.vocabulary,
             topology=self.topology,
             program=program,
             codegen=self.codegen,

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.fields import Fields
 from mtp_jax.pretrained.table import Rule, export_params, import_params
 from mtp_jax.pretrained.weights import Weights, open_weights, read_json, weight_files
+
+_Part = TypeVar("_Part")
 
 HUGGING_FACE = (
     Rule("embedding", "model.embed_tokens.weight"),
@@ -177,9 +179,10 @@ def hf_config(decoder: Decoder, vocab_size: int, bos: int, eos: int) -> dict[str
     }
 
 
-def _decoder(where: Path, **fields: Any) -> Decoder:
+def _built(kind: type[_Part], where: Path, /, **fields: Any) -> _Part:
+    """A part of a config; `where` says what it was read from."""
     try:
-        return Decoder(**fields)
+        return kind(**fields)
     except ConfigError as error:
         raise PretrainedError(f"{where} describes no model that can be built: {error}") from error
 
@@ -196,7 +199,8 @@ def _from_hugging_face(folder: Path) -> LlamaSource:
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     theta, scaling = _rope(where, config)
     return LlamaSource(
-        config=_decoder(
+        config=_built(
+            Decoder,
             where,
             width=width,
             layers=config.integer("num_hidden_layers"),
@@ -254,14 +258,7 @@ def _rope(where: Path, config: Fields) -> tuple[float, RopeScaling]:
             "beta_fast": rope.number("beta_fast", 32),
             "beta_slow": rope.number("beta_slow", 1),
         }
-    return theta, _scaling(where, kind=kind, factor=factor, **fields)
-
-
-def _scaling(where: Path, **fields: Any) -> RopeScaling:
-    try:
-        return RopeScaling(**fields)
-    except ConfigError as error:
-        raise PretrainedError(f"{where} describes no model that can be built: {error}") from error
+    return theta, _built(RopeScaling, where, kind=kind, factor=factor, **fields)
 
 
 def _from_gguf(weights: Weights) -> LlamaSource:
@@ -277,7 +274,8 @@ def _from_gguf(weights: Weights) -> LlamaSource:
         raise PretrainedError(f"{where} lacks token_embd.weight: give the file of a whole model")
     theta = header.number("llama.rope.freq_base", 10_000.0)
     return LlamaSource(
-        config=_decoder(
+        config=_built(
+            Decoder,
             where,
             width=width,
             layers=header.integer("llama.block_count"),
@@ -304,7 +302,7 @@ def _gguf_scaling(weights: Weights, header: Fields, size: int, theta: float) -> 
     prefix, where = "llama.rope.scaling.", weights.path
     if "rope_freqs.weight" in weights.names:
         divisors = weights.read("rope_freqs.weight")
-        scaling = _scaling(where, kind="llama3", factor=float(divisors.max()))
+        scaling = _built(RopeScaling, where, kind="llama3", factor=float(divisors.max()))
         plain, slowed = (rotary_frequencies(size, theta, s)[0] for s in (RopeScaling(), scaling))
         expected = np.asarray(plain) / np.asarray(slowed)
         if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
@@ -325,4 +323,4 @@ def _gguf_scaling(weights: Weights, header: Fields, size: int, theta: float) -> 
             "beta_fast": header.number(prefix + "yarn_beta_fast", 32),
             "beta_slow": header.number(prefix + "yarn_beta_slow", 1),
         }
-    return _scaling(where, **fields)
+    return _built(RopeScaling, where, **fields)

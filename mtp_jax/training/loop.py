@@ -19,8 +19,9 @@ from mtp_jax.config import Config, ConfigError
 from mtp_jax.data import Batch, Report, Source, open_source, train_batches
 from mtp_jax.decoding import Greedy
 from mtp_jax.distributed import multihost, sharding
-from mtp_jax.evaluation.compare import Task, word_error_rate
+from mtp_jax.evaluation.compare import outcome_errors
 from mtp_jax.evaluation.outcome import decode_source
+from mtp_jax.evaluation.task import Task
 from mtp_jax.inference.encoder_cache import with_encoder_cache
 from mtp_jax.inference.greedy_text import with_greedy_text
 from mtp_jax.inference.runner import Runner
@@ -264,7 +265,7 @@ class _Loop:
             outcome = decode_source(self._runner, self._dev, self._until_stop(batches), Greedy())
         finally:
             self._runner.params = None
-        wer = word_error_rate(outcome, options.normalizer)
+        wer = outcome_errors(outcome, options.normalizer).percent
         self._board.add_scalar("dev/wer", wer, step)
         self._say(f"step {step}: dev WER {wer:.2f} %")
         self._checkpoints.save_best(state, wer)

@@ -1,0 +1,57 @@
+"""The vocabulary that a run will have, before it has trained its tokenizers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mtp_jax.config import Config, ConfigError
+from mtp_jax.models.build import vocabulary_of
+from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.tokenizer.merges import merges_as_many
+from mtp_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+
+
+def planned_vocabulary(config: Config, published: int = 0) -> Vocabulary:
+    """That of the tokenizers which training would open, or of as many tokens and labels.
+
+    Args:
+        config: of the run.
+        published: size of the decoder's vocabulary, where it is known by the decoder's name; 0
+            elsewhere.
+
+    Raises:
+        TokenizerError: a tokenizer cannot be used.
+        ConfigError: the config wants labels made into tokens and has none.
+    """
+    c, tokenizer = config.tokenizer, _existing(config)
+    own_labels = tokenizer is not None and tokenizer.ctc is not tokenizer
+    to_train = c.retrained or (bool(c.ctc_vocab_size) and not own_labels)
+    if tokenizer and not to_train:
+        return vocabulary_of(config, tokenizer)
+    labels = c.ctc_vocab_size
+    if tokenizer and own_labels and not labels:
+        labels = tokenizer.ctc.vocab_size
+    if config.adaptor.retokenized and not labels:
+        raise ConfigError(
+            "config.adaptor.retokenized needs config.tokenizer.ctc_vocab_size above 0"
+        )
+    if tokenizer and not (c.retrained and isinstance(tokenizer, SentencePieceTokenizer)):
+        plain = dataclasses.replace(config.adaptor, retokenized=False)
+        known = vocabulary_of(dataclasses.replace(config, adaptor=plain), tokenizer)
+    else:
+        known = Vocabulary(published or c.vocab_size, bos=1, eos=2)
+    merges = merges_as_many(known.size, labels) if config.adaptor.retokenized else None
+    return dataclasses.replace(known, labels=labels, merges=merges)
+
+
+def _existing(config: Config) -> Tokenizer | None:
+    """The tokenizers that the run begins with, if they are on this machine."""
+    source = config.init_from or config.tokenizer.model or config.pretrained.decoder
+    if not source or not Path(source).expanduser().exists():
+        return None
+    tokenizer = Tokenizer.load(Path(source).expanduser())
+    if config.pretrained.ctc and not config.init_from:
+        return tokenizer.with_ctc(Tokenizer.load(config.pretrained.ctc).ctc)
+    return tokenizer

@@ -1,0 +1,104 @@
+"""The contract of encoders and decoders, on every one that there is, in each of its forms."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from mtp_jax.models.decoders.llama_layout import for_decoding
+
+import mtp_jax.models
+from mtp_jax.config import Decoder, Encoder, Lora, RopeScaling, Whisper
+from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.models.encoders.conformer import Conformer
+from mtp_jax.models.encoders.whisper import WhisperEncoder
+from tests.contracts import (
+    DECODER_LAWS,
+    ENCODER_LAWS,
+    DecoderCase,
+    EncoderCase,
+    draw_params,
+)
+
+CONFORMER = functools.partial(
+    Encoder, subsampling_kernel=3, width=8, layers=2, heads=2, feedforward=2, kernel=5
+)
+WHISPER = Whisper(width=8, layers=2, heads=2, positions=20)
+ENCODERS = {
+    "conformer": Conformer(CONFORMER(subsampling=(2, 2))),
+    "conformer, scanned": Conformer(CONFORMER(subsampling=(3,), scan_layers=True)),
+    "whisper": WhisperEncoder(WHISPER),
+}
+
+LLAMA = functools.partial(Decoder, width=16, layers=2, head_size=6, feedforward=24)
+LORA = Lora(rank=2, alpha=3.0)
+GROUPED = LLAMA(query_heads=4, kv_heads=2)
+DECODERS = {
+    "grouped queries": (GROUPED, False),
+    "a key for each query, untied, scanned": (
+        LLAMA(query_heads=2, kv_heads=2, tied=False, scan_layers=True),
+        False,
+    ),
+    "long contexts": (
+        LLAMA(query_heads=4, kv_heads=1, rope_scaling=RopeScaling("linear", factor=4.0)),
+        False,
+    ),
+    "low-rank updates": (LLAMA(query_heads=4, kv_heads=2, lora=LORA), False),
+    "laid out for decoding": (GROUPED, True),
+    "laid out, low-rank updates": (LLAMA(query_heads=4, kv_heads=2, lora=LORA), True),
+}
+
+
+@functools.cache
+def encoder(name: str) -> EncoderCase:
+    module, width = ENCODERS[name], 5
+    blank = EncoderCase(lambda x, length: (x, length), width)
+    params = draw_params(module, blank.features(), blank.lengths)
+    return EncoderCase(jax.jit(lambda x, n: module.apply({"params": params}, x, n)), width)
+
+
+@functools.cache
+def decoder(name: str) -> DecoderCase:
+    config, is_laid_out = DECODERS[name]
+    model = Llama(config, vocab_size=11)
+    x = np.zeros((1, 2, config.width), np.float32)
+    params = draw_params(model, x, np.ones((1, 2), bool))
+    if is_laid_out:
+        params = for_decoding({"decoder": params}, config.lora)["decoder"]
+
+    @jax.jit
+    def full(x: jax.Array, real: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, x, real)[0]
+
+    extend = jax.jit(lambda *given: model.apply({"params": params}, *given))
+    return DecoderCase(full, extend, model.empty_cache, config.width)
+
+
+@pytest.mark.parametrize("law", ENCODER_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder(name: str, law: Callable[[EncoderCase], None]) -> None:
+    law(encoder(name))
+
+
+@pytest.mark.parametrize("law", DECODER_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder(name: str, law: Callable[[DecoderCase], None]) -> None:
+    law(decoder(name))
+
+
+def test_every_encoder_and_decoder_is_among_them() -> None:
+    """The last class of a file is the model; `llama_layout` is another form of LLaMA."""
+    root = Path(mtp_jax.models.__file__).parent
+    tested = {type(module).__name__ for module in (*ENCODERS.values(), Llama(GROUPED, 11))}
+    models = set()
+    for file in (*(root / "encoders").glob("*.py"), *(root / "decoders").glob("*.py")):
+        classes = [
+            node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)
+        ]
+        models |= {classes[-1].name} if classes else set()
+    assert models == tested
