@@ -6,17 +6,23 @@ import ast
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from mtp_jax.models.decoders.llama_layout import for_decoding
 
 import mtp_jax.models
 from mtp_jax.config import Decoder, Encoder, Lora, RopeScaling, Whisper
+from mtp_jax.config import WhisperDecoder as WhisperDecoderConfig
+from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.models.decoders.whisper import WhisperDecoder
 from mtp_jax.models.encoders.conformer import Conformer
 from mtp_jax.models.encoders.whisper import WhisperEncoder
+from mtp_jax.models.kv_cache import CrossCache
 from tests.contracts import (
     DECODER_LAWS,
     ENCODER_LAWS,
@@ -38,6 +44,7 @@ ENCODERS = {
 LLAMA = functools.partial(Decoder, width=16, layers=2, head_size=6, feedforward=24)
 LORA = Lora(rank=2, alpha=3.0)
 GROUPED = LLAMA(query_heads=4, kv_heads=2)
+WHISPER_TEXT = functools.partial(WhisperDecoderConfig, width=16, layers=2, heads=2, positions=40)
 DECODERS = {
     "grouped queries": (GROUPED, False),
     "a key for each query, untied, scanned": (
@@ -51,6 +58,8 @@ DECODERS = {
     "low-rank updates": (LLAMA(query_heads=4, kv_heads=2, lora=LORA), False),
     "laid out for decoding": (GROUPED, True),
     "laid out, low-rank updates": (LLAMA(query_heads=4, kv_heads=2, lora=LORA), True),
+    "whisper": (WHISPER_TEXT(), False),
+    "whisper, laid out, low-rank updates": (WHISPER_TEXT(lora=LORA), True),
 }
 
 
@@ -65,6 +74,8 @@ def encoder(name: str) -> EncoderCase:
 @functools.cache
 def decoder(name: str) -> DecoderCase:
     config, is_laid_out = DECODERS[name]
+    if isinstance(config, WhisperDecoderConfig):
+        return whisper_decoder(config, is_laid_out)
     model = Llama(config, vocab_size=11)
     x = np.zeros((1, 2, config.width), np.float32)
     params = draw_params(model, x, np.ones((1, 2), bool))
@@ -77,6 +88,48 @@ def decoder(name: str) -> DecoderCase:
 
     extend = jax.jit(lambda *given: model.apply({"params": params}, *given))
     return DecoderCase(full, extend, model.empty_cache, config.width)
+
+
+def whisper_decoder(config: WhisperDecoderConfig, is_laid_out: bool) -> DecoderCase:
+    """All rows attend to the same audio, part of which is padding."""
+    model = WhisperDecoder(config, vocab_size=11)
+    audio = np.random.default_rng(5).normal(size=(1, 7, config.width)).astype(np.float32)
+    heard = np.arange(7)[None] < 5
+
+    def whole(model: WhisperDecoder, x: jax.Array, real: jax.Array) -> Any:
+        return model(x, real, model.attend_to(audio, heard))
+
+    x, one = np.zeros((1, 2, config.width), np.float32), np.ones((1, 2), bool)
+    params = draw_params(_As(model, whole), x, one)["model"]
+    if is_laid_out:
+        params = for_decoding({"decoder": params}, config.lora)["decoder"]
+
+    def cross(rows: int) -> CrossCache:
+        spoilt = np.where(heard[..., None], audio, np.nan)
+        made = model.apply({"params": params}, spoilt, heard, method="attend_to")
+        wide = functools.partial(jnp.repeat, repeats=rows)
+        return CrossCache(
+            wide(made.keys, axis=1), wide(made.values, axis=1), wide(made.real, axis=0)
+        )
+
+    @jax.jit
+    def full(x: jax.Array, real: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, x, real, cross(len(x)))[0]
+
+    extend = jax.jit(lambda *given: model.apply({"params": params}, *given)[:2])
+    return DecoderCase(
+        full, extend, lambda rows, slots: model.empty_cache(cross(rows), slots), config.width
+    )
+
+
+class _As(nn.Module):
+    """A module that runs a function of another."""
+
+    model: nn.Module
+    run: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.run(self.model, *args)
 
 
 @pytest.mark.parametrize("law", ENCODER_LAWS, ids=lambda law: law.__name__)
@@ -92,9 +145,10 @@ def test_decoder(name: str, law: Callable[[DecoderCase], None]) -> None:
 
 
 def test_every_encoder_and_decoder_is_among_them() -> None:
-    """The last class of a file is the model; `llama_layout` is another form of LLaMA."""
+    """The last class of a file is the model; `layout` is another form of decoders."""
     root = Path(mtp_jax.models.__file__).parent
     tested = {type(module).__name__ for module in (*ENCODERS.values(), Llama(GROUPED, 11))}
+    tested.add(WhisperDecoder.__name__)
     models = set()
     for file in (*(root / "encoders").glob("*.py"), *(root / "decoders").glob("*.py")):
         classes = [

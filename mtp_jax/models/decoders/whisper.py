@@ -278,8 +278,8 @@ class WhisperDecoder(nn.Module):
             keys, values = text.keys, text.values
             if text.prompt is not None:
                 prompt = (text.prompt.keys, text.prompt.values)
-        table = self.position_embedding.astype(self.dtype)
-        x = x.astype(self.dtype) + table[jnp.clip(positions, 0, c.positions - 1)]
+        places = jnp.take(self.position_embedding, positions, axis=0, mode="clip")
+        x = x.astype(self.dtype) + places.astype(self.dtype)
         x = zero_padding(x, real)
         given = cross, slots, mask, prompt
         carry: Carry = (x, keys, values)
