@@ -1,5 +1,7 @@
 """Where tests run, and what they share."""
 
+import gc
+import importlib.metadata
 import importlib.util
 import os
 import tempfile
@@ -11,7 +13,26 @@ if importlib.util.find_spec("libtpu"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # What takes longest begins first, so that no worker is left with it when the others are done.
-LONGEST = ("test_sharding", "test_training", "test_ctc_vocabulary", "test_pretrained", "test_mwer")
+LONGEST = (
+    "test_sharding",
+    "test_training",
+    "test_pretrained",
+    "test_freezing",
+    "test_ctc_vocabulary",
+    "test_mwer",
+    "test_notebook",
+    "test_llama",
+    "test_processes",
+    "test_prefix_beam",
+    "test_decoder_functions",
+    "test_new_tokens",
+)
+
+# LLVM does not optimize, and fusions go to it directly instead of through MLIR, which takes as long
+# again as all the rest. XLA ends the process at a flag that it does not know.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_collection_modifyitems(items):
@@ -25,6 +46,8 @@ def pytest_configure(config):
 
     There are thousands and each runs a few times: no time is spent to make their code fast.
     """
+    # Tracing makes many objects that stay; looking through all of them again and again takes long.
+    gc.set_threshold(100_000, 50, 100)
     if not hasattr(config, "workerinput"):
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             folder = tempfile.TemporaryDirectory(prefix="mtp_jax_compiled_")
@@ -32,7 +55,7 @@ def pytest_configure(config):
             os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {flags}"
+        os.environ["XLA_FLAGS"] = f"{QUICK_TO_COMPILE} {flags}"
 
 
 # Imported late: importing JAX would read the environment before it is set.

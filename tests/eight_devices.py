@@ -9,15 +9,15 @@ each parameter and of its moments) and ``OUT/meshes.json``.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-# Tiny programs take longer to optimize than to run.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
 
 import jax
@@ -214,5 +214,6 @@ def lay_out(out: Path) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(100_000, 50, 100)  # as in tests/conftest.py
     lay_out(Path(sys.argv[1]))
     run(Path(sys.argv[1]))

@@ -14,9 +14,6 @@ import signal
 import sys
 from pathlib import Path
 
-# Tiny programs take longer to optimize than to run.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-
 import jax
 
 from mtp_jax import cli

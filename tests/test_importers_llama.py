@@ -294,7 +294,7 @@ assert_same(pretrained.export_llama(params), tensors("llama_untied"))
 
 def test_each_device_gets_its_part():
     """A process of its own, as XLA has to be told of several devices before JAX starts."""
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ON_EIGHT_DEVICES],
         cwd=Path(__file__).parents[1],

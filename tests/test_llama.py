@@ -165,7 +165,7 @@ def test_rows_that_share_a_prompt_are_as_rows_with_a_prompt_each(each):
     texts = drawn(2, B * each, WIDTH, CONFIG.width)
     counts = np.random.default_rng(2).integers(0, WIDTH + 1, (2, B * each))
 
-    def run(x: jax.Array, shared: bool) -> jax.Array:
+    def run(x: jax.Array, shared: bool) -> tuple[jax.Array, jax.Array]:
         _, cache = extend(x, real, empty(S + 2 * WIDTH))
         if shared:
             cache = cache.fork(each, 2 * WIDTH)
@@ -179,11 +179,13 @@ def test_rows_that_share_a_prompt_are_as_rows_with_a_prompt_each(each):
             text_real = np.arange(WIDTH) < count[:, None]
             hidden, cache = extend(text, text_real, cache)
             out.append(jnp.where(text_real[..., None], hidden, 0))
-        return jnp.stack(out)
+        hidden = jnp.stack(out)
+        return jnp.sum(hidden**3), hidden
 
-    shared, gradient = jax.value_and_grad(lambda x: jnp.sum(run(x, True) ** 3))(x)
-    alone, expected = jax.value_and_grad(lambda x: jnp.sum(run(x, False) ** 3))(x)
-    np.testing.assert_allclose(run(x, True), run(x, False), rtol=1e-5, atol=1e-5)
+    gradient_of = quick_jit(jax.value_and_grad(run, has_aux=True), static_argnums=1)
+    (shared, ours), gradient = gradient_of(x, True)
+    (alone, theirs), expected = gradient_of(x, False)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(shared, alone, rtol=1e-4)
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-3)
 

@@ -1,6 +1,8 @@
 """A trained model for another tokenizer: what is known of a piece goes over to it."""
+# ruff: noqa: F811  # fixtures
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from mtp_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from mtp_jax.training.initialization import starting_point
 from mtp_jax.training.run_tokenizer import open_tokenizer
 from tests import models
-from tests.test_pretrained import DECODER, train
+from tests.test_pretrained import DECODER, cache, train  # noqa: F401
 from tests.test_tokenizer_json import byte_level
 
 ENGLISH = ["turn the left light on", "the cat sat on the mat", "a cold night and a long song"]
@@ -86,9 +88,16 @@ def test_what_a_model_says_of_common_pieces_it_goes_on_saying(tokenizers):
             np.testing.assert_allclose(now.take(i, axis), then.take(k, axis), rtol=1e-6)
 
 
-def test_a_run_goes_on_from_another_with_tokens_of_its_own(tmp_path):
+def test_a_run_goes_on_from_another_with_tokens_of_its_own(cache, tmp_path):
     config = Config(
-        data=Data("embedded/tiny:train", "embedded/tiny:dev", bucket_seconds=(3.2,), batch_size=8),
+        data=Data(
+            train="embedded/tiny:train",
+            dev="embedded/tiny:dev",
+            test="embedded/tiny:test",
+            cache_dir=str(cache),
+            bucket_seconds=(3.2,),
+            batch_size=8,
+        ),
         tokenizer=TokenizerConfig(vocab_size=60),
         encoder=Encoder(width=16, layers=1, heads=2, kernel=3, feedforward=1),
         decoder=DECODER,
@@ -120,6 +129,27 @@ def test_a_run_goes_on_from_another_with_tokens_of_its_own(tmp_path):
     assert alone.tokenizer.pieces == after.tokenizer.pieces
 
 
+# With a vocabulary as large as the decoder is wide, shapes alone would not tell heads apart.
+WIDE = dataclasses.replace(
+    models.CONFIG,
+    tokenizer=TokenizerConfig(vocab_size=48),
+    decoder=dataclasses.replace(models.CONFIG.decoder, width=48),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir of a model with heads that are given, and its parameters by path."""
+
+    @functools.cache
+    def made(heads: Heads):
+        path = tmp_path_factory.mktemp("theirs") / "run"
+        source = models.tiny_workdir(path, dataclasses.replace(WIDE, heads=heads))
+        return source, by_path(load(Workdir(source)).params)
+
+    return made
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours", "kept"),
     [
@@ -133,26 +163,22 @@ def test_a_run_goes_on_from_another_with_tokens_of_its_own(tmp_path):
     ],
 )
 @pytest.mark.parametrize("retrained", [False, True])
-def test_heads_that_are_not_alike_are_new(theirs, ours, kept, retrained, tmp_path):
-    """With a vocabulary as large as the decoder is wide, shapes alone would not tell."""
-    alike = TokenizerConfig(vocab_size=48)
-    wide = dataclasses.replace(models.CONFIG.decoder, width=48)
-    config = dataclasses.replace(models.CONFIG, tokenizer=alike, decoder=wide, heads=theirs)
-    source = models.tiny_workdir(tmp_path / "theirs", config)
+def test_heads_that_are_not_alike_are_new(theirs, ours, kept, retrained, trained, tmp_path):
+    source, params = trained(theirs)
     before = Tokenizer.load(source)
     tokenizer = before
     if retrained:
         tokenizer = Tokenizer.train(ENGLISH + GERMAN, tmp_path / "ours.model", 48, "bpe")
     begins = dataclasses.replace(
-        config,
+        WIDE,
         init_from=str(source),
         heads=ours,
-        tokenizer=dataclasses.replace(alike, retrained=retrained),
+        tokenizer=dataclasses.replace(WIDE.tokenizer, retrained=retrained),
     )
     (tmp_path / "run").mkdir()
     model, mesh = make_model(begins, tokenizer), make_mesh(Mesh())
     given, _ = starting_point(model, tokenizer, Workdir(tmp_path / "run"), mesh)
-    kernel, params = by_path(given).get("heads/kernel"), by_path(load(Workdir(source)).params)
+    kernel = by_path(given).get("heads/kernel")
     if kept:
         own = for_tokenizer(params, before, tokenizer, theirs.kind == "independent")
         expected = own.get("heads/kernel", params["heads/kernel"])
@@ -163,7 +189,7 @@ def test_heads_that_are_not_alike_are_new(theirs, ours, kept, retrained, tmp_pat
         assert not [path for path in by_path(given) if path.startswith(("heads/l", "heads/n"))]
 
 
-def retrained(theirs: Tokenizer, folder, ctc: int = 0, **pretrained) -> Tokenizer:
+def retrained(theirs: Tokenizer, cache, folder, ctc: int = 0, **pretrained) -> Tokenizer:
     """The tokenizer of a run that goes on, in German, from one with the tokenizer `theirs`."""
     (folder / "run").mkdir(parents=True)
     theirs.save(folder)
@@ -172,35 +198,37 @@ def retrained(theirs: Tokenizer, folder, ctc: int = 0, **pretrained) -> Tokenize
         pretrained=Pretrained(**pretrained),
         tokenizer=TokenizerConfig("", 40, "bpe", ctc_vocab_size=ctc, retrained=True),
     )
-    scored = open_source("embedded/tiny:dev", Data(), 16_000)
+    scored = open_source("embedded/tiny:dev", Data(cache_dir=str(cache)), 16_000)
     texts = [dataclasses.replace(scored.utterances[0], text=text) for text in GERMAN]
     german = dataclasses.replace(scored, utterances=texts)
     return open_tokenizer(config, Workdir(folder / "run"), german)
 
 
-def test_a_decoder_from_scratch_has_new_tokens_and_ctc_its_own_new_ones(tokenizers, tmp_path):
+def test_a_decoder_from_scratch_has_new_tokens_and_ctc_its_own_new_ones(
+    tokenizers, cache, tmp_path
+):
     theirs, german = tokenizers
-    assert retrained(theirs, tmp_path / "one").pieces == german.pieces
+    assert retrained(theirs, cache, tmp_path / "one").pieces == german.pieces
     both = theirs.with_ctc(Tokenizer.train(ENGLISH, tmp_path / "ctc.model", 32, "bpe"))
-    ours = retrained(both, tmp_path / "two")
+    ours = retrained(both, cache, tmp_path / "two")
     assert (ours.vocab_size, ours.ctc.vocab_size) == (40, 32)
     assert ours.decode(ours.encode(GERMAN[0])) == GERMAN[0]
-    assert retrained(both, tmp_path / "more", ctc=36).ctc.vocab_size == 36
+    assert retrained(both, cache, tmp_path / "more", ctc=36).ctc.vocab_size == 36
     few = theirs.with_ctc(Tokenizer.train(["a cat"], tmp_path / "few.model", 9, "bpe"))
     with pytest.raises(TokenizerError, match=r"set config\.tokenizer\.ctc_vocab_size to .* more"):
-        retrained(few, tmp_path / "few")
+        retrained(few, cache, tmp_path / "few")
     with pytest.raises(TokenizerError, match=r"leave config\.tokenizer\.ctc_vocab_size at 0"):
-        retrained(theirs, tmp_path / "none", ctc=36)
+        retrained(theirs, cache, tmp_path / "none", ctc=36)
 
 
-def test_a_llama_is_not_parted_from_its_tokens(tokenizers, tmp_path):
+def test_a_llama_is_not_parted_from_its_tokens(tokenizers, cache, tmp_path):
     """Its config names where it came from, or after an export the tokenizer alone tells."""
     english, _ = tokenizers
     of_llm = HuggingFaceTokenizer(byte_level(), eos=1)
     for i, (theirs, source) in enumerate(((english, {"decoder": "llama"}), (of_llm, {}))):
         with pytest.raises(TokenizerError, match=r"would part the LLaMA of .* leave it False"):
-            retrained(theirs, tmp_path / str(i), **source)
-    ours = retrained(of_llm.with_ctc(english), tmp_path / "labels")
+            retrained(theirs, cache, tmp_path / str(i), **source)
+    ours = retrained(of_llm.with_ctc(english), cache, tmp_path / "labels")
     assert (ours.pieces, ours.ctc.vocab_size) == (of_llm.pieces, english.vocab_size)
     assert set(ours.ctc.pieces) - set(english.pieces)
 
