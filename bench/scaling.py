@@ -33,7 +33,7 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def train(rows: list[Row]) -> str:
-    head = ["run", "chips", "mesh", "utterances a chip", "GiB (arguments + temporaries)",
+    head = ["run", "chips", "mesh", "utterances per chip", "GiB (arguments + temporaries)",
             "TFLOP", "GB moved", "compute ms", "memory ms", "interconnect ms", "not hidden ms",
             "step ms", "MFU", "tokens/s", "audio s/s"]  # fmt: skip
     return table(
@@ -65,7 +65,7 @@ def train(rows: list[Row]) -> str:
 def growth(rows: list[Row]) -> str:
     """Of a training step: what a chip holds, and what it sends, by kind."""
     kinds = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
-    head = ["chips", "mesh", "utterances a chip", "GiB", *(f"{kind} MB" for kind in kinds),
+    head = ["chips", "mesh", "utterances per chip", "GiB", *(f"{kind} MB" for kind in kinds),
             "interconnect ms", "not hidden ms", "step ms", "MFU", "tokens/s"]  # fmt: skip
     return table(
         head,
@@ -89,8 +89,8 @@ def growth(rows: list[Row]) -> str:
 
 
 def decode(rows: list[Row]) -> str:
-    head = ["run", "strategy", "mesh", "utterances a chip", "GiB", "to the first token ms",
-            "a call ms", "tokens/s at 1 a call", "tokens/s at most"]  # fmt: skip
+    head = ["run", "strategy", "mesh", "utterances per chip", "GiB", "to the first token ms",
+            "a call ms", "tokens/s at 1 per call", "tokens/s at most"]  # fmt: skip
     return table(
         head,
         [
