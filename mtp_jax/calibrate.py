@@ -1,6 +1,6 @@
 """Makes the confidences of a trained model's words true: of those at 0.8, four in five are right.
 
-    python -m mtp_jax.calibrate --workdir=DIR [--data=SOURCE] [--check=SOURCE] [--picture=FILE.png]
+    python -m mtp_jax.calibrate --model=DIR [--data=SOURCE] [--check=SOURCE] [--picture=FILE.png]
 
 Words are transcribed from --data (the config's dev by default), by verification and by CTC, and
 logistic regression learns from them how often words are right; its weights go to
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.checkpoints.workdir import Workdir, write_json
+from mtp_jax.checkpoints.workdir import write_json
 from mtp_jax.paths import check_writable, check_writable_file, to_path
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mtp_jax.data import Source
     from mtp_jax.transcription.transcriber import Transcriber
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
+_MODEL = cli.model_flag()
 _ENCODER = cli.encoder_flag()
 _DATA = flags.DEFINE_string("data", None, "source to learn from; default: the config's dev")
 _CHECK = flags.DEFINE_string("check", None, "source to check on; default: the config's test")
@@ -39,7 +39,15 @@ _PICTURES = (".png", ".pdf", ".svg")
 
 def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
-    workdir = Workdir(_WORKDIR.value)
+    from mtp_jax.inference.model_folder import open_model_folder
+    from mtp_jax.inference.whisper_folder import WhisperFolder
+
+    workdir = open_model_folder(_MODEL.value)
+    if isinstance(workdir, WhisperFolder):
+        raise flags.Error(
+            f"--model={_MODEL.value} is a Whisper of other programs, which is left as it is: add"
+            " heads to it (configs/add_heads.py), and calibrate that workdir"
+        )
     config = workdir.read_config()
     check_writable(workdir.path, "workdir")
     picture = to_path(_PICTURE.value) if _PICTURE.value else None
@@ -65,7 +73,8 @@ def main(argv: list[str]) -> None:
     model = load(workdir.path, encoder=_ENCODER.value)
     dev, test = (open_source(source, config.data, model.sample_rate) for source in sources)
     weights, checked = {}, {}
-    for kind in KINDS:
+    has_ctc = model.runner.model.vocabulary.has_ctc
+    for kind in (kind for kind in KINDS if has_ctc or kind != "ctc"):
         evidence, right = _words(model, dev, kind)
         weights[kind] = fit(evidence, right, kind)
         checked[kind] = _words(model, test, kind)

@@ -96,6 +96,15 @@ class ConfigFlag:
         return "_".join([stem, *(re.sub(r"[^\w.-]+", "_", text) for text in argument)])
 
 
+def model_flag() -> flags.FlagHolder[str]:
+    """``--model``, which may be called ``--workdir``."""
+    holder: flags.FlagHolder[str] = flags.DEFINE_string(
+        "model", None, "a workdir, an exported model, or a Whisper", required=True
+    )
+    flags.DEFINE_alias("workdir", "model")
+    return holder
+
+
 def encoder_flag() -> flags.FlagHolder[str]:
     """``--encoder``, of commands that load a model whose frozen speech encoder lies elsewhere."""
     return flags.DEFINE_string(

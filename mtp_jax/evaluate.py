@@ -1,10 +1,12 @@
-"""Compares the decoding strategies of a trained recogniser on any data.
+"""Compares the decoding strategies of a recogniser on any data.
 
-    python -m mtp_jax.evaluate --workdir=DIR [--data=SOURCE] [--strategy=verify,greedy]
+    python -m mtp_jax.evaluate --model=DIR [--data=SOURCE] [--strategy=verify,greedy]
         [--tau=0.9 | --max_wer_increase=0.5] [--batch_size=1,16] [--output=DIR]
-    python -m mtp_jax.evaluate --workdir=DIR --strategy=beam,prefix_beam [--beams=16]
+    python -m mtp_jax.evaluate --model=DIR --strategy=beam,prefix_beam [--beams=16]
         [--beam_rounds=3] [--draft_width=16] [--length_power=0]
 
+DIR is a workdir, an exported model or a Whisper (``hf://OWNER/NAME`` too); --workdir means the
+same.
 SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``; several are
 joined by ``+``. Threshold decoding uses the tau that training chose on dev, unless --tau gives one
 or --max_wer_increase has it chosen anew: the one with the fewest calls whose WER on speech like
@@ -15,8 +17,9 @@ greedy, where dev shows that of none. Beam searches come with n-best lists, belo
 Recordings longer than the longest bucket are decoded in chunks, as `transcribe` does. What cannot
 be decoded is counted beside the table, and its words as deleted, unless --nocount_left_out.
 
-Results go to ``evaluations/SOURCE`` of the workdir, or to --output. Nothing of the model changes,
-unless --save_tau asks for it: then transcribe and serve use the tau that was chosen.
+Results go to ``evaluations/SOURCE`` of the workdir (of a Whisper, to ``evaluations/NAME/SOURCE``
+in the current folder), or to --output. Nothing of the model changes, unless --save_tau asks for it:
+then transcribe and serve use the tau that was chosen.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from mtp_jax.decoding import registry
 from mtp_jax.flag_checks import check_tau
 from mtp_jax.paths import check_writable, to_path
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
+_MODEL = cli.model_flag()
 _ENCODER = cli.encoder_flag()
 _DATA = flags.DEFINE_string("data", None, "source to decode; default: the config's test")
 _STRATEGY = flags.DEFINE_list(
@@ -51,6 +54,9 @@ _WIDTH = flags.DEFINE_integer(
     "draft_width", None, "tokens a call is wide where a text is drafted; default: the config's"
 )
 _LENGTH_POWER = flags.DEFINE_float("length_power", None, "of beam searches; default: the config's")
+_NORMALIZER = flags.DEFINE_string(
+    "normalizer", None, "of texts: english, basic (other languages) or none; default: the config's"
+)
 _SAVE_TAU = flags.DEFINE_bool("save_tau", False, "keep a tau chosen anew as the model's own")
 _COUNT_LEFT_OUT = flags.DEFINE_bool(
     "count_left_out", True, "count words of what cannot be decoded as deleted"
@@ -67,6 +73,7 @@ _FIELDS = {
     "beam_rounds": _ROUNDS,
     "draft_width": _WIDTH,
     "length_power": _LENGTH_POWER,
+    "normalizer": _NORMALIZER,
 }
 
 
@@ -89,7 +96,7 @@ def given_options() -> dict[str, Any]:
             Evaluation(**{field: value})
         except ConfigError as error:
             flag = f"--{_FIELDS[field].name}"
-            flag += "" if isinstance(value, tuple) else f"={value:g}"
+            flag += "" if isinstance(value, tuple) else f"={value}"
             said = str(error).replace(f"config.evaluation.{field}", flag)
             raise flags.Error(said) from None
     if _BATCH_SIZE.value:
@@ -103,7 +110,9 @@ def main(argv: list[str]) -> None:
     if _TAU.value is not None and _INCREASE.value is not None:
         raise flags.Error("--tau and --max_wer_increase exclude each other: give one")
     check_tau(_TAU.value)
-    workdir = Workdir(_WORKDIR.value)
+    from mtp_jax.inference.model_folder import open_model_folder
+
+    workdir = open_model_folder(_MODEL.value)
     config = workdir.read_config()
     data = _DATA.value or config.data.test
     output = to_path(_OUTPUT.value) if _OUTPUT.value else workdir.evaluation(data)
@@ -118,6 +127,7 @@ def main(argv: list[str]) -> None:
     cli.start_jax(config)
     from mtp_jax.decoding import DraftsError
     from mtp_jax.evaluation import evaluate  # imported late: errors in flags come at once
+    from mtp_jax.evaluation.compare import table_rows
     from mtp_jax.inference.load import load
 
     runner = load(workdir, encoder=_ENCODER.value)
@@ -125,6 +135,11 @@ def main(argv: list[str]) -> None:
     usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
     if not {*(_STRATEGY.value or ())} <= {*usable}:
         raise DraftsError
+    if not table_rows(options, config.heads.count, 1.0, usable):
+        raise flags.Error(
+            f"{', '.join(options.strategies)} need several heads, and {workdir.path} has one:"
+            " add greedy"
+        )
     increase = _INCREASE.value
     if _TAU.value is not None:
         tau = _TAU.value
