@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -36,6 +40,7 @@ from mtp_jax.training.loop import train
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
 
 RATE, ROWS = 16_000, 12
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def config_of(folder, **changed):
@@ -138,3 +143,35 @@ def test_heads_learn_from_audio_alone(folder, batch, tmp_path):
     np.testing.assert_array_equal(again.run(batch, Verify()).decoded.calls, verify.calls)
     saved = sum(x.size for path, x in after.items() if path.startswith("heads/"))
     assert saved == sum(x.size for path, x in after.items() if path not in again.imported)
+
+
+def test_evaluate_takes_a_whisper_as_it_is(folder, tmp_path):
+    """Results are written where the command runs, and nothing to the model's folder."""
+    before = sorted(file.name for file in FOLDER.iterdir())
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mtp_jax.evaluate", f"--model={FOLDER}"),
+            *(f"--data={folder}/audio.jsonl", "--strategy=greedy", "--batch_size=4"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (results,) = (tmp_path / "evaluations").rglob("results.json")
+    rows = json.loads(results.read_text())["rows"]
+    assert [row["strategy"] for row in rows] == ["greedy"]
+    assert sorted(file.name for file in FOLDER.iterdir()) == before
+    refused = subprocess.run(
+        [
+            *(sys.executable, "-m", "mtp_jax.evaluate", f"--model={FOLDER}"),
+            *(f"--data={folder}/audio.jsonl", "--strategy=threshold"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 2
+    assert "need several heads" in refused.stderr and "Traceback" not in refused.stderr

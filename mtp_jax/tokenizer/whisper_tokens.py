@@ -18,10 +18,10 @@ class WhisperTokens:
     """Special tokens and rules of decoding (Radford et al., 2022, section 2.3).
 
     Attributes:
-        start: "<|startoftranscript|>".
-        previous: "<|startofprev|>", before the text of what was said earlier.
-        no_timestamps: "<|notimestamps|>"; the token of the time 0.00 is the one behind it.
-        no_speech: "<|nospeech|>" ("<|nocaptions|>" in older files).
+        start: ``<|startoftranscript|>``.
+        previous: ``<|startofprev|>``, before the text of what was said earlier.
+        no_timestamps: ``<|notimestamps|>``; the token of the time 0.00 is the one behind it.
+        no_speech: ``<|nospeech|>`` (``<|nocaptions|>`` in older files).
         languages: code and token of each; empty in a model that knows English alone.
         transcribe, translate: tokens of the tasks; -1 in a model that knows English alone.
         suppressed: tokens that a text never holds; `suppressed_first`: that it never begins with.
