@@ -12,7 +12,6 @@ import logging
 import os
 import pathlib
 import re
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -151,8 +150,6 @@ def run(
         _quiet()
         status = _guard(main, argv, goes_on)
 
-    # What comes after the command is no loop: there a signal ends the process, without a trace.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     with interrupts.handled():
         try:
             app.run(guarded, flags_parser=_parse)
@@ -220,6 +217,7 @@ def _guard(
     from mtp_jax.errors import expected  # imported late, as above
 
     try:
+        interrupts.raise_if_requested()  # while the command was imported
         return main(argv) or 0
     except (flags.Error, ConfigError) as error:
         return _refuse(_sentence(error), 2)

@@ -17,6 +17,11 @@ unless --save_tau asks for it: then transcribe and serve use the tau that was ch
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import dataclasses
 import sys
 from typing import Any

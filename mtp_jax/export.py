@@ -9,6 +9,11 @@ where ``--encoder`` says that others find it.
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import sys
 
 from absl import flags

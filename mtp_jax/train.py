@@ -9,6 +9,11 @@ only evaluates.
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import logging
 import sys
 import time
