@@ -178,12 +178,18 @@ def _leave(status: int) -> None:
 def _quiet() -> None:
     """Our own messages as plain lines on stderr; of other packages only warnings."""
     absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_logger().addFilter(_is_news)
     ours = logging.getLogger("mtp_jax")
     ours.setLevel(logging.INFO)
     ours.propagate = False
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.handlers = [handler]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what Orbax's threads fail with: it logs each with a trace, and then raises it here."""
+    return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
 def last_of_each(argv: list[str]) -> list[str]:

@@ -8,6 +8,8 @@ import pathlib
 import secrets
 from typing import cast
 
+PARTIAL = ".partial-*"  # pattern of the names of files that are not whole yet
+
 
 class OutputError(ValueError):
     """A place that cannot be written; the message says which, why, and what to do."""
@@ -41,7 +43,7 @@ def partial_name() -> str:
 
     It is short whatever the other is called, as file systems limit the length of names.
     """
-    return f".partial-{secrets.token_hex(6)}"
+    return PARTIAL.replace("*", secrets.token_hex(6))
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
