@@ -50,7 +50,7 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, and its folder, so that it holds either all of `content` or what it did.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if in_bucket(path):  # what lies in a bucket is written whole or not at all
@@ -63,9 +63,11 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # or a power failure could leave the new name without content
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

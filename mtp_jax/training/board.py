@@ -7,7 +7,6 @@ waits for it forever; so only its records are taken.
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 import socket
 import time
@@ -35,7 +34,7 @@ class Board:
         self._records, self._flushed = None, time.monotonic()
         if folder is None:
             return
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._path = f"{folder}/{name}"
         with self._named():
             directory_check(str(folder))
