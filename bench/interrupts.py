@@ -5,7 +5,8 @@
 Each command first runs undisturbed, with a tiny model. Then one after the other is started anew and
 receives SIGINT or SIGTERM at a moment drawn evenly over the time that it took: from where its own
 code begins, to where its process is gone. (Before that Python loads itself, and ends as it always
-does; that time is printed.) One signal in four is followed by SIGTERM within a second.
+does; that time is printed.) One signal in four is followed by SIGTERM within a second, and half of
+them go to the whole group of processes, as those of a terminal do.
 
 A command ends as it should if
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import os
 import random
 import shutil
 import signal
@@ -140,17 +142,18 @@ def interrupt(
     """Starts a command and sends it a signal; how it ended, None if it had before."""
     number = draw.choice((signal.SIGINT, signal.SIGTERM))
     moment, again = draw.uniform(0, seconds), draw.random() < AGAIN
-    pause = draw.uniform(0, 1)
+    pause, send = draw.uniform(0, 1), draw.choice((os.kill, os.killpg))
     had = command.finished(command.folder)
     process = start(command, said)
     wait_for_handlers(process)
     time.sleep(moment)
     sent = process.poll() is None
     if sent:
-        process.send_signal(number)
+        send(process.pid, number)
     if sent and again:
         time.sleep(pause)
-        process.send_signal(signal.SIGTERM)
+        if process.poll() is None:
+            send(process.pid, signal.SIGTERM)
     try:
         status = process.wait(LONGEST)
     except subprocess.TimeoutExpired:
