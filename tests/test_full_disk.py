@@ -44,20 +44,27 @@ def state(step: int) -> TrainState:
     return TrainState(jax.device_put(np.int32(step)), {"w": jax.device_put(numbers)}, {}, {}, {})
 
 
+def save(folder: Path, trained: TrainState, wer: float | None = None) -> None:
+    with Checkpoints(folder, alone=True) as checkpoints:
+        if wer is None:
+            checkpoints.save(trained)
+        else:
+            checkpoints.save_best(trained, wer)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, capfd):
     logging.getLogger("absl").addFilter(cli._is_news)
     with Checkpoints(tmp_path, alone=True) as checkpoints:
         checkpoints.save(state(1))
         checkpoints.save_best(state(1), 50.0)
         checkpoints.wait()
-        with largest_file(100_000):
-            checkpoints.save(state(2))
-            with pytest.raises(OSError, match="File too large") as refusal:
-                checkpoints.wait()
-            assert refusal.value.filename == str(tmp_path / "checkpoints")
-            with pytest.raises(OSError, match="File too large") as refusal:
-                checkpoints.save_best(state(2), 40.0)
-            assert refusal.value.filename == str(tmp_path / "best")
+    with largest_file(100_000):
+        with pytest.raises(OSError, match="File too large") as refusal:
+            save(tmp_path, state(2))
+        assert refusal.value.filename == str(tmp_path / "checkpoints")
+        with pytest.raises(OSError, match="File too large") as refusal:
+            save(tmp_path, state(2), 40.0)
+        assert refusal.value.filename == str(tmp_path / "best")
     assert capfd.readouterr().err == ""
     everywhere = replicated(make_mesh(Mesh(), jax.devices()[:1]))
     shardings = TrainState(everywhere, {"w": everywhere}, {}, {}, {})
