@@ -260,6 +260,8 @@ def _read(
     with _without_noise():
         try:
             stored = checkpointer.checkpointables_metadata(step)
+            if any(stored.metadata.get(name) is None for name in like):
+                raise ValueError("its metadata is missing or damaged")
             if "params" in like:
                 _refuse_misfit(stored.metadata["params"], like["params"])
             whole: dict[str, Any] = checkpointer.load_checkpointables(step, like)
@@ -275,14 +277,21 @@ def _read(
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Orbax reads all arrays at a time, and Python would tell of each read that nobody awaits."""
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    disabled = logger.disabled
-    sys.unraisablehook, logger.disabled = lambda unused: None, True
+    """Orbax reads all arrays at a time, and Python would tell of each read that nobody awaits.
+
+    Nor does it warn of what it then fails with.
+    """
+    hook, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("asyncio", "absl")]
+    disabled = [logger.disabled for logger in loggers]
+    sys.unraisablehook = lambda unused: None
+    for logger in loggers:
+        logger.disabled = True
     try:
         yield
     finally:
-        sys.unraisablehook, logger.disabled = hook, disabled
+        sys.unraisablehook = hook
+        for logger, before in zip(loggers, disabled, strict=True):
+            logger.disabled = before
 
 
 def _reason(error: Exception) -> str:
