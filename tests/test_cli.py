@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mtp_jax import interrupts
+from mtp_jax.__main__ import COMMANDS
 from mtp_jax.config import ConfigError, check_field, load_config
 from mtp_jax.distributed import startup
 
@@ -145,6 +147,17 @@ def test_a_signal_while_a_command_is_imported_is_a_sentence(number, sentence, sc
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (128 + number, f"{sentence}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_has_handlers_before_it_imports_what_takes_seconds(command):
+    source = (ROOT / f"mtp_jax/{command}.py").read_text()
+    first = [ast.unparse(statement) for statement in ast.parse(source).body[1:4]]
+    assert first == [
+        "from __future__ import annotations",
+        "from mtp_jax import interrupts",
+        "if __name__ == '__main__':\n    interrupts.install()",
+    ]
 
 
 def has_handler(process: int, number: int) -> bool:
