@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import mtp_jax
+from mtp_jax import interrupts
 
 COMMANDS = ("train", "evaluate", "transcribe", "serve", "calibrate", "export", "pack", "compile")
 
@@ -33,6 +34,7 @@ def main() -> int:
     if command not in COMMANDS:
         print(f"error: {command} is not one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    interrupts.install()
     del sys.argv[1]
     runpy.run_module(f"mtp_jax.{command}", run_name="__main__", alter_sys=True)
     return 0

@@ -13,6 +13,11 @@ in lower case and without punctuation.
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -12,7 +12,6 @@ import logging
 import os
 import pathlib
 import re
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -160,8 +159,6 @@ def run(
         _quiet()
         status = _guard(main, argv, goes_on)
 
-    # What comes after the command is no loop: there a signal ends the process, without a trace.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     with interrupts.handled():
         try:
             app.run(guarded, flags_parser=_parse)
@@ -190,12 +187,18 @@ def _leave(status: int) -> None:
 def _quiet() -> None:
     """Our own messages as plain lines on stderr; of other packages only warnings."""
     absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_logger().addFilter(_is_news)
     ours = logging.getLogger("mtp_jax")
     ours.setLevel(logging.INFO)
     ours.propagate = False
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.handlers = [handler]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what Orbax's threads fail with: it logs each with a trace, and then raises it here."""
+    return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
 def last_of_each(argv: list[str]) -> list[str]:
@@ -229,6 +232,7 @@ def _guard(
     from mtp_jax.errors import expected  # imported late, as above
 
     try:
+        interrupts.raise_if_requested()  # while the command was imported
         return main(argv) or 0
     except (flags.Error, ConfigError) as error:
         return _refuse(_sentence(error), 2)

@@ -14,6 +14,11 @@ data nor weights are needed: models on the Hub are known by name.
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import dataclasses
 import json
 import os

@@ -24,6 +24,11 @@ then transcribe and serve use the tau that was chosen.
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import dataclasses
 import sys
 from typing import Any

@@ -9,6 +9,11 @@ where ``--encoder`` says that others find it.
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import sys
 
 from absl import flags
@@ -35,7 +40,9 @@ def main(argv: list[str]) -> None:
     from mtp_jax.pretrained.exported import check_target, export  # imported late, for the flags
 
     check_target(workdir, folder)
-    export(load(workdir), workdir, folder, _DTYPE.value, _ENCODER.value)
+    trained = load(workdir)
+    interrupts.raise_if_requested()
+    export(trained, workdir, folder, _DTYPE.value, _ENCODER.value)
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
 

@@ -2,18 +2,23 @@
 
 An exception that a signal raises anywhere leaves threads, native code and half a file behind. So
 the handlers raise nothing: loops call `raise_if_requested` between two steps, batches or blocks of
-audio. Outside of `handled` there are no handlers, and nothing here does anything.
+audio. Before `install` and outside of `handled` there are no handlers, and nothing here does
+anything.
+
+Commands call `install` before they import what takes seconds, so nothing but what is light may be
+imported here.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -46,37 +51,65 @@ class _State:
     requested: int | None = None
 
 
-@contextlib.contextmanager
-def handled() -> Iterator[None]:
-    """Makes the signals a flag; a second Ctrl-C ends the process at once.
+def install() -> None:
+    """Makes the signals a flag for the rest of the process; the first thing that a command does.
+
+    They stay one while Python joins threads and runs exit handlers. Behind those the status is
+    settled and Python takes its handlers away, so the signals are ignored to the end: by default
+    they would kill the process amid its clean-up, whatever status it was about to end with.
 
     Within another one, or outside of the main thread (where Python handles no signals), it does
     nothing.
     """
-    if _State.handled or threading.current_thread() is not threading.main_thread():
+    if _can_handle():
+        _handle()
+        atexit.register(_ignore)  # the first to be registered is the last to run
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Makes the signals a flag within; a second Ctrl-C ends the process at once.
+
+    Within another one, after `install`, or outside of the main thread, it does nothing.
+    """
+    if not _can_handle():
         yield
         return
+    with _handle():
+        yield
+
+
+def _can_handle() -> bool:
+    return not _State.handled and threading.current_thread() is threading.main_thread()
+
+
+def _handle() -> contextlib.ExitStack:
+    """Installs the handlers; what is returned takes them away when it is closed."""
+    undo = contextlib.ExitStack()
+    undo.callback(_forget)
+    _State.handled, _State.requested = True, None
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    before: dict[signal.Signals, Any] = {}
+    watcher = threading.Thread(target=_watch, args=(reading,), daemon=True)
+    undo.callback(os.close, reading)
+    undo.callback(watcher.join)
+    undo.callback(os.close, writing)  # ends the watcher
     # Python runs a handler only once native code (a compilation, say) has returned. The number of
     # the signal is in the pipe at once.
-    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(reading,), daemon=True)
+    undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writing, warn_on_full_buffer=False))
+    for each in SIGNALS:
+        undo.callback(signal.signal, each, signal.signal(each, _note))
     watcher.start()
-    try:
-        _State.handled, _State.requested = True, None
-        for each in SIGNALS:
-            before[each] = signal.signal(each, _note)
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        signal.set_wakeup_fd(wakeup)
-        os.close(writing)  # ends the watcher
-        watcher.join()
-        os.close(reading)
-        _State.handled, _State.requested = False, None
+    return undo
+
+
+def _forget() -> None:
+    _State.handled, _State.requested = False, None
+
+
+def _ignore() -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _note(number: int, frame: object) -> None:
@@ -99,7 +132,7 @@ def _watch(reading: int) -> None:
 
 
 def requested() -> int | None:
-    """Number of the signal that came first since `handled`, or None."""
+    """Number of the signal that came first, or None."""
     return _State.requested
 
 

@@ -9,6 +9,11 @@ by ``--config.data.train=FOLDER``; what was left out, and why, stands in its ``p
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import os
 import sys
 

@@ -8,6 +8,8 @@ import pathlib
 import secrets
 from typing import cast
 
+PARTIAL = ".partial-*"  # pattern of the names of files that are not whole yet
+
 
 class OutputError(ValueError):
     """A place that cannot be written; the message says which, why, and what to do."""
@@ -41,14 +43,14 @@ def partial_name() -> str:
 
     It is short whatever the other is called, as file systems limit the length of names.
     """
-    return f".partial-{secrets.token_hex(6)}"
+    return PARTIAL.replace("*", secrets.token_hex(6))
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, and its folder, so that it holds either all of `content` or what it did.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if in_bucket(path):  # what lies in a bucket is written whole or not at all
@@ -61,9 +63,11 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # or a power failure could leave the new name without content
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

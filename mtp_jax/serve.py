@@ -12,17 +12,26 @@ the flags are wrong.
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
+import contextlib
 import logging
-import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mtp_jax import cli, interrupts
+from mtp_jax import cli
 from mtp_jax.decoding import registry
 from mtp_jax.flag_checks import check_tau
+
+if TYPE_CHECKING:
+    import uvicorn
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
 _ENCODER = cli.encoder_flag()
@@ -101,12 +110,26 @@ def main(argv: list[str]) -> int:
             *(shown, listener.getsockname()[1], name),
         )
         config = uvicorn.Config(Service(model, settings).app(), log_level="warning")
-        # uvicorn raises the signal again once all is done: that is no reason to die of it.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *unused: None)
-        uvicorn.Server(config).run(sockets=[listener])
+        _server(config).run(sockets=[listener])
     log.info("ended: all requests were answered")
     return 0
+
+
+def _server(config: uvicorn.Config) -> uvicorn.Server:
+    """A server that ends by the flag of `interrupts`, whenever the signal came.
+
+    uvicorn's own handlers are in place only while it runs: a signal just before would be lost.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # of a generator
+            return contextlib.nullcontext()
+
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or interrupts.requested() is not None
+
+    return Server(config)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ only evaluates.
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import logging
 import sys
 import time
@@ -17,6 +22,8 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import Workdir
+from mtp_jax.config import Data
+from mtp_jax.paths import check_writable
 
 log = logging.getLogger("mtp_jax")
 
@@ -28,6 +35,8 @@ def main(argv: list[str]) -> None:
     start = time.perf_counter()
     cli.refuse_arguments(argv)
     config = _CONFIG.value
+    workdir = Workdir(_WORKDIR.value or f"runs/{_CONFIG.name}")
+    _check(workdir, config.data)
     from mtp_jax.distributed import multihost  # imported late: errors in flags come at once
     from mtp_jax.evaluation import evaluate
     from mtp_jax.inference.load import load
@@ -35,7 +44,6 @@ def main(argv: list[str]) -> None:
     from mtp_jax.training import loop
 
     config = completed(config)
-    workdir = Workdir(_WORKDIR.value or f"runs/{_CONFIG.name}")
     cli.start_jax(config)
     with multihost.process_zero_first("claiming the workdir"):
         workdir.claim(config)
@@ -47,6 +55,21 @@ def main(argv: list[str]) -> None:
     tau = evaluate.tune(runner, workdir, config.evaluation.max_wer_increase)
     evaluate.evaluate(runner, workdir, config.data.test, tau, workdir.path)
     log.info("%.1f minutes", (time.perf_counter() - start) / 60)
+
+
+def _check(workdir: Workdir, data: Data) -> None:
+    """Finds out whether the workdir can be written, and the data read, before the run claims it.
+
+    A run that has begun may need its training data no more.
+
+    Raises:
+        DataError, OutputError: they cannot.
+    """
+    from mtp_jax.data import check_sources
+
+    check_writable(workdir.path, "workdir")
+    begun = workdir.config.exists()
+    check_sources([*([] if begun else [data.train]), data.dev, data.test], data)
 
 
 if __name__ == "__main__":

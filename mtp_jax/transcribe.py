@@ -16,6 +16,11 @@ transcribed, 1 if any could not be, 2 if the flags are wrong.
 
 from __future__ import annotations
 
+from mtp_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # imports take seconds
+
 import contextlib
 import dataclasses
 import logging

@@ -7,7 +7,6 @@ import importlib
 import io
 import logging
 import os
-import signal
 import sys
 from typing import NamedTuple
 from unittest import mock
@@ -31,7 +30,6 @@ def run(name: str, *arguments: str | os.PathLike[str], stdin: bytes = b"") -> Do
     out, err = io.StringIO(), io.StringIO()
     log = logging.getLogger("mtp_jax")
     before = log.handlers, log.propagate, log.level
-    interrupt = signal.getsignal(signal.SIGINT)
     argv = [name, *map(os.fspath, arguments)]
     try:
         with (
@@ -45,7 +43,6 @@ def run(name: str, *arguments: str | os.PathLike[str], stdin: bytes = b"") -> Do
         status = int(stop.code or 0)
     finally:
         log.handlers, log.propagate, log.level = before
-        signal.signal(signal.SIGINT, interrupt)
         flags.FLAGS.unparse_flags()
     return Done(status, out.getvalue(), err.getvalue())
 

@@ -28,7 +28,6 @@ os.environ |= {
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError, write_json
@@ -36,6 +35,7 @@ from mtp_jax.config import Config, Mesh
 from mtp_jax.distributed.sharding import make_mesh, replicated
 from mtp_jax.evaluation.scalars import read_scalars
 from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.training.board import Board
 from mtp_jax.training.step import TrainState
 
 WORKDIR = "gs://speech/runs/one"
@@ -79,7 +79,7 @@ def main() -> None:
         best = checkpoints.restore_best({"w": restored.params["w"]}, {"w": everywhere})
         np.testing.assert_array_equal(best["w"], np.arange(6.0) * 2)
 
-    with SummaryWriter(str(workdir.tensorboard)) as board:
+    with Board(workdir.tensorboard, 0) as board:
         board.add_scalar("train/loss", 2.5, 7)
     assert read_scalars(workdir) == {"train/loss": {7: 2.5}}
     write_json(workdir.results, {"rows": []})

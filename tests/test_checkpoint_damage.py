@@ -47,6 +47,15 @@ def test_damage_is_one_short_sentence(workdir, tmp_path, damage):
     assert len(str(refusal.value)) < 600
 
 
+def test_missing_metadata_are_one_short_sentence_and_no_warning(workdir, tmp_path, capfd):
+    shutil.copytree(workdir, tmp_path / "run")
+    for file in (tmp_path / "run/best").rglob("_METADATA"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="its metadata is missing or damaged"):
+        load(Workdir(tmp_path / "run"))
+    assert capfd.readouterr().err == ""
+
+
 def test_numbers_other_than_those_saved_are_damage():
     tree = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3), "b": np.int32(3)}
     saved = digests(tree)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mtp_jax import interrupts
+from mtp_jax.__main__ import COMMANDS
 from mtp_jax.config import ConfigError, check_field, load_config
 from mtp_jax.distributed import startup
 
@@ -124,3 +126,57 @@ def test_a_second_ctrl_c_ends_a_process_at_once():
     done = python("-c", code)
     assert done.returncode == 130
     assert done.stderr == "\ninterrupted twice: ended at once\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "SIGTERM")]
+)
+@pytest.mark.parametrize("script", [False, True])
+def test_a_signal_while_a_command_is_imported_is_a_sentence(number, sentence, script, tmp_path):
+    start = ["-m", "mtp_jax.export"]
+    if script:
+        start = [
+            "-c",
+            "import sys; from mtp_jax import __main__; sys.exit(__main__.main())",
+            "export",
+        ]
+    command = [sys.executable, *start, f"--workdir={tmp_path}", f"--output={tmp_path}/x"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not has_handler(process.pid, number):
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (128 + number, f"{sentence}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_has_handlers_before_it_imports_what_takes_seconds(command):
+    source = (ROOT / f"mtp_jax/{command}.py").read_text()
+    first = [ast.unparse(statement) for statement in ast.parse(source).body[1:4]]
+    assert first == [
+        "from __future__ import annotations",
+        "from mtp_jax import interrupts",
+        "if __name__ == '__main__':\n    interrupts.install()",
+    ]
+
+
+def has_handler(process: int, number: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    # Python has one of SIGINT itself.
+    return bool(caught >> (signal.SIGTERM - 1) & caught >> (number - 1) & 1)
+
+
+def test_signals_at_the_very_end_change_neither_status_nor_output():
+    code = (
+        "import atexit, os, signal; from mtp_jax import interrupts\n"
+        "interrupts.install()\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid(), print=print):\n"
+        "        kill(pid, 15); kill(pid, 2); print('late')\n"
+        "late = Late()\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGTERM)\n"
+        "raise SystemExit(3)"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "late\n", "")

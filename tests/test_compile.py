@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import flax.linen as nn
@@ -17,6 +21,7 @@ import numpy as np
 import pytest
 
 from configs import librispeech, scale
+from mtp_jax import interrupts
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.compile import frames_per_embedding, numbers, report, sized
 from mtp_jax.config import (
@@ -311,3 +316,29 @@ def test_matrices_in_the_type_of_their_products_change_nothing():
     kept = {p for p, x in by_path(rounded).items() if x.dtype == jnp.float32}
     assert "ctc/kernel" in kept
     assert not any(p.endswith("kernel") for p in kept - {"ctc/kernel"})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_compilation_ends_its_process(number, tmp_path, monkeypatch):
+    """The compiler is one that never ends."""
+    slow = tmp_path / "slow"
+    slow.write_text(f"#!{sys.executable}\nimport time, sys\nopen(sys.argv[0] + '.on', 'w')\n")
+    with slow.open("a") as file:
+        file.write("time.sleep(300)\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+
+    def interrupt() -> None:
+        while not slow.with_suffix(".on").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    with interrupts.handled():
+        threading.Thread(target=interrupt).start()
+        begun = time.monotonic()
+        with pytest.raises(interrupts.Interrupted):
+            planner(tmp_path / "cache").train(Load(4, 1.0, 8))
+    assert time.monotonic() - begun < 60
+    assert not list((tmp_path / "cache").iterdir())
+    running = subprocess.run(["pgrep", "-f", str(slow)], capture_output=True, text=True)
+    assert not running.stdout

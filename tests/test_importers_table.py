@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mtp_jax.pretrained import PretrainedError, Rule, Weights, export_params, import_params
+from mtp_jax.pretrained.table import digest_of
 from tests.pretrained import assert_same
 
 # A rule, and the shape of ours without the axis of layers.
@@ -146,3 +147,17 @@ def test_the_dtype_is_the_one_asked_for():
     got = import_params(LAYERS, checkpoint(theirs), jax.tree.map(shape_of, OURS))
     assert {x.dtype for x in jax.tree.leaves(got)} == {np.dtype(np.float32)}
     np.testing.assert_allclose(got["b"], OURS["b"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_a_number_that_is_not_finite_is_refused_by_the_tensor_s_name(bad, dtype):
+    good = np.array([[1, -2], [3, -0.0], [5, 6e4]], dtype)
+    wanted = {"x": jax.ShapeDtypeStruct((2, 3), np.float32)}
+    rules = [Rule("x", "their.x", transpose=True)]
+    import_params(rules, checkpoint({"their.x": good}), wanted)
+    good[2, 0] = bad
+    with pytest.raises(PretrainedError, match=r"their\.x holds numbers that are not finite"):
+        import_params(rules, checkpoint({"their.x": good}), wanted)
+    with pytest.raises(PretrainedError, match=r"their\.x holds numbers that are not finite"):
+        digest_of(rules, checkpoint({"their.x": good}), wanted)

@@ -135,16 +135,39 @@ def test_a_command_starts_again_where_that_may_help(tmp_path, statuses, starts, 
     assert len((tmp_path / "starts").read_text().splitlines()) == starts
 
 
-def test_a_command_that_is_told_to_stop_does_not_start_again(tmp_path):
-    program = 'trap "echo saved >saved; exit 143" TERM; touch started; while :; do sleep 0.05; done'
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_does_not_start_again(tmp_path, number):
+    program = (
+        'trap "echo saved >>saved; exit 143" TERM; touch started; while :; do sleep 0.05; done'
+    )
     started = subprocess.Popen(
         [LAUNCH / "restart.sh", "bash", "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL
     )
     while not (tmp_path / "started").exists():
         time.sleep(0.05)
-    started.send_signal(signal.SIGTERM)
+    started.send_signal(number)
     assert started.wait(20) == 143
-    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "saved").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("whole_group", [False, True])  # as a terminal does
+def test_ctrl_c_between_two_tries_ends_both(tmp_path, whole_group):
+    started = subprocess.Popen(
+        [LAUNCH / "restart.sh", *attempts(tmp_path, 75, 0)],
+        env={**os.environ, "PAUSE": "60"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert "starting again in 60 s" in started.stderr.readline()
+    time.sleep(0.2)
+    if whole_group:
+        os.killpg(started.pid, signal.SIGINT)
+    else:
+        started.send_signal(signal.SIGINT)
+    assert started.communicate(timeout=20) == (None, "")
+    assert started.returncode == 130
+    assert (tmp_path / "starts").read_text() == "x\n"
 
 
 def test_local_processes_get_their_numbers(tmp_path):

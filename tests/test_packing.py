@@ -202,3 +202,34 @@ def test_a_damaged_index_is_refused(packed, tmp_path):
         (tmp_path / "index.safetensors").write_bytes(damaged)
         with pytest.raises(DataError, match=r"index\.safetensors cannot be read .*: pack the data"):
             open_source(str(tmp_path), DATA, RATE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("whole_group", [False, True])  # as a terminal does, and Slurm
+def test_an_interrupted_command_leaves_whole_files_only(manifest, tmp_path, number, whole_group):
+    line = json.loads(manifest.read_text().splitlines()[0])
+    line["audio_filepath"] = str(manifest.parent / line["audio_filepath"])
+    many, folder = tmp_path / "many.jsonl", tmp_path / "packed"
+    many.write_text(f"{json.dumps(line)}\n" * 3000)
+    command = [sys.executable, "-m", "mtp_jax.pack", f"--data={many}", f"--output={folder}"]
+    process = subprocess.Popen(
+        [*command, "--shard_size=10", "--workers=2", f"--sample_rate={RATE}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while len(list(folder.glob("parts/0*"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    name = "interrupted" if number == signal.SIGINT else "SIGTERM"
+    said = [x for x in err.replace("\r", "\n").splitlines() if not x.startswith("packing")]
+    assert said == [f"{name} (the same command goes on where it stopped)"]
+    assert not out
+    assert not list(folder.rglob(".partial*"))
+    done = len(list(folder.glob("parts/*")))
+    made = pack(str(many), folder, sample_rate=RATE, shard_size=10, workers=2)
+    assert (made.shards, made.made) == (300, 300 - done)

@@ -289,8 +289,33 @@ def test_the_encoder_may_lie_elsewhere(trained, parts, config, tmp_path):
     assert completed(hub).pretrained.encoder == str(tmp_path / "theirs")
 
 
-def test_a_damaged_export_is_refused(trained, tmp_path):
+@pytest.mark.parametrize("name", ["model", "speech", "heads"])
+def test_an_export_with_flipped_bytes_is_refused(trained, tmp_path, name):
     export(load(trained), trained, tmp_path)
+    load(Workdir(tmp_path))
+    file = tmp_path / f"{name}.safetensors"
+    content = np.frombuffer(file.read_bytes(), np.uint8).copy()
+    content[np.linspace(len(content) // 2, len(content) - 1, 64).astype(int)] ^= 0x10
+    file.write_bytes(content.tobytes())
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors is damaged, or was changed"):
+        load(Workdir(tmp_path))
+
+
+def test_an_export_of_an_earlier_version_is_read_but_not_with_nan(trained, tmp_path):
+    export(load(trained), trained, tmp_path)
+    (tmp_path / "digests.json").unlink()
+    load(Workdir(tmp_path))
+    tensors = load_file(tmp_path / "heads.safetensors")
+    name = next(iter(tensors))
+    tensors[name].flat[-1] = np.nan
+    save_file(tensors, tmp_path / "heads.safetensors")
+    with pytest.raises(PretrainedError, match=f"{name} holds numbers that are not finite"):
+        load(Workdir(tmp_path))
+
+
+def test_an_export_of_other_tensors_is_refused(trained, tmp_path):
+    export(load(trained), trained, tmp_path)
+    (tmp_path / "digests.json").unlink()
     tensors = load_file(tmp_path / "speech.safetensors")
     save_file(
         {k: x for k, x in tensors.items() if k != "ctc/bias"}, tmp_path / "speech.safetensors"

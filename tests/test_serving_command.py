@@ -133,3 +133,19 @@ def test_a_missing_package_is_named():
     assert done.returncode == 1
     assert "package uvicorn is missing: pip install '.[serve]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_just_before_the_service_listens_is_not_lost():
+    code = (
+        "import os, signal, uvicorn; from mtp_jax import interrupts, serve\n"
+        "async def app(scope, receive, send): pass\n"
+        "interrupts.install()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "config = uvicorn.Config(app, lifespan='off', port=0, log_level='warning')\n"
+        "serve._server(config).run()\n"
+        "print('ended')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")

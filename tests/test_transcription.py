@@ -8,9 +8,11 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ import pytest
 import soundfile
 
 import mtp_jax
+from mtp_jax import interrupts
 from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks, read_audio
 from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import WorkdirError
@@ -441,3 +444,24 @@ def test_an_iterator_run_ahead_ends_with_its_reader():
 
     with pytest.raises(OSError, match="gone"):
         list(prefetch(failing(), 2))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_amid_hours_of_silence_ends_between_two_blocks(model, monkeypatch, number):
+    read, threads = [], set(threading.enumerate())
+
+    def silence(*unused):
+        for i in range(2000):
+            read.append(i)
+            if i == 5:
+                os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            yield np.zeros(RATE, np.int16)
+
+    monkeypatch.setattr(model, "_blocks", silence)
+    with interrupts.handled():
+        with pytest.raises(interrupts.Interrupted) as stopped:
+            list(model.transcribe_all([("a", "silence.wav")]))
+        assert stopped.value.exit_status == 128 + number
+    assert len(read) < 1000
+    assert set(threading.enumerate()) <= threads

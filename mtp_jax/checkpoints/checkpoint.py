@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import logging
+import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar, cast
 
@@ -83,8 +86,9 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
         if kind is not None and issubclass(kind, jax.errors.JaxRuntimeError):
             return  # another process may be gone: a save that waits for it would never end
-        self._latest.close()
-        self._best.close()
+        for checkpointer in (self._latest, self._best):
+            with _named(checkpointer, reported=kind is not None):
+                checkpointer.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -93,18 +97,28 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def save(self, state: State) -> None:
-        """Saves the training state in the background; its step is the position in the data."""
+        """Saves the training state in the background; its step is the position in the data.
+
+        Raises:
+            OSError: this or the save before cannot be written.
+        """
         step, own = int(state.step), _without_imported(state)
         if step != self.latest_step:
             noted = {"sha256": digests(own)}
-            self._latest.save_checkpointables_async(
-                step, {"state": own}, force=True, custom_metadata=noted
-            )
+            with _named(self._latest):  # also of the save before
+                self._latest.save_checkpointables_async(
+                    step, {"state": own}, force=True, custom_metadata=noted
+                )
 
     def wait(self) -> None:
-        """Returns once every save has reached the disk."""
-        self._latest.wait()
-        self._best.wait()
+        """Returns once every save has reached the disk.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        for checkpointer in (self._latest, self._best):
+            with _named(checkpointer):
+                checkpointer.wait()
 
     def restore(self, state: Saved, shardings: Any) -> Saved:
         """The newest state, on its devices, whatever mesh it was saved from.
@@ -130,16 +144,21 @@ class Checkpoints:
             ) from error
 
     def save_best(self, state: State, wer: float) -> None:
-        """Offers parameters whose dev WER (per cent) is `wer`; the best are kept."""
+        """Offers parameters whose dev WER (per cent) is `wer`; the best are kept.
+
+        Raises:
+            OSError: they cannot be written.
+        """
         step, own = int(state.step), merge(state.params, state.frozen)
         if step not in {c.step for c in self._best.checkpoints}:
-            self._best.save_checkpointables(
-                step,
-                {"params": own},
-                force=True,
-                metrics={"wer": wer},
-                custom_metadata={"sha256": digests(own)},
-            )
+            with _named(self._best):
+                self._best.save_checkpointables(
+                    step,
+                    {"params": own},
+                    force=True,
+                    metrics={"wer": wer},
+                    custom_metadata={"sha256": digests(own)},
+                )
 
     def best(self) -> tuple[int, float] | None:
         """Step and dev WER of the best checkpoint; the later of equals."""
@@ -172,6 +191,50 @@ class Checkpoints:
             ) from error
 
 
+@contextlib.contextmanager
+def _named(checkpointer: ocp.training.Checkpointer, reported: bool = False) -> Iterator[None]:
+    """Has what cannot be written raise an OSError that names the folder.
+
+    Args:
+        checkpointer: what writes.
+        reported: an error is on its way already, and nothing is raised beside it.
+    """
+    try:
+        yield
+        return
+    except Exception as error:
+        number = getattr(error, "errno", None) or _number_of(str(error))
+        if number is None:
+            raise
+    _abandon_writes()
+    if not reported:
+        raise OSError(number, os.strerror(number), str(checkpointer.directory))
+
+
+def _abandon_writes() -> None:
+    """Keeps writes that nobody awaits from printing a trace each.
+
+    Orbax writes all arrays at a time, and TensorStore's threads go on with the others where one has
+    failed: they find the event loop closed, now or later.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if str(error) != "Event loop is closed":
+            before(kind, error, trace)
+
+    sys.excepthook = hook
+    with warnings.catch_warnings(), _without_noise():
+        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
+        gc.collect()
+
+
+def _number_of(said: str) -> int | None:
+    """The error of the system that TensorStore tells of in words."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+    return next((number for number in numbers if os.strerror(number) in said), None)
+
+
 def _refuse_misfit(stored: Params, expected: Params) -> None:
     """Before Orbax meets it in the middle of many reads, of which it tells the first only."""
     found = by_path(stored)
@@ -197,6 +260,8 @@ def _read(
     with _without_noise():
         try:
             stored = checkpointer.checkpointables_metadata(step)
+            if any(stored.metadata.get(name) is None for name in like):
+                raise ValueError("its metadata is missing or damaged")
             if "params" in like:
                 _refuse_misfit(stored.metadata["params"], like["params"])
             whole: dict[str, Any] = checkpointer.load_checkpointables(step, like)
@@ -212,14 +277,21 @@ def _read(
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Orbax reads all arrays at a time, and Python would tell of each read that nobody awaits."""
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    disabled = logger.disabled
-    sys.unraisablehook, logger.disabled = lambda unused: None, True
+    """Orbax reads all arrays at a time, and Python would tell of each read that nobody awaits.
+
+    Nor does it warn of what it then fails with.
+    """
+    hook, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("asyncio", "absl")]
+    disabled = [logger.disabled for logger in loggers]
+    sys.unraisablehook = lambda unused: None
+    for logger in loggers:
+        logger.disabled = True
     try:
         yield
     finally:
-        sys.unraisablehook, logger.disabled = hook, disabled
+        sys.unraisablehook = hook
+        for logger, before in zip(loggers, disabled, strict=True):
+            logger.disabled = before
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,3 +38,13 @@ def check(tree: Any, saved: Mapping[str, str]) -> None:
     for path, digest in digests(tree).items():
         if saved.get(path, digest) != digest:
             raise DamageError(f"{path} holds other numbers than were saved")
+
+
+def file_digest(file: pathlib.Path) -> str:
+    """SHA-256 (hexadecimal) of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -47,6 +47,7 @@ class Workdir:
         self.parts = self.path / "parts.json"
         self.exported = self.path / "speech.safetensors"
         self.heads = self.path / "heads.safetensors"
+        self.digests = self.path / "digests.json"
         self.results = self.path / "results.json"
         self.tau = self.path / "tau.json"
         self.confidence = self.path / "confidence.json"
@@ -146,6 +147,19 @@ class Workdir:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WorkdirError(f"{self.parts} cannot be read: {error}") from error
         return dict(parts)
+
+    def read_digests(self) -> dict[str, str]:
+        """SHA-256 of an export's files of weights, by name; empty in those of earlier versions.
+
+        Raises:
+            WorkdirError: the file cannot be read.
+        """
+        try:
+            return {str(k): str(v) for k, v in json.loads(self.digests.read_text()).items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError) as error:
+            raise WorkdirError(f"{self.digests} cannot be read ({error}): export again") from error
 
     def read_tau(self) -> dict[str, Any] | None:
         """How tau was chosen on dev (``tau``, and the ``rows`` of the sweep); None before that."""

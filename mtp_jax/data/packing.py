@@ -36,7 +36,7 @@ from mtp_jax.data.manifest import iterate_manifest
 from mtp_jax.data.records import INDEX, from_lines, shard_name, to_line, write_index
 from mtp_jax.data.source import DataError, Problem, Utterance
 from mtp_jax.data.sources import parts_of
-from mtp_jax.paths import check_writable, partial_name, write_whole
+from mtp_jax.paths import PARTIAL, check_writable, partial_name, write_whole
 
 
 class Packed(NamedTuple):
@@ -127,6 +127,16 @@ def pack(
             f"a process that packs {spec} was killed: run the same command again, with fewer"
             " --workers if memory was short"
         ) from error
+    finally:
+        _remove_partial(folder, parts)
+
+
+def _remove_partial(*folders: Path) -> None:
+    """Removes files that are not whole, of processes that were ended, now or in an earlier call."""
+    for folder in folders:
+        for file in folder.glob(PARTIAL):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def _check(spec: str) -> list[Path]:

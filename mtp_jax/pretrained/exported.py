@@ -7,6 +7,7 @@ The folder holds what a workdir does, under the names that a workdir has, but fo
 - ``speech.safetensors``: what listens (encoders, CTC head), by its path in the tree of parameters;
   models behind one frozen encoder have this file in common, byte for byte;
 - ``heads.safetensors``: all else;
+- ``digests.json``: what the contents of these files must be;
 - ``tokenizer.model`` or ``tokenizer.json``; ``parts.json`` names what has to be imported from
   elsewhere (a frozen Whisper encoder), by digest; ``tau.json``; ``confidence.json``.
 
@@ -26,6 +27,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from mtp_jax.checkpoints.checkpoint import CheckpointError
+from mtp_jax.checkpoints.digest import file_digest
 from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.config import Config, Lora, Mesh
 from mtp_jax.distributed.multihost import place_whole
@@ -33,6 +35,7 @@ from mtp_jax.models.params import Params, by_path, merge_lora, nested, split
 from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.paths import check_writable, partial_name
 from mtp_jax.pretrained import export_llama, hf_config, import_llama
+from mtp_jax.pretrained.weights import refuse_not_finite
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 
 SPEECH = ("whisper/", "encoder/", "ctc/")
@@ -109,6 +112,8 @@ def export(
             shutil.copyfile(workdir.confidence, new.confidence)
         _save(cast(heads), new.heads)
         _save(cast(speech), new.exported)
+        weights = (new.path / "model.safetensors", new.heads, new.exported)
+        write_json(new.digests, {file.name: file_digest(file) for file in weights})
         for old in (target.exported, *_of_another_export(target)):
             old.unlink(missing_ok=True)
         for file in sorted(new.path.iterdir(), key=lambda file: file == new.exported):
@@ -168,10 +173,11 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
 
     Raises:
         CheckpointError: they are damaged, or not those that its config describes.
-        PretrainedError: the same of the decoder.
+        PretrainedError: the same of the decoder, or a number is not finite.
     """
     from safetensors.numpy import load_file
 
+    _check_digests(workdir)
     decoder = import_llama(workdir.path, shapes["decoder"], shardings["decoder"])
     found: dict[str, np.ndarray] = {}
     for file in (workdir.exported, workdir.heads):
@@ -188,7 +194,28 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
             f"{workdir.path} is not what its config describes: {', '.join(sorted(wrong)[:4])}"
             " is missing, left over or of another shape; export it again"
         )
+    for path, x in found.items():
+        refuse_not_finite(workdir.path, path, x)
     speech = {
         path: place_whole(found[path].astype(x.dtype), place[path]) for path, x in wanted.items()
     }
     return nested(speech) | {"decoder": decoder}
+
+
+def _check_digests(workdir: Workdir) -> None:
+    """Compares the files of weights with what was exported; earlier versions noted nothing of it.
+
+    Raises:
+        CheckpointError: one of them cannot be read, or is another.
+    """
+    for name, digest in workdir.read_digests().items():
+        file = workdir.path / name
+        try:
+            found = file_digest(file)
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+        if found != digest:
+            raise CheckpointError(
+                f"{file} is damaged, or was changed: its contents are not those that were exported"
+                " (digests.json): put it back from a copy, or export again"
+            )

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtp_jax.models.params import by_path, nested
 from mtp_jax.pretrained.errors import PretrainedError
-from mtp_jax.pretrained.weights import Index, Weights
+from mtp_jax.pretrained.weights import Index, Weights, refuse_not_finite
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -115,7 +115,8 @@ def import_params(
 
     Raises:
         PretrainedError: a parameter or tensor is missing, left over, of a wrong shape, or
-            quantised in a way that is not undone; all of them are in the one message.
+            quantised in a way that is not undone; all of them are in the one message. Or a
+            number is not finite, which only reading tells: the first such tensor is named.
     """
     wanted = by_path(shapes)
     table = {rule.ours: rule for rule in rules if rule.ours in wanted}
@@ -204,13 +205,21 @@ def digest_of(
 def _read(
     rule: Rule, weights: Weights, wanted: jax.ShapeDtypeStruct, index: Index | None = None
 ) -> np.ndarray:
-    """The part `index` of one parameter, or the whole of it."""
+    """The part `index` of one parameter, or the whole of it.
+
+    Raises:
+        PretrainedError: a number in it is not finite.
+    """
     shape, names = wanted.shape, rule.names(wanted.shape)
     index = (slice(None),) * len(shape) if index is None else index
 
     def layer(name: str, index: Index) -> np.ndarray:
-        own = shape[1:] if rule.stacked else shape
-        return rule.read(lambda slices: weights.read(name, slices), own, index)
+        def read(slices: Index) -> np.ndarray:
+            x = weights.read(name, slices)
+            refuse_not_finite(weights.path, name, x)
+            return x
+
+        return rule.read(read, shape[1:] if rule.stacked else shape, index)
 
     bounds = (s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
     x = np.empty([stop - start for start, stop in bounds], wanted.dtype)

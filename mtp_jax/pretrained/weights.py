@@ -17,6 +17,7 @@ from mtp_jax.pretrained.errors import PretrainedError
 Index = tuple[slice, ...]
 
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_BLOCK = 1 << 15  # numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,3 +201,27 @@ def _gguf(path: Path, files: list[Path]) -> Weights:
         return x[index]
 
     return Weights(path, "gguf", names, read, metadata)
+
+
+def refuse_not_finite(path: Path, name: str, x: np.ndarray) -> None:
+    """Refuses a tensor with a NaN or infinity in it: all that is computed with it would be NaN.
+
+    Args:
+        path: of the checkpoint; `name`: of the tensor, for the message.
+        x: floating-point numbers, the tensor's or a part of them.
+
+    Raises:
+        PretrainedError: one of them is not finite.
+    """
+    unsigned = np.dtype(f"u{x.dtype.itemsize}")
+    infinity = np.array(np.inf, x.dtype).view(unsigned) << 1
+    bits = x.view(unsigned).reshape(-1)
+    # Without its sign a float is as large as its bits, and infinity and NaN are the largest. So one
+    # pass over integers does, of dtypes too (bfloat16) whose isfinite is slow; in blocks that stay
+    # in the cache.
+    blocks = (bits[i : i + _BLOCK] for i in range(0, bits.size, _BLOCK))
+    if any((block << 1).max() >= infinity for block in blocks):
+        raise PretrainedError(
+            f"{path}: {name} holds numbers that are not finite (NaN or infinity): the checkpoint is"
+            " damaged or its training failed: download it again, or give another"
+        )

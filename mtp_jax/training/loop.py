@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import tqdm
-from tensorboardX import SummaryWriter
 
 from mtp_jax import interrupts
 from mtp_jax.checkpoints.checkpoint import Checkpoints
@@ -27,6 +26,7 @@ from mtp_jax.inference.greedy_text import with_greedy_text
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.params import by_path, count, matches, merge
+from mtp_jax.training.board import Board
 from mtp_jax.training.initialization import starting_point
 from mtp_jax.training.monitor import LossMonitor
 from mtp_jax.training.mwer import search_seconds
@@ -149,13 +149,6 @@ def _write_report(workdir: Workdir, report: Report) -> None:
         write_json(workdir.report, report.to_json())
 
 
-def _board(workdir: Workdir, start: int) -> SummaryWriter:
-    """A writer of scalars, which of several processes only the first keeps."""
-    if multihost.is_process_zero():
-        return SummaryWriter(str(workdir.tensorboard), purge_step=start + 1)
-    return SummaryWriter(write_to_disk=False)
-
-
 class _Loop:
     """The steps of a run, and what is between them.
 
@@ -193,8 +186,9 @@ class _Loop:
         """
         c, start = self._config.train, int(state.step)
         n_best_timed = self._spelling is None
+        scalars = self._workdir.tensorboard if multihost.is_process_zero() else None
         with (
-            _board(self._workdir, start) as self._board,
+            Board(scalars, start) as self._board,
             tqdm.tqdm(
                 total=self._last,
                 initial=start,
