@@ -80,7 +80,7 @@ class Fake:
         self.answer = answer
         self.model = SimpleNamespace(
             config=Config(heads=Heads(count=heads)),
-            vocabulary=SimpleNamespace(has_ctc_hypothesis=True),
+            vocabulary=SimpleNamespace(has_ctc_hypothesis=True, has_ctc=True),
         )
         self.ran: list[Strategy] = []
 

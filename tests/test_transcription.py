@@ -80,7 +80,7 @@ def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves, monkeypa
     """A recording that fits is decoded as `evaluate` decodes it; each call's block is in place."""
     # A model with random weights repeats itself, and of a repetition the rest is cut.
     monkeypatch.setattr(assembly, "find_repetition", lambda tokens: None)
-    batch = model._batch(waves)
+    batch = model._batch([Chunk(0.0, wave, 0.0) for wave in waves])
     seen = model.runner
     decoded = jax.device_get(seen.run(batch, Verify()).decoded)
     segments = model.decode([Chunk(0.0, wave, 0.0) for wave in waves])
@@ -101,7 +101,8 @@ def teacher_forced(network, params, batch, tokens, length):
 
 
 def test_probabilities_are_those_of_the_teacher_forced_pass(model, waves):
-    batch, params = model._batch(waves), model.runner.params
+    batch = model._batch([Chunk(0.0, wave, 0.0) for wave in waves])
+    params = model.runner.params
     made = jax.device_get(model.runner.run(batch, Verify()).decoded)
     network, tokens, length = model.runner.model, made.tokens, made.length
     expected = teacher_forced(network, params, batch, tokens, length)

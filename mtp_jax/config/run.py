@@ -101,8 +101,6 @@ class Pretrained:
     """Where parts of the model come from: folders or files, or ``hf://OWNER/NAME``.
 
     Attributes:
-        model: a whole Whisper, as Hugging Face or CTranslate2 keep it, its decoder and tokenizer
-            included; fills in `config.whisper`, `config.whisper_decoder` and `config.front_end`.
         encoder: the encoder of a Whisper model, as Hugging Face or CTranslate2 keep it; fills in
             `config.whisper` and `config.front_end`.
         decoder: a LLaMA model, as Hugging Face keeps it or in GGUF; fills in `config.decoder`, and
@@ -110,12 +108,14 @@ class Pretrained:
         ctc: workdir or exported folder of a finished model behind the same `encoder`: its Conformer
             and its CTC head are begun with, what it has made of the encoder (LoRA) is kept, and
             its tokenizer becomes that of CTC.
+        model: a whole Whisper, as Hugging Face or CTranslate2 keep it, its decoder and tokenizer
+            included; fills in `config.whisper`, `config.whisper_decoder` and `config.front_end`.
     """
 
-    model: str = ""
     encoder: str = ""
     decoder: str = ""
     ctc: str = ""
+    model: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 from mtp_jax.config import Config, Mesh
 from mtp_jax.distributed import sharding
 from mtp_jax.inference.decoder_functions import PROMPT_BLOCK
+from mtp_jax.models.build import build
 from mtp_jax.models.recogniser import Recogniser, Vocabulary
 from mtp_jax.planning import hlo, memory, model_flops, programs, roofline
 from mtp_jax.planning.chips import Slice
@@ -50,7 +51,7 @@ class Planner:
     @property
     def model(self) -> Recogniser:
         """The model that is planned for."""
-        return Recogniser(self.config, self.vocabulary)
+        return build(self.config, self.vocabulary)
 
     def on(self, mesh: Mesh) -> Planner:
         """The same on another mesh."""

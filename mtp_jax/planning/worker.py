@@ -19,7 +19,7 @@ import jax
 
 from mtp_jax.config import ConfigError
 from mtp_jax.distributed import sharding
-from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.build import build
 from mtp_jax.planning import programs
 from mtp_jax.planning.chips import Slice, TopologyError
 from mtp_jax.planning.compiled import Task
@@ -34,7 +34,7 @@ def main(task: Path, result: Path, dump: Path, error: Path) -> None:
 
 def lowered(task: Task, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     """The program of `task`, in terms of shapes, and the shapes of its arguments."""
-    model = SpeechLlama(task.config, task.vocabulary)
+    model = build(task.config, task.vocabulary)
     load = programs.Load(task.rows, task.seconds, task.tokens)
     if task.program == "train":
         return programs.lower_train_step(model, mesh, load)
