@@ -6,13 +6,14 @@
         [--beam_rounds=3] [--draft_width=16] [--length_power=0]
 
 DIR is a workdir, an exported model or a Whisper (``hf://OWNER/NAME`` too); --workdir means the
-same.
-SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``; several are
-joined by ``+``. Threshold decoding uses the tau that training chose on dev, unless --tau gives one
-or --max_wer_increase has it chosen anew: the one with the fewest calls whose WER on speech like
-dev's is at most that much (per cent, absolute) above greedy's, at 95 % confidence; 2, which is
-greedy, where dev shows that of none. Beam searches come with n-best lists, below
-``nbest/`` of the output, and the WER of the best of 1, 2, 4, ... hypotheses.
+same. SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``;
+several are joined by ``+``.
+
+Threshold decoding uses the tau that training chose on dev, unless --tau gives one. It is chosen
+anew, on dev, with --max_wer_increase, and where none was kept: the one with the fewest calls whose
+WER on speech like dev's is at most that much (per cent, absolute) above greedy's, at 95 %
+confidence; 2, which is greedy, where dev shows that of none. Beam searches come with n-best lists,
+below ``nbest/`` of the output, and the WER of the best of 1, 2, 4, ... hypotheses.
 
 Recordings longer than the longest bucket are decoded in chunks, as `transcribe` does. What cannot
 be decoded is counted beside the table, and its words as deleted, unless --nocount_left_out.

@@ -48,6 +48,28 @@ def post(client, file: bytes, name: str = "talk.flac", **fields) -> httpx.Respon
     return client.post(URL, files={"file": (name, file)}, data=fields)
 
 
+def in_parts(file: bytes) -> tuple[dict[str, str], Iterator[bytes]]:
+    """Headers and body of a request that does not say how long it is."""
+    head = b'--cut\r\nContent-Disposition: form-data; name="file"; filename="a.flac"\r\n\r\n'
+    body = head + file + b"\r\n--cut--\r\n"
+    parts = (body[i : i + 1000] for i in range(0, len(body), 1000))
+    return {"Content-Type": "multipart/form-data; boundary=cut"}, parts
+
+
+def test_an_upload_of_unknown_length_is_read_up_to_the_limit(model, files):
+    """Too large or not is told by what arrives, whatever the parser of forms says of it."""
+    service = Service(model, Settings(models=("tiny",), max_bytes=len(files[0]), warm=()))
+    with TestClient(service.app()) as client:
+        headers, body = in_parts(files[0])
+        done = client.post(URL, headers=headers, content=body)
+        assert done.status_code == 200, done.text
+        assert done.json()["text"] == post(client, files[0]).json()["text"]
+        headers, body = in_parts(files[0] + bytes(100_000))
+        refused = client.post(URL, headers=headers, content=body)
+        assert refused.status_code == 413
+        assert refused.json()["error"]["code"] == "file_too_large"
+
+
 def test_every_format_says_what_the_model_says(client, model, recordings, files):
     expected = model.transcribe(recordings[3], rate=RATE)
     plain = post(client, files[3], model="whisper-1").json()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -24,6 +25,18 @@ def command(*flags: str | os.PathLike[str]) -> subprocess.CompletedProcess:
         text=True,
         cwd=pathlib.Path(__file__).parent.parent,
     )
+
+
+def test_a_coordinator_is_joined_before_anything_asks_for_a_device(workdir, waves, tmp_path):
+    """JAX refuses to join one later: the command would end in its sentence."""
+    write(tmp_path / "a.wav", waves[0])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    group = (f"--coordinator=127.0.0.1:{port}", "--processes=1", "--process_id=0")
+    done = command(tmp_path / "a.wav", f"--model={workdir}", *group)
+    assert done.returncode == 0, done.stderr
+    alone = command(tmp_path / "a.wav", f"--model={workdir}")
+    assert done.stdout == alone.stdout != ""
 
 
 def test_the_command_as_a_user_runs_it(workdir, model, waves, tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtp_jax.decoding import registry
 from mtp_jax.evaluation.compare import Row
 from mtp_jax.evaluation.outcome import Outcome
+from mtp_jax.paths import write_whole
 
 _COLUMNS = (
     ("strategy", "strategy"),
@@ -85,18 +86,24 @@ def _markdown(lines: list[list[str]]) -> str:
 
 def write_hypotheses(folder: pathlib.Path, outcomes: Mapping[str, Outcome]) -> None:
     """One JSON-lines file an outcome: id, reference, text, tokens and decoder calls."""
-    folder.mkdir(parents=True, exist_ok=True)
     for label, outcome in outcomes.items():
-        with (folder / f"{label}.jsonl").open("w", encoding="utf-8") as file:
-            for h in outcome.hypotheses:
-                line = {
-                    "id": h.id,
-                    "reference": h.reference,
-                    "text": h.text,
-                    "tokens": len(h.tokens),
-                    "decoder_calls": h.calls,
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines = [
+            {
+                "id": h.id,
+                "reference": h.reference,
+                "text": h.text,
+                "tokens": len(h.tokens),
+                "decoder_calls": h.calls,
+            }
+            for h in outcome.hypotheses
+        ]
+        _write_lines(folder / f"{label}.jsonl", lines)
+
+
+def _write_lines(file: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, all of them or none; an error names the file."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_whole(file, text.encode())
 
 
 def beam_table(rows: list[Row], utterances: int) -> str:
@@ -133,10 +140,11 @@ def write_nbest(
     for label, outcome in outcomes.items():
         if not any(h.nbest for h in outcome.hypotheses):
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{label}.jsonl").open("w", encoding="utf-8") as file:
-            for h in outcome.hypotheses:
-                hypotheses = [
+        lines = [
+            {
+                "id": h.id,
+                "reference": h.reference,
+                "hypotheses": [
                     {
                         "text": a.text,
                         "score": round(a.score, 4),
@@ -146,9 +154,11 @@ def write_nbest(
                         ],
                     }
                     for a in h.nbest
-                ]
-                line = {"id": h.id, "reference": h.reference, "hypotheses": hypotheses}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                ],
+            }
+            for h in outcome.hypotheses
+        ]
+        _write_lines(folder / f"{label}.jsonl", lines)
 
 
 def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:

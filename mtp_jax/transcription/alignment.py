@@ -1,4 +1,4 @@
-"""CTC forced alignment: when each label of a text was said, by the encoder's CTC output."""
+"""Forced alignment: when each label of a text was said, by CTC or other scores of the frames."""
 
 from __future__ import annotations
 
