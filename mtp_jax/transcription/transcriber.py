@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -26,6 +27,7 @@ from mtp_jax.transcription.recordings import Recording
 from mtp_jax.transcription.results import Segment, Transcript
 from mtp_jax.transcription.segmentation import Chunk, cut
 
+log = logging.getLogger("mtp_jax")
 Key = TypeVar("Key")
 Audio = str | os.PathLike[str] | np.ndarray
 Several = list[Audio] | tuple[Audio, ...]
@@ -33,6 +35,11 @@ Named = Strategy | str
 
 _PROMPT = 64  # tokens of earlier text by which programs differ
 _AHEAD = 4  # batches of chunks that are sorted by length before they are decoded
+
+
+def log_compiling(rows: int, seconds: float) -> None:
+    """Says that a program is compiled for a batch of so many rows of so many seconds."""
+    log.info("compiling for %d x %.0f s: later runs find the program on disk", rows, seconds)
 
 
 class Transcriber:
@@ -202,7 +209,7 @@ class Transcriber:
         task: str = "transcribe",
         prompt: str = "",
         progress: Callable[[float], None] = lambda seconds: None,
-        on_compile: Callable[[int, float], None] = lambda rows, seconds: None,
+        on_compile: Callable[[int, float], None] = log_compiling,
     ) -> Iterator[tuple[Key, Transcript | AudioError]]:
         """Transcribes any number of recordings of any length, in batches over all of them.
 
@@ -214,7 +221,8 @@ class Transcriber:
             rate, strategy, language, task, prompt: as `transcribe` takes them.
             progress: told the seconds of audio that are done, as they are.
             on_compile: told before a program is compiled, which may take half a minute: for a
-                batch of how many rows, of how many seconds each.
+                batch of how many rows, of how many seconds each. By default it is logged, as
+                information, to ``mtp_jax``.
 
         Yields:
             Key and transcript, or what is wrong with the recording; in the order in which they are
