@@ -147,7 +147,7 @@ def test_a_command_that_is_told_to_stop_does_not_start_again(tmp_path, number):
         time.sleep(0.05)
     started.send_signal(number)
     assert started.wait(20) == 143
-    assert (tmp_path / "saved").read_text() == "x\n"
+    assert (tmp_path / "saved").read_text() == "saved\n"
 
 
 @pytest.mark.parametrize("whole_group", [False, True])  # as a terminal does

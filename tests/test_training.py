@@ -429,7 +429,7 @@ def test_mwer_goes_on_from_a_finished_model(config, uninterrupted, tmp_path):
         ("train", ("--config=nowhere.py",), 2, "nowhere.py"),
         ("train", ("--config=configs/mtp.py", "--config.optim.step=1"), 2, "step"),
         ("train", ("--config=configs/mtp.py", "--config.optim.steps=0"), 2, "config.optim.steps"),
-        ("evaluate", ("--workdir=nowhere",), 1, "nowhere is no workdir"),
+        ("evaluate", ("--workdir=nowhere",), 1, "nowhere is no folder of a model"),
         (
             "evaluate",
             ("--workdir=nowhere", "--strategy=gredy"),
