@@ -1,6 +1,5 @@
 """Where tests run, and what they share."""
 
-import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -46,8 +45,6 @@ def pytest_configure(config):
 
     There are thousands and each runs a few times: no time is spent to make their code fast.
     """
-    # Tracing makes many objects that stay; looking through all of them again and again takes long.
-    gc.set_threshold(100_000, 50, 100)
     if not hasattr(config, "workerinput"):
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             folder = tempfile.TemporaryDirectory(prefix="mtp_jax_compiled_")

@@ -210,7 +210,7 @@ class Engine:
     def _compile(self) -> None:
         for name in self._warm:
             for samples in self.model.lengths:
-                for size in self.model.sizes:
+                for size in self.model.few_sizes:
                     if self._closing:
                         return
                     chunk = Chunk(0.0, np.zeros(samples, np.int16), 0.0)
@@ -252,7 +252,7 @@ class Engine:
         ]
         turns.sort(key=lambda each: each[:2])
         waiting = [(job, item) for _, _, job, item in turns]
-        return choose(waiting, lambda pair: -self._length(pair[1]), self.model.sizes)
+        return choose(waiting, lambda pair: -self._length(pair[1]), self.model.few_sizes)
 
     def _length(self, item: Waiting) -> int:
         """To which a chunk is padded, in samples."""

@@ -56,7 +56,10 @@ class Transcriber:
     Attributes:
         sample_rate: Hz of the waveforms that `decode` takes.
         longest: seconds of the longest chunk; `lengths`: to which chunks are padded, in samples.
-        sizes: to which batches are padded. Each length, size and strategy is a program.
+        sizes: to which batches are padded: each length, size and strategy is a program. What is
+            left at the end of a run so fits one of these, at least half full, and the run compiles
+            one program for it and not several; `few_sizes`: of these, for those who compile all of
+            them beforehand.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class Transcriber:
         self.sample_rate = config.front_end.sample_rate
         seconds = config.evaluation.bucket_seconds or config.data.bucket_seconds
         self.longest = seconds[-1]
-        self.sizes = tuple(sorted({1, min(4, batch_size), batch_size}))
+        powers = {2**n for n in range(batch_size.bit_length())}
+        self.sizes = tuple(sorted({*powers, batch_size}))
+        self.few_sizes = tuple(sorted({1, min(4, batch_size), batch_size}))
         self.lengths = tuple(math.ceil(s * self.sample_rate) for s in seconds)
         self._assembler = SegmentAssembler(runner)
 
