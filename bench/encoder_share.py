@@ -100,8 +100,8 @@ def main(argv: list[str]) -> None:
             audio, length = audio.astype(np.int16), np.full(rows, samples, np.int32)
             front = jax.jit(lambda a, n: log_mel(a, n, c.front_end))
             mel, frames = front(audio, length)
-            listen = jax.jit(lambda p, x, n: call(Recogniser.encode_speech, model, p, x, n))
-            heard = listen(params, mel, frames)
+            encoder = jax.jit(lambda p, x, n: call(Recogniser.encode_speech, model, p, x, n))
+            states = encoder(params, mel, frames)
             behind = jax.jit(lambda p, x, n: call(Recogniser.encode, model, p, x, n))
             count, w = int(feature_length(samples, c.front_end)) // 2, c.whisper
             products = [
@@ -113,9 +113,9 @@ def main(argv: list[str]) -> None:
             took = least(
                 {
                     "front": lambda f=front, a=audio, n=length: f(a, n),
-                    "encoder": lambda f=listen, x=mel, n=frames: f(params, x, n),
+                    "encoder": lambda f=encoder, x=mel, n=frames: f(params, x, n),
                     "products": bare(products),
-                    "behind": lambda f=behind, x=heard, n=half: f(params, x, n),
+                    "behind": lambda f=behind, x=states, n=half: f(params, x, n),
                 },
                 _ROUNDS.value,
             )

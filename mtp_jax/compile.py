@@ -141,6 +141,8 @@ def sized(config: Config) -> tuple[Config, Any]:
     from mtp_jax.pretrained.published_sizes import with_published_sizes
     from mtp_jax.pretrained.sizes import completed
 
+    if config.pretrained.model:
+        raise ConfigError("config.pretrained.model is a whole Whisper, which is not planned yet")
     whole, size = with_published_sizes(config)
     whole = completed(whole)
     # With the names of its parts, as their tokenizers lie beside them.

@@ -121,7 +121,7 @@ ENCODER_LAWS = (
 
 # Decoders
 
-B, S, WIDTH = 3, 9, 4  # WIDTH: positions a call
+B, S, WIDTH = 3, 9, 4  # WIDTH: positions per call
 
 
 @dataclasses.dataclass(frozen=True)

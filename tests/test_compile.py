@@ -342,3 +342,9 @@ def test_an_interrupted_compilation_ends_its_process(number, tmp_path, monkeypat
     assert not list((tmp_path / "cache").iterdir())
     running = subprocess.run(["pgrep", "-f", str(slow)], capture_output=True, text=True)
     assert not running.stdout
+
+
+def test_a_whole_whisper_is_refused_in_a_sentence():
+    config = dataclasses.replace(TINY, pretrained=Pretrained(model="hf://openai/whisper-base"))
+    with pytest.raises(ConfigError, match="a whole Whisper, which is not planned yet"):
+        sized(config)

@@ -270,7 +270,7 @@ def bad(tmp_path_factory, waves) -> dict[str, pathlib.Path]:
         "Is a directory": folder / "folder.wav",
         "is a pipe": folder / "pipe.wav",
         "not finite": nan,
-        "3 samples a second": folder / "rate.wav",
+        "3 samples per second": folder / "rate.wav",
         "No such file": folder / "nowhere.wav",
     }
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import (
     Augment,
     Config,
+    ConfigError,
     Data,
     Evaluation,
     FrontEnd,
@@ -35,6 +37,7 @@ from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.initialization import init_params
 from mtp_jax.models.params import by_path, merge
+from mtp_jax.pretrained.exported import export
 from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.training.loop import train
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
@@ -139,6 +142,8 @@ def test_heads_learn_from_audio_alone(folder, batch, tmp_path):
     # The model repeats itself, and heads that have learnt that are right most of the time.
     assert int(verify.accepted.sum()) > 0.5 * int(verify.proposed.sum())
     assert int(verify.calls.sum()) < 0.7 * int(greedy.calls.sum())
+    with pytest.raises(CheckpointError, match="heads of a Whisper, which are not exported yet"):
+        export(runner, workdir, tmp_path / "exported")
     again = load(workdir)
     np.testing.assert_array_equal(again.run(batch, Verify()).decoded.calls, verify.calls)
     saved = sum(x.size for path, x in after.items() if path.startswith("heads/"))
@@ -175,3 +180,8 @@ def test_evaluate_takes_a_whisper_as_it_is(folder, tmp_path):
     )
     assert refused.returncode == 2
     assert "need several heads" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_greedy_text_needs_the_model_that_writes_it():
+    with pytest.raises(ConfigError, match=r"needs config\.pretrained\.model"):
+        Config(data=Data(text="greedy"))

@@ -165,7 +165,7 @@ class File:
             file = self._ffmpeg(part, stack, recognised=tried is not None)
         if not RATES[0] <= file.rate <= RATES[1]:
             raise AudioError(
-                f"{self._name} says that it has {file.rate} samples a second: make it again"
+                f"{self._name} says that it has {file.rate} samples per second: make it again"
             )
         return file
 

@@ -73,6 +73,11 @@ class Config:
             "needs config.loss.ctc above 0",
         )
         check(
+            self.data.text != "greedy" or bool(self.pretrained.model),
+            "data.text",
+            "('greedy') needs config.pretrained.model, which writes it",
+        )
+        check(
             not self.tokenizer.retrained or bool(self.init_from),
             "tokenizer.retrained",
             "needs config.init_from; a run of its own trains its tokenizer anyway",

@@ -25,7 +25,7 @@ class Inference:
         frames: int32[B] real frames of what follows.
         ctc_log_probs: float32[B, T, labels + 1], the last class is the blank; None unless wanted,
             and without a CTC head.
-        attention: float32[B, L, T], the higher the likelier that a token is heard in a frame; None
+        attention: float32[B, L, T], the higher the likelier that a token is spoken in a frame; None
             unless wanted, and of decoders that do not attend to the audio.
         start: int32[B, P], of such a decoder: the tokens before the text, a detected language
             among them.

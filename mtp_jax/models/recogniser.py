@@ -35,7 +35,7 @@ class Vocabulary:
         eos: token that ends it.
         prompt_before, prompt_after: tokens put before and after the audio.
         labels: size of the encoder's CTC vocabulary; 0 if its labels are the decoder's tokens.
-        merges: with which the decoder's tokens are made of what CTC reads, if they are to be.
+        merges: with which CTC's labels are made into the decoder's tokens, if they are to be.
         whisper: the special tokens of a Whisper.
     """
 
@@ -87,6 +87,8 @@ class Encoded:
 class Recogniser(nn.Module):
     """A speech encoder, a decoder and M prediction heads; `call` runs its methods.
 
+    A subclass sets up ``whisper`` (where it has one), ``decoder`` and ``heads``.
+
     Attributes:
         config: the run's.
         vocabulary: the tokenizer's.
@@ -97,7 +99,8 @@ class Recogniser(nn.Module):
 
     def encode_speech(self, features: jax.Array, length: jax.Array) -> jax.Array:
         """Whisper's hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
-        raise NotImplementedError
+        x, _ = self.whisper(features, length)
+        return x
 
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
         """Encodes `features` [B, T, Z], log-mel or from `encode_speech`, of int32[B] `length`."""
@@ -133,7 +136,7 @@ class Recogniser(nn.Module):
         raise NotImplementedError
 
     def cache(self, encoded: Encoded, slots: int) -> KVCache:
-        """An empty cache of int32 `slots` for the prompt and the text of a batch."""
+        """An empty cache with `slots` for the prompt and the text of each row."""
         raise NotImplementedError
 
     def extend_prompt(
@@ -170,10 +173,23 @@ class Recogniser(nn.Module):
 
     def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
         """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
-        raise NotImplementedError
+        return self.heads(self.of_later_heads(hidden), self._unembed_later, head)
 
     def projections(self, hidden: jax.Array) -> list[Projection]:
         """How each head's logits are made of hidden states [..., E], for losses."""
+        first, later = self.of_head_1(hidden), self.of_later_heads(hidden)
+        return self.heads.projections(first, later, self.decoder.unembedding())
+
+    def of_head_1(self, hidden: jax.Array) -> jax.Array:
+        """[..., D], what head 1 reads of hidden states [..., E]."""
+        raise NotImplementedError
+
+    def of_later_heads(self, hidden: jax.Array) -> jax.Array:
+        """[..., D], what heads 2..M read of hidden states [..., E]."""
+        raise NotImplementedError
+
+    def _unembed_later(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits of latent heads at what they make of hidden states [..., D]."""
         raise NotImplementedError
 
     def next_token(self, hidden: jax.Array) -> jax.Array:

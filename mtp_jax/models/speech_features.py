@@ -47,8 +47,8 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
 
 def encoded_frames(samples: int, config: Config) -> int:
     """Frames that Whisper's encoder makes of an utterance, of the silence behind it too."""
-    heard = min(samples + _silence(config), _window(config))
-    return int(encoded_length(feature_length(heard, config.front_end)))
+    encoded = min(samples + _silence(config), _window(config))
+    return int(encoded_length(feature_length(encoded, config.front_end)))
 
 
 def _window(config: Config) -> int:
@@ -57,6 +57,6 @@ def _window(config: Config) -> int:
 
 
 def _silence(config: Config) -> int:
-    """Samples of silence that count as an utterance's own."""
+    """Samples of silence that are encoded behind an utterance."""
     whole = config.whisper_decoder.present
     return round(config.whisper.silence * config.front_end.sample_rate) if whole else 0

@@ -20,7 +20,7 @@ from mtp_jax.models.ctc_compression import label_posteriors, label_weights
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.encoders.conformer import Conformer, frames_mask
 from mtp_jax.models.encoders.whisper import WhisperEncoder
-from mtp_jax.models.heads import Heads, Projection
+from mtp_jax.models.heads import Heads
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.layers import Linear, parameter, zero_padding
 from mtp_jax.models.recogniser import Encoded, Recogniser
@@ -44,11 +44,6 @@ class SpeechLlama(Recogniser):
         self.adaptor = Linear(c.decoder.width, ("embed", None), True, dtype)
         self.decoder = Llama(c.decoder, size, dtype, c.heads.layers)
         self.heads = Heads(c.heads, c.decoder, size, dtype)
-
-    def encode_speech(self, features: jax.Array, length: jax.Array) -> jax.Array:
-        """Whisper's hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
-        x, _ = self.whisper(features, length)
-        return x
 
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
         """Encodes `features` [B, T, Z], log-mel or from `encode_speech`, of int32[B] `length`."""
@@ -111,16 +106,7 @@ class SpeechLlama(Recogniser):
         token_length: jax.Array,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Encoded]:
-        """The teacher-forced pass.
-
-        Args:
-            features: [B, T, Z], as in `encode`; `length`: int32[B].
-            tokens: int32[B, L], EOS included; `token_length`: int32[B].
-
-        Returns:
-            Hidden states [B, L, E], of which the one at i predicts ``tokens[:, i + m - 1]`` through
-            head m, and what the encoder made of the audio.
-        """
+        """The teacher-forced pass, as of every `Recogniser`."""
         encoded = self.encode(features, length, deterministic)
         prefix, prefix_real, position_offset = self.prompt(encoded)
         text = self.decoder.embed(tokens[:, :-1])
@@ -219,15 +205,6 @@ class SpeechLlama(Recogniser):
         """[..., D], what heads 2..M read of hidden states [..., E]."""
         own = hidden[..., -self.config.decoder.width :]
         return own if self.config.heads.layers else self.heads.alone(own)
-
-    def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
-        """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
-        return self.heads(self.of_later_heads(hidden), self._unembed_later, head)
-
-    def projections(self, hidden: jax.Array) -> list[Projection]:
-        """How each head's logits are made of hidden states [..., E], for losses."""
-        first, later = self.of_head_1(hidden), self.of_later_heads(hidden)
-        return self.heads.projections(first, later, self.decoder.unembedding())
 
     def next_token(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., E]."""

@@ -17,7 +17,6 @@ import numpy as np
 from mtp_jax.models.decoders.whisper import WhisperDecoder
 from mtp_jax.models.encoders.conformer import frames_mask
 from mtp_jax.models.encoders.whisper import WhisperEncoder
-from mtp_jax.models.heads import Projection
 from mtp_jax.models.kv_cache import CrossCache, KVCache
 from mtp_jax.models.recogniser import Encoded, Recogniser
 from mtp_jax.models.whisper_heads import WhisperHeads
@@ -41,11 +40,6 @@ class WhisperRecogniser(Recogniser):
         """Special tokens."""
         assert self.vocabulary.whisper is not None
         return self.vocabulary.whisper
-
-    def encode_speech(self, features: jax.Array, length: jax.Array) -> jax.Array:
-        """Hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
-        x, _ = self.whisper(features, length)
-        return x
 
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
         """What the decoder attends to, of [B, T, D] `encode_speech` makes, int32[B] `length`.
@@ -85,7 +79,7 @@ class WhisperRecogniser(Recogniser):
         return hidden, longer
 
     def detected(self, encoded: Encoded) -> Encoded:
-        """`encoded`, with the language that is heard where its tokens say `DETECTED`."""
+        """`encoded`, with the detected language where its tokens say `DETECTED`."""
         if not self.special.languages:
             return encoded
         start = cast(jax.Array, encoded.start)
@@ -93,7 +87,7 @@ class WhisperRecogniser(Recogniser):
         return dataclasses.replace(encoded, start=start)
 
     def language(self, encoded: Encoded) -> jax.Array:
-        """int32[B], the token of the language that is heard."""
+        """int32[B], the token of the likeliest language."""
         tokens = jnp.array([token for _, token in self.special.languages], jnp.int32)
         return tokens[jnp.argmax(self.language_logits(encoded), axis=-1)]
 
@@ -154,7 +148,7 @@ class WhisperRecogniser(Recogniser):
         return self._marked(hidden, first=0), cast(KVCache, longer)
 
     def attention(self, encoded: Encoded, tokens: jax.Array, length: jax.Array) -> jax.Array:
-        """Where in the audio each token of a text is heard, by the decoder's alignment heads.
+        """Where in the audio each token of a text is spoken, by the decoder's alignment heads.
 
         A head's weights are normalised over the tokens, frame by frame, and smoothed by a median
         over seven frames; then the heads are averaged (Whisper, timing.py).
@@ -220,15 +214,6 @@ class WhisperRecogniser(Recogniser):
     def _unembed_later(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of latent heads at what they make of hidden states [..., D]."""
         return self.decoder.unembed(hidden)
-
-    def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
-        """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
-        return self.heads(self.of_later_heads(hidden), self._unembed_later, head)
-
-    def projections(self, hidden: jax.Array) -> list[Projection]:
-        """How each head's logits are made of hidden states [..., E], for losses."""
-        first, later = self.of_head_1(hidden), self.of_later_heads(hidden)
-        return self.heads.projections(first, later, self.decoder.unembedding())
 
     def draft_logits(self, hidden: jax.Array) -> jax.Array:
         """float32[..., M - 1, V] logits of heads 2..M; of what no text holds the lowest."""

@@ -71,6 +71,11 @@ def export(
             stays as it was.
         OutputError: the folder cannot be written, as is seen before anything is.
     """
+    if trained.model.config.whisper_decoder.present:
+        raise CheckpointError(
+            f"{workdir.path} holds heads of a Whisper, which are not exported yet: use the workdir"
+            " itself, beside the Whisper that it names"
+        )
     check_target(workdir, folder)
     target = Workdir(folder)
     updates = [path for path in by_path(trained.params) if path.endswith("lora_a")]
@@ -112,8 +117,7 @@ def export(
             shutil.copyfile(workdir.confidence, new.confidence)
         _save(cast(heads), new.heads)
         _save(cast(speech), new.exported)
-        weights = (new.path / "model.safetensors", new.heads, new.exported)
-        write_json(new.digests, {file.name: file_digest(file) for file in weights})
+        write_json(new.digests, {file.name: file_digest(file) for file in _weight_files(new)})
         for old in (target.exported, *_of_another_export(target)):
             old.unlink(missing_ok=True)
         for file in sorted(new.path.iterdir(), key=lambda file: file == new.exported):
@@ -202,19 +206,25 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
     return nested(speech) | {"decoder": decoder}
 
 
+def _weight_files(workdir: Workdir) -> tuple[Path, ...]:
+    return (workdir.path / "model.safetensors", workdir.heads, workdir.exported)
+
+
 def _check_digests(workdir: Workdir) -> None:
     """Compares the files of weights with what was exported; earlier versions noted nothing of it.
 
     Raises:
         CheckpointError: one of them cannot be read, or is another.
     """
-    for name, digest in workdir.read_digests().items():
-        file = workdir.path / name
+    noted = workdir.read_digests()
+    for file in _weight_files(workdir):  # whatever else an untrusted one may name
+        if file.name not in noted:
+            continue
         try:
             found = file_digest(file)
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
-        if found != digest:
+        if found != noted[file.name]:
             raise CheckpointError(
                 f"{file} is damaged, or was changed: its contents are not those that were exported"
                 " (digests.json): put it back from a copy, or export again"

@@ -267,6 +267,7 @@ class _Transcription(Response):
                     settings.strategy,
                     settings.tau,
                     service.model.languages,
+                    service.model.takes_prompt,
                 )
                 start = service.model.start_tokens(options.language, self._task, options.prompt)
                 path = service.temporary()  # only now: an upload may take minutes

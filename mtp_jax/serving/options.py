@@ -58,6 +58,7 @@ def read_options(
     strategy: str,
     tau: float | None,
     languages: Sequence[str] = (),
+    takes_prompt: bool = False,
 ) -> Options:
     """The options of a form.
 
@@ -67,6 +68,7 @@ def read_options(
         strategies: that it can be decoded with.
         strategy, tau: where the request names none.
         languages: codes of those that the model can be told of.
+        takes_prompt: whether it can be told of earlier text.
 
     Raises:
         Refused: a field is wrong.
@@ -123,7 +125,7 @@ def read_options(
         strategy=wanted or strategy,
         tau=own if own is not None else tau,
         language=code if languages else "",
-        prompt=(_text(form, "prompt") or "") if languages else "",
+        prompt=(_text(form, "prompt") or "") if takes_prompt else "",
     )
 
 

@@ -30,7 +30,7 @@ class ProgressBar:
         self.bar.update(seconds)
         elapsed = self.bar.format_dict["elapsed"]
         self.bar.set_postfix_str(
-            f"{self.bar.n / max(elapsed, 1e-3):.0f} a second, [{elapsed:.0f} s]"
+            f"{self.bar.n / max(elapsed, 1e-3):.0f} per second, [{elapsed:.0f} s]"
         )
 
     def compiling(self, rows: int, seconds: float) -> None:

@@ -93,6 +93,11 @@ class Transcriber:
         special = self.runner.model.vocabulary.whisper
         return tuple(code for code, _ in special.languages) if special else ()
 
+    @property
+    def takes_prompt(self) -> bool:
+        """Whether the model can be told of earlier text: a Whisper can."""
+        return self.runner.model.vocabulary.whisper is not None
+
     def start_tokens(self, language: str, task: str, prompt: str) -> tuple[int, ...]:
         """The tokens that a text begins with; none of models that have no such tokens.
 

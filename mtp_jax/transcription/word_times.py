@@ -129,12 +129,12 @@ class CtcAligner:
 class AttentionAligner:
     """By the monotonic path through the weights of the decoder's alignment heads.
 
-    A token is heard from the frame at which the path comes to it until it comes to the next one;
+    A token is spoken from the frame at which the path comes to it until it comes to the next one;
     the last, until it comes to EOS.
     """
 
     def likelihood(self, inference: Inference, row: int, tokens: Sequence[int]) -> float | None:
-        """Not known: attention says where a token is heard, not whether."""
+        """Not known: attention says where a token is spoken, not whether."""
         return None
 
     def times(self, inference: Inference, texts: Sequence[Text]) -> list[WordTimes | None]:
@@ -145,8 +145,9 @@ class AttentionAligner:
         found: list[WordTimes | None] = []
         for i, text in enumerate(texts):
             weights = np.asarray(attention[i, : length[i], : frames[i]], np.float64)
-            path = align(np.pad(weights.T, ((0, 0), (0, 1)), constant_values=-np.inf),
-                         range(len(weights)))  # fmt: skip
+            no_blank = ((0, 0), (0, 1))  # every frame is of a token
+            table = np.pad(weights.T, no_blank, constant_values=-np.inf)
+            path = align(table, range(len(weights)))
             found.append(path and self._times(text, path))
         return found
 

@@ -84,7 +84,7 @@ class Layer(nn.Module):
         carry: Carry,
         layer: jax.Array,
         cross: Cross,
-        heard: jax.Array,
+        audio_real: jax.Array,
         slots: jax.Array,
         mask: jax.Array,
         prompt: Prompt,
@@ -126,7 +126,7 @@ class Layer(nn.Module):
         q = heads(
             linear(c.width, ("embed", "heads"), True, name="cross_query")(norm("cross_norm")(x))
         )
-        x = added(attend_across(q, *cross, heard), "cross_output", "heads")
+        x = added(attend_across(q, *cross, audio_real), "cross_output", "heads")
         y = linear(4 * c.width, ("embed", "mlp"), True, name="up")(norm("feedforward_norm")(x))
         y = constrain(_gelu(y), "batch", None, "mlp")
         return (added(y, "down", "mlp"), keys, values), q
