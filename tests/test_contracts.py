@@ -107,10 +107,7 @@ def whisper_decoder(config: WhisperDecoderConfig, is_laid_out: bool) -> DecoderC
     def cross(rows: int) -> CrossCache:
         spoilt = np.where(heard[..., None], audio, np.nan)
         made = model.apply({"params": params}, spoilt, heard, method="attend_to")
-        wide = functools.partial(jnp.repeat, repeats=rows)
-        return CrossCache(
-            wide(made.keys, axis=1), wide(made.values, axis=1), wide(made.real, axis=0)
-        )
+        return jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), made)
 
     @jax.jit
     def full(x: jax.Array, real: jax.Array) -> jax.Array:

@@ -60,6 +60,8 @@ def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFun
     """
     if sharding.platform() == "cpu":
         model = in_type(model, "float32")
+        if encoded.cross is not None:  # once, not in every call
+            encoded = dataclasses.replace(encoded, cross=encoded.cross.astype(jnp.float32))
     params = products_type(params, model.config.train.dtype)  # once, not in every call
     logits, hypothesis = encoded.ctc_logits, encoded.ctc_hypothesis
     return DecoderFunctions(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -124,13 +126,39 @@ def attend_across(q: jax.Array, keys: jax.Array, values: jax.Array, real: jax.Ar
 
     Args:
         q: [B K, S, N, H].
-        keys, values: [B, T, N, H].
+        keys: [B, N, H, T]; `values`: [B, N, T, H].
         real: bool[B, T].
 
     Returns:
         [B K, S, N, H].
     """
-    together = q.reshape(len(keys), -1, *q.shape[2:])
-    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
-    y = jax.nn.dot_product_attention(together, keys, values, mask=real[:, None, None])
+    together = q.reshape(len(keys), -1, *q.shape[2:]) * q.shape[-1] ** -0.5
+    y = jax.lax.platform_dependent(
+        together, keys, values, real, cpu=_across_by_row, default=_across_at_once
+    )
     return y.reshape(q.shape)
+
+
+def _across_at_once(q: jax.Array, keys: jax.Array, values: jax.Array, real: jax.Array) -> jax.Array:
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    shares = _shares(product("bsnh,bnht->bnst", q, keys), real).astype(q.dtype)
+    return product("bnst,bnth->bsnh", shares, values).astype(q.dtype)
+
+
+def _across_by_row(q: jax.Array, keys: jax.Array, values: jax.Array, real: jax.Array) -> jax.Array:
+    """Each head of each row by itself, which a CPU multiplies as it finds it."""
+    (rows, width, heads, size), frames = q.shape, keys.shape[-1]
+    q = jnp.moveaxis(q, 1, 2)
+    scores = matmul_by_row(
+        q.reshape(-1, width, size), keys.reshape(-1, size, frames), 1, jnp.float32
+    )
+    shares = _shares(scores.reshape(rows, heads, width, frames), real).astype(q.dtype)
+    y = matmul_by_row(
+        shares.reshape(-1, width, frames), values.reshape(-1, frames, size), 1, q.dtype
+    )
+    return jnp.moveaxis(y.reshape(rows, heads, width, size), 1, 2)
+
+
+def _shares(scores: jax.Array, real: jax.Array) -> jax.Array:
+    """Softmax of float32[B, N, S, T] scores over the real frames, bool[B, T]."""
+    return jax.nn.softmax(jnp.where(real[:, None, None], scores, jnp.finfo(jnp.float32).min))

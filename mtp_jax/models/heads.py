@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax import config as configs
+from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.decoders.llama import Carry, run_layers
 from mtp_jax.models.layers import RMSNorm, parameter
 
@@ -80,8 +81,11 @@ class Heads(nn.Module):
         """Runs the layers, and a norm, behind those of the decoder: `run_above` of `Llama`."""
         own = dataclasses.replace(self.decoder, lora=configs.Lora())
         places = range(own.layers, own.layers + self.config.layers)
+        laid_out = self.has_variable("params", layer_name(0))
         carry = (self.alone(carry[0]), *carry[1:])
-        x, keys, values = run_layers(own, self.dtype, deterministic, places, carry, *given)
+        x, keys, values = run_layers(
+            own, self.dtype, deterministic, laid_out, places, carry, *given
+        )
         return self.norm(x), keys, values
 
     def alone(self, x: jax.Array) -> jax.Array:

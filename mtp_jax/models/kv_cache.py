@@ -26,14 +26,28 @@ from mtp_jax.distributed.sharding import constrain
 class CrossCache:
     """Keys and values of the audio, in a decoder that attends to it.
 
+    Every layer has arrays of its own, as its products read them: a program that took them out of a
+    stack, or turned them, would copy them in every call.
+
     Attributes:
-        keys, values: [layers, B, T, N, H].
+        keys: of each layer [B, N, H, T].
+        values: of each layer [B, N, T, H].
         real: bool[B, T], which frames there are.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
     real: jax.Array
+
+    def astype(self, dtype: jnp.dtype) -> CrossCache:
+        """With keys and values in a type."""
+        keys, values = ([x.astype(dtype) for x in y] for y in (self.keys, self.values))
+        return dataclasses.replace(self, keys=tuple(keys), values=tuple(values))
+
+    def __add__(self, other: CrossCache) -> CrossCache:
+        """These layers, and above them those of `other`."""
+        keys, values = self.keys + other.keys, self.values + other.values
+        return dataclasses.replace(self, keys=keys, values=values)
 
 
 @struct.dataclass

@@ -63,12 +63,7 @@ class WhisperRecogniser(Recogniser):
         cross = self.decoder.attend_to(audio, real)
         if not self.config.heads.layers:
             return cross
-        own = self.heads.attend_to(audio, real)
-        return dataclasses.replace(
-            cross,
-            keys=jnp.concatenate([cross.keys, own.keys]),
-            values=jnp.concatenate([cross.values, own.values]),
-        )
+        return cross + self.heads.attend_to(audio, real)
 
     def _decode(
         self, x: jax.Array, real: jax.Array, cache: KVCache | CrossCache

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 
 from mtp_jax import config as configs
+from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.decoders.whisper import Carry, CrossProjection, run_layers
 from mtp_jax.models.heads import Heads
 from mtp_jax.models.kv_cache import CrossCache
@@ -43,6 +44,7 @@ class WhisperHeads(Heads):
         del deterministic  # nothing is dropped
         own = dataclasses.replace(self.decoder, lora=configs.Lora())
         places = range(own.layers, own.layers + self.config.layers)
+        laid_out = self.has_variable("params", layer_name(0))
         carry = (self.alone(carry[0]), *carry[1:])
-        (x, keys, values), _ = run_layers(own, self.dtype, places, carry, *given)
+        (x, keys, values), _ = run_layers(own, self.dtype, laid_out, places, carry, *given)
         return self.norm(x), keys, values

@@ -35,20 +35,22 @@ def layer_name(index: int) -> str:
 
 
 def for_decoding(params: Mapping[str, Any], lora: Lora) -> Params:
-    """A recogniser's parameters with those of its decoder's layers laid out for decoding.
+    """A recogniser's parameters with the layers of decoder and heads laid out for decoding.
 
     Args:
-        params: of a `Recogniser`, the decoder's layers stacked.
+        params: of a `Recogniser`, the layers stacked.
         lora: of the decoder.
 
     Returns:
-        The same tree, but for ``decoder/layers``, in place of which ``decoder/layer_0`` and so on
-        stand. All other leaves are the same arrays.
+        The same tree, but for ``decoder/layers`` and ``heads/layers``, in place of which
+        ``decoder/layer_0`` and so on stand. All other leaves are the same arrays.
     """
-    decoder = dict(params["decoder"])
-    layers = jax.jit(_split, static_argnums=1)(decoder.pop("layers"), lora)
-    named = {layer_name(i): layer for i, layer in enumerate(layers)}
-    return {**params, "decoder": decoder | named}
+    laid_out = dict(params)
+    for name, updates in (("decoder", lora), ("heads", Lora())):
+        if "layers" in (module := dict(params.get(name, {}))):
+            layers = jax.jit(_split, static_argnums=1)(module.pop("layers"), updates)
+            laid_out[name] = module | {layer_name(i): layer for i, layer in enumerate(layers)}
+    return laid_out
 
 
 def _split(stacked: Params, lora: Lora) -> list[Params]:

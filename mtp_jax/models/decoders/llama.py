@@ -149,6 +149,7 @@ def run_layers(
     config: Decoder,
     dtype: jnp.dtype,
     deterministic: bool,
+    laid_out: bool,
     places: range,
     carry: Carry,
     positions: jax.Array,
@@ -156,15 +157,24 @@ def run_layers(
     mask: jax.Array,
     prompt: Prompt,
 ) -> Carry:
-    """Runs layers of the module that calls, named ``layers``.
+    """Runs layers of the module that calls.
 
     Args:
         config, dtype, deterministic: as in `Layer`.
+        laid_out: whether its parameters are those of `layout.for_decoding`, which drop nothing, or
+            stand in a stack named ``layers``.
         places: of the layers in the cache.
         carry: [B, S, D] and, with a cache, its keys and values, of all places.
         positions, slots, mask: of the B x S positions.
         prompt: keys and values, of all places, that rows share.
     """
+    if laid_out:
+        for n, place in enumerate(places):
+            given = None if prompt is None else (prompt[0][place], prompt[1][place])
+            own = dataclasses.replace(config, lora=Lora())
+            layer = Layer(own, dtype, True, True, name=layer_name(n))
+            carry, _ = layer(carry, jnp.int32(place), positions, slots, mask, given)
+        return carry
     stack = nn.scan(
         remat(Layer, config),
         variable_axes={"params": 0},
@@ -228,22 +238,6 @@ class Llama(nn.Module):
         layers = c.layers + self.layers_above
         return KVCache.empty(layers, rows, slots, c.kv_heads, c.head_size, self.dtype)
 
-    def _run_joined(
-        self,
-        carry: Carry,
-        positions: jax.Array,
-        slots: jax.Array,
-        mask: jax.Array,
-        prompt: Prompt,
-    ) -> Carry:
-        """`run_layers` over the parameters of `layout.for_decoding`, which drops nothing."""
-        config = dataclasses.replace(self.config, lora=Lora())
-        for i in range(config.layers):
-            given = None if prompt is None else (prompt[0][i], prompt[1][i])
-            layer = Layer(config, self.dtype, True, True, name=layer_name(i))
-            carry, _ = layer(carry, jnp.int32(i), positions, slots, mask, given)
-        return carry
-
     @nn.compact
     def __call__(
         self,
@@ -286,10 +280,9 @@ class Llama(nn.Module):
             if cache.prompt is not None:
                 prompt = (cache.prompt.keys, cache.prompt.values)
         given = positions - position_offset, slots, mask, prompt
-        if self.has_variable("params", layer_name(0)):
-            carry = self._run_joined(carry, *given)
-        else:
-            carry = run_layers(c, self.dtype, deterministic, range(c.layers), carry, *given)
+        laid_out = self.has_variable("params", layer_name(0))
+        runs = c, self.dtype, deterministic, laid_out, range(c.layers)
+        carry = run_layers(*runs, carry, *given)
         hidden = self.final_norm(carry[0])
         if run_above is not None:
             carry = run_above(deterministic, carry, *given)

@@ -51,17 +51,19 @@ class CrossProjection(nn.Module):
         shape = (self.layers, width, c.width)
         audio = zero_padding(audio, real).astype(self.dtype)
 
-        def project(name: str, biased: bool) -> jax.Array:
+        def project(name: str, biased: bool, order: tuple[int, int]) -> tuple[jax.Array, ...]:
             kernel = parameter(self, f"{name}_kernel", init, axes, shape)
             rows = [matmul(audio, kernel[i]) for i in range(self.layers)]
             if biased:
                 zeros = nn.initializers.zeros
                 bias = parameter(self, f"{name}_bias", zeros, axes[::2], shape[::2])
                 rows = [y + along_rows(bias[i], y.shape, y.dtype) for i, y in enumerate(rows)]
-            y = jnp.stack(rows).reshape(self.layers, *audio.shape[:2], c.heads, -1)
-            return constrain(y, "layers", "batch", None, "heads", None)
+            by_head = (y.reshape(*y.shape[:2], c.heads, -1) for y in rows)
+            turned = (jnp.transpose(y, (0, 2, *order)) for y in by_head)
+            return tuple(constrain(y, "batch", "heads", None, None) for y in turned)
 
-        return CrossCache(keys=project("key", False), values=project("value", True), real=real)
+        keys, values = project("key", False, (3, 1)), project("value", True, (1, 3))
+        return CrossCache(keys, values, real)
 
 
 class Layer(nn.Module):
@@ -135,6 +137,7 @@ class Layer(nn.Module):
 def run_layers(
     config: Config,
     dtype: jnp.dtype,
+    laid_out: bool,
     places: range,
     carry: Carry,
     cross: CrossCache,
@@ -142,10 +145,11 @@ def run_layers(
     mask: jax.Array,
     prompt: Prompt,
 ) -> tuple[Carry, jax.Array]:
-    """Runs layers of the module that calls, named ``layers``.
+    """Runs layers of the module that calls.
 
     Args:
         config, dtype: as in `Layer`.
+        laid_out: as in `mtp_jax.models.decoders.llama.run_layers`.
         places: of the layers in the caches.
         carry: [B, S, D] and, with a cache, its keys and values, of all places.
         cross: of all places.
@@ -155,6 +159,15 @@ def run_layers(
     Returns:
         The carry, and the queries [layers, B, S, N, H] that were put to the audio.
     """
+    if laid_out:
+        queries = []
+        for n, place in enumerate(places):
+            given = None if prompt is None else (prompt[0][place], prompt[1][place])
+            own = cross.keys[place], cross.values[place]
+            layer = Layer(dataclasses.replace(config, lora=Lora()), dtype, True, name=layer_name(n))
+            carry, q = layer(carry, jnp.int32(place), own, cross.real, slots, mask, given)
+            queries.append(q)
+        return carry, jnp.stack(queries)
     stack = nn.scan(
         Layer,
         variable_axes={"params": 0},
@@ -166,7 +179,7 @@ def run_layers(
     here = slice(places.start, places.stop)
     if prompt is not None:
         prompt = prompt[0][here], prompt[1][here]
-    own = cross.keys[here], cross.values[here]
+    own = jnp.stack(cross.keys[here]), jnp.stack(cross.values[here])
     out: tuple[Carry, jax.Array] = stack(
         carry, jnp.array(places), own, cross.real, slots, mask, prompt
     )
@@ -218,28 +231,9 @@ class WhisperDecoder(nn.Module):
     def empty_cache(self, cross: CrossCache, slots: int) -> KVCache:
         """A cache of at most `slots` positions for each utterance of `cross`."""
         c, layers = self.config, self.config.layers + self.layers_above
-        rows, size = cross.keys.shape[1], c.width // c.heads
+        rows, size = len(cross.real), c.width // c.heads
         cache = KVCache.empty(layers, rows, slots, c.heads, size, self.dtype)
         return dataclasses.replace(cache, cross=cross)
-
-    def _run_joined(
-        self,
-        carry: Carry,
-        cross: CrossCache,
-        slots: jax.Array,
-        mask: jax.Array,
-        prompt: Prompt,
-    ) -> tuple[Carry, jax.Array]:
-        """`run_layers` over the parameters of `layout.for_decoding`."""
-        config = dataclasses.replace(self.config, lora=Lora())
-        queries = []
-        for i in range(config.layers):
-            given = None if prompt is None else (prompt[0][i], prompt[1][i])
-            layer = Layer(config, self.dtype, True, name=layer_name(i))
-            own = cross.keys[i], cross.values[i]
-            carry, q = layer(carry, jnp.int32(i), own, cross.real, slots, mask, given)
-            queries.append(q)
-        return carry, jnp.stack(queries)
 
     @nn.compact
     def __call__(
@@ -283,10 +277,8 @@ class WhisperDecoder(nn.Module):
         x = zero_padding(x, real)
         given = cross, slots, mask, prompt
         carry: Carry = (x, keys, values)
-        if self.has_variable("params", layer_name(0)):
-            carry, queries = self._run_joined(carry, *given)
-        else:
-            carry, queries = run_layers(c, self.dtype, range(c.layers), carry, *given)
+        laid_out = self.has_variable("params", layer_name(0))
+        carry, queries = run_layers(c, self.dtype, laid_out, range(c.layers), carry, *given)
         hidden = self.final_norm(carry[0])
         if run_above is not None:
             carry = run_above(True, carry, *given)  # nothing is dropped
@@ -307,8 +299,8 @@ class WhisperDecoder(nn.Module):
             cross: the audio's keys.
             heads: layer and place of each of the A heads.
         """
-        layer, place = (jnp.array(x) for x in zip(*heads, strict=True))
-        q, k = queries[layer, :, :, place], cross.keys[layer, :, :, place]
-        scores = jnp.einsum("absh,abth->abst", q, k) * q.shape[-1] ** -0.5
+        q = jnp.stack([queries[layer, :, :, place] for layer, place in heads])
+        k = jnp.stack([cross.keys[layer][:, place] for layer, place in heads])
+        scores = jnp.einsum("absh,abht->abst", q, k) * q.shape[-1] ** -0.5
         lowest = jnp.finfo(jnp.float32).min
         return jax.nn.softmax(jnp.where(cross.real[:, None], scores.astype(jnp.float32), lowest))
