@@ -61,7 +61,7 @@ def config_of(folder, **changed):
         ),
         augment=Augment(speeds=(1.0,), freq_masks=0, time_masks=0),
         whisper=Whisper(cached=True),
-        heads=Heads(count=3, layers=1, detached=True),
+        heads=Heads(count=3, layers=1, detached=True, vocabulary=400),
         loss=Loss(ctc=0.0),
         optim=Optim(
             steps=60, warmup_steps=5, learning_rate=2e-2, freeze=("whisper/*", "decoder/*")
@@ -116,7 +116,14 @@ def untrained(folder, heads):
 
 
 @pytest.mark.parametrize(
-    "heads", [Heads(count=4), Heads(count=4, layers=1), Heads("independent", 3, layers=2)]
+    "heads",
+    [
+        Heads(count=4),
+        Heads(count=4, layers=1, vocabulary=300),
+        Heads("independent", 3, layers=2),
+        Heads("independent", 3, vocabulary=300),
+        Heads("residual", 3, layers=1),
+    ],
 )
 def test_verify_is_greedy_whatever_the_heads_draft(folder, batch, heads):
     runner = untrained(folder, heads)
@@ -146,6 +153,9 @@ def test_heads_learn_from_audio_alone(folder, batch, tmp_path):
         export(runner, workdir, tmp_path / "exported")
     again = load(workdir)
     np.testing.assert_array_equal(again.run(batch, Verify()).decoded.calls, verify.calls)
+    drafted = after["heads/tokens"]
+    written = set(greedy.tokens[np.arange(24) < np.asarray(greedy.length)[:, None]].tolist())
+    assert written <= set(drafted.tolist()) and len(set(drafted.tolist())) == 400
     saved = sum(x.size for path, x in after.items() if path.startswith("heads/"))
     assert saved == sum(x.size for path, x in after.items() if path not in again.imported)
 

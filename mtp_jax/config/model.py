@@ -316,23 +316,27 @@ class Heads:
     """The M prediction heads.
 
     Attributes:
-        kind: "independent" (a D x V projection each) or "latent" (a D x D map each, then the
-            shared un-embedding).
+        kind: "independent" (a D x V projection each), "latent" (a D x D map each, then the shared
+            un-embedding) or "residual" (as latent, but the SiLU of the map is added to the state).
         count: M, head 1 (the LM head) included; 1 is the plain model.
         layers: of heads 2..M alone, between the decoder's and theirs, each like one of the
             decoder's. They look at the audio and the text by themselves, so that what drafts need
             has not to be in the hidden state that head 1 reads.
         detached: True keeps the losses of heads 2..M from all parameters but their own: head 1, and
             all below it, is trained as it would be without them.
+        vocabulary: how many tokens heads 2..M draft, those that training's text has most often;
+            0 for all. With few, drafting takes less time.
     """
 
     kind: str = "latent"
     count: int = 8
     layers: int = 0
     detached: bool = False
+    vocabulary: int = 0
 
     def __post_init__(self) -> None:
-        one_of(self.kind, ("independent", "latent"), "heads.kind")
+        one_of(self.kind, ("independent", "latent", "residual"), "heads.kind")
+        check(self.vocabulary >= 0, "heads.vocabulary", "must not be negative")
         check(self.count >= 1, "heads.count", "must be 1 or more")
         check(self.layers >= 0, "heads.layers", "must not be negative")
         check(

@@ -78,6 +78,11 @@ class Config:
             "('greedy') needs config.pretrained.model, which writes it",
         )
         check(
+            not (self.mwer.all_heads and self.heads.vocabulary),
+            "mwer.all_heads",
+            "needs heads that draft every token: set config.heads.vocabulary to 0",
+        )
+        check(
             not self.tokenizer.retrained or bool(self.init_from),
             "tokenizer.retrained",
             "needs config.init_from; a run of its own trains its tokenizer anyway",

@@ -78,8 +78,8 @@ def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFun
 
 def _draft(model: Recogniser, params: Any, hidden: jax.Array) -> Drafts:
     """The most likely token of each of heads 2..M, independently of one another."""
-    tokens, log_probs = most_likely(call(Recogniser.draft_logits, model, params, hidden))
-    return Drafts(tokens, jnp.exp(log_probs))
+    places, log_probs = most_likely(call(Recogniser.draft_logits, model, params, hidden))
+    return Drafts(call(Recogniser.draft_tokens, model, params, places), jnp.exp(log_probs))
 
 
 def _prefill(

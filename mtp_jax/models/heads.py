@@ -1,17 +1,19 @@
 """The multi-token heads: head m predicts, from one hidden state, the token m places ahead.
 
-Head 1 is the decoder's own LM head and has no parameters here. Two kinds (arXiv 2409.08148):
-*independent* heads are D x V projections of their own; *latent* heads are D x D maps followed by
-the shared un-embedding. Both start equal to the LM head (our reading of the paper): independent
-heads as copies of it, latent maps as the identity. Those added to a finished model start at zero
-(`mtp_jax.training.initialization`). Beyond the paper, decoder layers of their own may stand before
-them.
+Head 1 is the decoder's own LM head and has no parameters here. Two kinds are those of the paper
+(arXiv 2409.08148): *independent* heads are D x V projections of their own; *latent* heads are D x D
+maps followed by the shared un-embedding. *Residual* heads are those of Medusa (arXiv 2401.10774):
+the state itself and behind it the SiLU of a D x D map, then the un-embedding. All start equal to
+the LM head (our reading of the paper): independent heads as copies of it, latent maps as the
+identity, residual ones at zero. Latent and independent heads that are added to a finished model
+start at zero (`mtp_jax.training.initialization`). Beyond the paper, decoder layers of their own may
+stand before them, and they may draft but the tokens that occur often (as in FR-Spec, arXiv
+2502.14856), as a wrong draft costs a call, never a token.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,10 +25,17 @@ from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.decoders.llama import Carry, run_layers
 from mtp_jax.models.layers import RMSNorm, parameter
 
+DRAFT_TOKENS = "heads/tokens"  # path of the parameter that names them, which nothing trains
+
 
 def _identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     del key
     return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+
+
+def _first_tokens(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    del key
+    return jnp.arange(shape[0], dtype=jnp.int32)
 
 
 class Projection(NamedTuple):
@@ -35,19 +44,21 @@ class Projection(NamedTuple):
     Attributes:
         heads: which of heads 1..M, counted from 0.
         states: [m, ..., D], one per head.
-        kernel: [V, D].
+        kernel: [V, D], or [N, D] of the `tokens` alone.
+        tokens: int32[N]; None for all.
     """
 
     heads: slice
     states: jax.Array
     kernel: jax.Array
+    tokens: jax.Array | None = None
 
 
 class Heads(nn.Module):
-    """Logits of heads 2..M.
+    """Logits of heads 2..M, over all V tokens or over the N that they draft.
 
     Attributes:
-        config: kind, M and layers.
+        config: kind, M, layers and N.
         decoder: what these are like; its width is D.
         vocab_size: V.
         dtype: of the products.
@@ -59,17 +70,21 @@ class Heads(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        extra, width = self.config.count - 1, self.decoder.width
-        if not extra:
+        c, width = self.config, self.decoder.width
+        if c.count == 1:
             return
-        if self.config.layers:
+        if c.layers:
             self.norm = self.make_norm()
-        if self.config.kind == "latent":
-            shape = (extra, width, width)
-            self.kernel = parameter(self, "kernel", _identity, (None, "embed", None), shape)
+        if c.vocabulary:
+            self.tokens = parameter(self, "tokens", _first_tokens, (None,), (c.vocabulary,))
+        square, zeros = (c.count - 1, width, width), nn.initializers.zeros
+        if c.kind == "latent":
+            self.kernel = parameter(self, "kernel", _identity, (None, "embed", None), square)
+        elif c.kind == "residual":
+            self.kernel = parameter(self, "kernel", zeros, (None, "embed", None), square)
+            self.bias = parameter(self, "bias", zeros, (None, None), square[:2])
         else:  # the copy of the LM head is made by `start_as_lm_head`, once that exists
-            shape = (extra, width, self.vocab_size)
-            zeros = nn.initializers.zeros
+            shape = (*square[:2], c.vocabulary or self.vocab_size)
             self.kernel = parameter(self, "kernel", zeros, (None, "embed", "vocab"), shape)
 
     def make_norm(self) -> nn.Module:
@@ -92,12 +107,32 @@ class Heads(nn.Module):
         """`x`, through which no gradient of these heads flows if they are detached."""
         return jax.lax.stop_gradient(x) if self.config.detached else x
 
-    def __call__(
-        self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array], head: jax.Array | int
-    ) -> jax.Array:
-        """float32[..., V] logits of one head, 2 <= `head` <= M (may be traced), at [..., D]."""
-        y = hidden.astype(self.dtype) @ self.kernel[head - 2].astype(self.dtype)
-        return unembed(y) if self.config.kind == "latent" else y.astype(jnp.float32)
+    def unembedding(self, lm_head: jax.Array) -> jax.Array:
+        """The rows of `lm_head` [V, D] of the tokens that these heads draft."""
+        if not self.config.vocabulary:
+            return lm_head
+        if self.has_variable("params", "unembedding"):  # by `layout.for_decoding`
+            return self.get_variable("params", "unembedding")
+        return lm_head[self.tokens]
+
+    def drafted(self, places: jax.Array) -> jax.Array:
+        """The tokens of int32[...] places in the logits."""
+        return self.tokens[places] if self.config.vocabulary else places
+
+    def __call__(self, hidden: jax.Array, lm_head: jax.Array, head: jax.Array | int) -> jax.Array:
+        """float32[..., V or N] logits of one head, 2 <= `head` <= M (may be traced), at [..., D].
+
+        Args:
+            hidden: [..., D]; `lm_head`: [V, D], the un-embedding of head 1.
+            head: which.
+        """
+        return self._logits(self._made(hidden, head - 2), lm_head)[0]
+
+    def all(self, hidden: jax.Array, lm_head: jax.Array) -> jax.Array:
+        """float32[..., M - 1, V or N] logits of heads 2..M, as of one."""
+        if self.config.count == 1:
+            return jnp.zeros((*hidden.shape[:-1], 0, self.vocab_size), jnp.float32)
+        return jnp.moveaxis(self._logits(self._made(hidden), lm_head), 0, -2)
 
     def projections(
         self, first: jax.Array, later: jax.Array, lm_head: jax.Array
@@ -108,38 +143,52 @@ class Heads(nn.Module):
             first: [..., D], what head 1 reads; `later`: [..., D], what heads 2..M read.
             lm_head: [V, D], the un-embedding of head 1.
         """
+        of_first = Projection(slice(0, 1), first[None], lm_head)
         if self.config.count == 1:
-            return [Projection(slice(0, 1), first[None], lm_head)]
+            return [of_first]
+        tokens = self.tokens if self.config.vocabulary else None
         if self.config.kind == "independent":
-            kernels = [self.kernel[m].T for m in range(self.config.count - 1)]
-            pairs = [(first, lm_head), *((later, kernel) for kernel in kernels)]
-            return [Projection(slice(m, m + 1), x[None], k) for m, (x, k) in enumerate(pairs)]
-        kernel = self.kernel.astype(self.dtype)
-        mapped = jnp.einsum("...d,mdx->m...x", later.astype(self.dtype), kernel)
-        if self.config.detached:  # these read a kernel that gets no gradient
+            kernels = enumerate(self.kernel[m].T for m in range(self.config.count - 1))
             return [
-                Projection(slice(0, 1), first[None], lm_head),
-                Projection(slice(1, None), mapped, self.alone(lm_head)),
+                of_first,
+                *(Projection(slice(m + 1, m + 2), later[None], k, tokens) for m, k in kernels),
             ]
-        return [Projection(slice(None), jnp.concatenate([first[None], mapped]), lm_head)]
+        made = self._made(later)
+        if self.config.detached or tokens is not None:
+            # Detached heads read a kernel that gets no gradient.
+            kernel = self.unembedding(self.alone(lm_head))
+            return [of_first, Projection(slice(1, None), made, kernel, tokens)]
+        return [Projection(slice(None), jnp.concatenate([first[None], made]), lm_head)]
 
-    def all(self, hidden: jax.Array, unembed: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., D]."""
-        if self.config.count == 1:
-            return jnp.zeros((*hidden.shape[:-1], 0, self.vocab_size), jnp.float32)
-        kernel = self.kernel.astype(self.dtype)
-        y = jnp.einsum("...d,mdx->...mx", hidden.astype(self.dtype), kernel)
-        return unembed(y) if self.config.kind == "latent" else y.astype(jnp.float32)
+    def _made(self, hidden: jax.Array, head: jax.Array | int | None = None) -> jax.Array:
+        """[m, ..., D or V] of one of heads 2..M, counted from 0, or of all: states, or logits."""
+        kernel = self.kernel if head is None else self.kernel[head][None]
+        hidden = hidden.astype(self.dtype)
+        made = jnp.einsum("...d,mdx->m...x", hidden, kernel.astype(self.dtype))
+        if self.config.kind != "residual":
+            return made
+        bias = (self.bias if head is None else self.bias[head][None]).astype(self.dtype)
+        return hidden + jax.nn.silu(
+            made + bias.reshape(-1, *(1,) * (hidden.ndim - 1), hidden.shape[-1])
+        )
+
+    def _logits(self, made: jax.Array, lm_head: jax.Array) -> jax.Array:
+        if self.config.kind != "independent":
+            kernel = self.unembedding(self.alone(lm_head))
+            made = made @ kernel.T.astype(self.dtype)
+        return made.astype(jnp.float32)
 
 
 def start_as_lm_head(params: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Parameters of a `SpeechLlama` whose every head equals the LM head.
+    """Parameters of a `Recogniser` whose every head equals the LM head.
 
-    Latent heads are made so; independent ones become copies here.
+    Latent and residual heads are made so; independent ones become copies here.
     """
-    if kind == "latent" or "heads" not in params:
+    if kind != "independent" or "heads" not in params:
         return params
     decoder, kernel = params["decoder"], params["heads"]["kernel"]
     lm_head = decoder.get("lm_head", decoder["embedding"])
+    if "tokens" in params["heads"]:
+        lm_head = lm_head[params["heads"]["tokens"]]
     copies = jnp.broadcast_to(lm_head.T, kernel.shape)
     return params | {"heads": params["heads"] | {"kernel": copies}}

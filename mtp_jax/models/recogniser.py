@@ -173,7 +173,7 @@ class Recogniser(nn.Module):
 
     def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
         """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
-        return self.heads(self.of_later_heads(hidden), self._unembed_later, head)
+        return self.heads(self.of_later_heads(hidden), self.decoder.unembedding(), head)
 
     def projections(self, hidden: jax.Array) -> list[Projection]:
         """How each head's logits are made of hidden states [..., E], for losses."""
@@ -188,17 +188,17 @@ class Recogniser(nn.Module):
         """[..., D], what heads 2..M read of hidden states [..., E]."""
         raise NotImplementedError
 
-    def _unembed_later(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., V] logits of latent heads at what they make of hidden states [..., D]."""
-        raise NotImplementedError
-
     def next_token(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., E]."""
         raise NotImplementedError
 
     def draft_logits(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., E]."""
-        raise NotImplementedError
+        """float32[..., M - 1, V or N] logits of heads 2..M at hidden states [..., E]."""
+        return self.heads.all(self.of_later_heads(hidden), self.decoder.unembedding())
+
+    def draft_tokens(self, places: jax.Array) -> jax.Array:
+        """The tokens of int32[...] places in the logits of heads 2..M."""
+        return self.heads.drafted(places)
 
 
 def in_type(model: M, dtype: str) -> M:

@@ -210,14 +210,6 @@ class SpeechLlama(Recogniser):
         """float32[..., V] logits of head 1 at hidden states [..., E]."""
         return self.decoder.unembed(self.of_head_1(hidden))
 
-    def draft_logits(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., M - 1, V] logits of heads 2..M at hidden states [..., E]."""
-        return self.heads.all(self.of_later_heads(hidden), self._unembed_later)
-
-    def _unembed_later(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., V] logits of latent heads at what they make of hidden states [..., D]."""
-        return self.decoder.unembed(hidden, self.heads.alone(self.decoder.unembedding()))
-
     def all_logits(self, hidden: jax.Array) -> jax.Array:
         """float32[..., M, V] logits of every head at hidden states [..., E]."""
         first = self.next_token(hidden)[..., None, :]

@@ -206,14 +206,11 @@ class WhisperRecogniser(Recogniser):
         """bool[V], which tokens are some of these."""
         return np.isin(np.arange(self.vocabulary.size), tokens)
 
-    def _unembed_later(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., V] logits of latent heads at what they make of hidden states [..., D]."""
-        return self.decoder.unembed(hidden)
-
     def draft_logits(self, hidden: jax.Array) -> jax.Array:
-        """float32[..., M - 1, V] logits of heads 2..M; of what no text holds the lowest."""
-        logits = self.heads.all(self.of_later_heads(hidden), self._unembed_later)
-        return jnp.where(self._among(self.special.suppressed), _NEVER, logits)
+        """As of every `Recogniser`; of what no text holds the lowest."""
+        logits = super().draft_logits(hidden)
+        never = jnp.array(self._among(self.special.suppressed))
+        return jnp.where(never[self.draft_tokens(jnp.arange(logits.shape[-1]))], _NEVER, logits)
 
 
 def _median(x: jax.Array, real: jax.Array) -> jax.Array:

@@ -25,8 +25,10 @@ from mtp_jax.inference.encoder_cache import with_encoder_cache
 from mtp_jax.inference.greedy_text import with_greedy_text
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
+from mtp_jax.models.heads import DRAFT_TOKENS
 from mtp_jax.models.params import by_path, count, matches, merge
 from mtp_jax.training.board import Board
+from mtp_jax.training.draft_tokens import draft_tokens, with_draft_tokens
 from mtp_jax.training.initialization import starting_point
 from mtp_jax.training.monitor import LossMonitor
 from mtp_jax.training.mwer import search_seconds
@@ -68,9 +70,8 @@ def _train(config: Config, workdir: Workdir) -> Runner:
     interrupts.raise_if_requested()
     model = make_model(config, tokenizer)
     optimizer = make_optimizer(config.optim)
-    state, shardings = init_state(
-        model, optimizer, mesh, *starting_point(model, tokenizer, workdir, mesh)
-    )
+    initial, imported = starting_point(model, tokenizer, workdir, mesh)
+    state, shardings = init_state(model, optimizer, mesh, initial, imported)
     runner = Runner(model, state.model_params, tokenizer, mesh, by_path(state.imported))
     if config.whisper.cached and "whisper" in state.params:
         raise ConfigError(
@@ -80,6 +81,9 @@ def _train(config: Config, workdir: Workdir) -> Runner:
     source = with_encoder_cache(source, runner, config.augment.speeds)
     dev = with_encoder_cache(dev, runner)
     source, dev = with_greedy_text(source, runner), with_greedy_text(dev, runner)
+    if config.heads.vocabulary and DRAFT_TOKENS not in by_path(initial):
+        tokens = draft_tokens(source, tokenizer, config.heads.vocabulary)
+        state = with_draft_tokens(state, shardings, tokens)
     runner.params = None  # the first step donates them
     log.info(
         "%.2f M parameters, %.2f M of them trained, %d devices (%s), %d utterances, %.2f h",

@@ -32,6 +32,23 @@ def shifted_targets(
     return targets, source < length[:, None]
 
 
+def among(targets: jax.Array, tokens: jax.Array | None, size: int) -> tuple[jax.Array, jax.Array]:
+    """Where each target stands among some `tokens` of a vocabulary.
+
+    Args:
+        targets: int32[...].
+        tokens: int32[N], all different; None for the whole vocabulary.
+        size: V.
+
+    Returns:
+        int32[...] places, and bool[...], True where there is one.
+    """
+    if tokens is None:
+        return targets, jnp.ones(targets.shape, bool)
+    places = jnp.full(size, -1).at[tokens].set(jnp.arange(len(tokens)))[targets]
+    return jnp.maximum(places, 0), places >= 0
+
+
 def cross_entropy(
     hidden: jax.Array,
     kernel: jax.Array,

@@ -17,7 +17,7 @@ from mtp_jax.audio.log_mel import spec_augment
 from mtp_jax.config import Config, ConfigError
 from mtp_jax.data import Batch
 from mtp_jax.distributed import sharding
-from mtp_jax.models.heads import start_as_lm_head
+from mtp_jax.models.heads import DRAFT_TOKENS, start_as_lm_head
 from mtp_jax.models.initialization import init_params, parameter_shapes
 from mtp_jax.models.params import Params, by_path, matches, merge, nested
 from mtp_jax.models.recogniser import Encoded, Recogniser, call
@@ -143,7 +143,7 @@ def _parts(config: Config, tree: Params, imported: Collection[str]) -> dict[str,
     def part_of(path: str) -> str:
         if path in imported:
             return "imported"
-        return "frozen" if is_frozen(path) else "params"
+        return "frozen" if is_frozen(path) or path == DRAFT_TOKENS else "params"
 
     leaves = by_path(tree)
     return {
@@ -263,7 +263,8 @@ def heads_loss(
         tokens: int32[B, L], EOS included; `length`: int32[B].
 
     Returns:
-        The loss, and float32[M] nats a token of each head.
+        The loss, and float32[M] nats a token of each head. Tokens that a head does not draft count
+        as none of its targets.
     """
     c = model.config
     heads = jnp.arange(1, c.heads.count + 1)
@@ -273,20 +274,20 @@ def heads_loss(
     weights = losses.head_weights(c.heads.count, c.loss.head_weight, c.loss.head_decay)
 
     weights = weights[:, None, None] * share
-    parts = [
-        losses.cross_entropy(
+    parts = []
+    for p in call(Recogniser.projections, model, params, hidden):
+        places, known = losses.among(targets[p.heads], p.tokens, model.vocabulary.size)
+        loss, nats = losses.cross_entropy(
             sharding.constrain(p.states, None, "batch", None, None),
             p.kernel,
-            targets[p.heads],
-            weights[p.heads],
+            places,
+            jnp.where(known, weights[p.heads], 0.0),
             c.loss.columns,
             c.loss.label_smoothing,
         )
-        for p in call(Recogniser.projections, model, params, hidden)
-    ]
-    loss = jnp.sum(jnp.stack([p[0] for p in parts]))
-    nats = jnp.concatenate([p[1] for p in parts])
-    return loss, jnp.sum(jnp.where(real, share * nats, 0.0), axis=(1, 2))
+        counted = real[p.heads] & known
+        parts.append((loss, jnp.sum(jnp.where(counted, share[p.heads] * nats, 0.0), axis=(1, 2))))
+    return sum((part[0] for part in parts), jnp.zeros(())), jnp.concatenate([p[1] for p in parts])
 
 
 def make_train_step(

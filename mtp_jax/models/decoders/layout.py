@@ -43,13 +43,19 @@ def for_decoding(params: Mapping[str, Any], lora: Lora) -> Params:
 
     Returns:
         The same tree, but for ``decoder/layers`` and ``heads/layers``, in place of which
-        ``decoder/layer_0`` and so on stand. All other leaves are the same arrays.
+        ``decoder/layer_0`` and so on stand, and for the rows of the LM head that the heads read,
+        ``heads/unembedding``, where they draft but some tokens. All other leaves are the same
+        arrays.
     """
     laid_out = dict(params)
     for name, updates in (("decoder", lora), ("heads", Lora())):
         if "layers" in (module := dict(params.get(name, {}))):
             layers = jax.jit(_split, static_argnums=1)(module.pop("layers"), updates)
             laid_out[name] = module | {layer_name(i): layer for i, layer in enumerate(layers)}
+    if "tokens" in (heads := laid_out.get("heads", {})):
+        decoder = laid_out["decoder"]
+        rows = jnp.take(decoder.get("lm_head", decoder["embedding"]), heads["tokens"], axis=0)
+        laid_out["heads"] = heads | {"unembedding": rows}
     return laid_out
 
 

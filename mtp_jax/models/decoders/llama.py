@@ -226,10 +226,9 @@ class Llama(nn.Module):
         """[V, D] kernel of head 1."""
         return self.embedding if self.config.tied else self.lm_head
 
-    def unembed(self, hidden: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
-        """float32[..., V] logits of head 1, or of another `kernel` [V, D], at [..., D]."""
-        kernel = self.unembedding() if kernel is None else kernel
-        logits = hidden.astype(self.dtype) @ kernel.T.astype(self.dtype)
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits of head 1 at hidden states [..., D]."""
+        logits = hidden.astype(self.dtype) @ self.unembedding().T.astype(self.dtype)
         return logits.astype(jnp.float32)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
