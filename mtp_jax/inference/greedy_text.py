@@ -20,7 +20,7 @@ from mtp_jax.inference.runner import Runner
 from mtp_jax.paths import write_whole
 from mtp_jax.pretrained.parts import digests
 
-_BATCH = 8
+_BATCH = 16
 _KEEP_EVERY = 16  # batches
 
 
@@ -85,9 +85,9 @@ def _write_all(
             decoded = jax.device_get(runner.run(batch, Greedy()).decoded)
             for row in np.flatnonzero(batch.index >= 0):
                 tokens = decoded.tokens[row, : decoded.length[row]].tolist()
-                if tokens and tokens[-1] == runner.tokenizer.eos:
-                    tokens.pop()
-                known[audio[todo[batch.index[row]]]] = tokens
+                ended = bool(tokens) and tokens[-1] == runner.tokenizer.eos
+                # What has no end repeats itself; of an empty text heads 2..M learn nothing.
+                known[audio[todo[batch.index[row]]]] = tokens[:-1] if ended else []
                 bar.update()
             if n % _KEEP_EVERY == _KEEP_EVERY - 1:
                 _keep(file, known)
