@@ -7,6 +7,9 @@ logistic regression learns from them how often words are right; its weights go t
 ``confidence.json`` in the workdir, where `mtp_jax.load` finds them. Then words of --check (the
 config's test) say how far confidences and accuracy are apart, before and after.
 
+A Whisper of other programs, to whose folder nothing is written, is calibrated in the folder that
+`mtp_jax.export` makes beside it.
+
 A word is right if it is one of the reference's in the alignment with the fewest word errors, both
 in lower case and without punctuation.
 """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -15,17 +17,22 @@ from safetensors.numpy import load_file
 import mtp_jax
 from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.config import Lora, WhisperDecoder
+from mtp_jax.config import Config, Heads, Lora, Pretrained, WhisperDecoder
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Greedy, Verify
+from mtp_jax.distributed.sharding import make_mesh
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import model_digest, open_model_folder
+from mtp_jax.models.build import make_model
 from mtp_jax.models.params import by_path
 from mtp_jax.pretrained import PretrainedError
 from mtp_jax.pretrained.exported import export
 from mtp_jax.pretrained.int8 import SCALE, from_int8, to_int8
+from mtp_jax.pretrained.sizes import completed
 from mtp_jax.pretrained.whisper_decoder import whisper_model_digest
 from mtp_jax.tokenizer import TokenizerError
+from mtp_jax.training.initialization import starting_point
+from mtp_jax.training.run_tokenizer import open_tokenizer
 from tests.commands import run
 from tests.models import whisper_workdir
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
@@ -229,6 +236,22 @@ def test_a_whisper_without_its_generation_config_is_warned_of(exported, tmp_path
 def test_a_whisper_that_is_not_at_hand_is_named(exported):
     with pytest.raises(PretrainedError, match="nowhere does not exist"):
         mtp_jax.load(exported.path, pretrained="nowhere")
+
+
+def test_training_goes_on_from_an_export(exported, tmp_path):
+    given = Config(init_from=str(exported.path), pretrained=Pretrained(model=str(FOLDER)))
+    config = completed(dataclasses.replace(given, heads=Heads(count=3, layers=1)))
+    assert config.pretrained.model == str(FOLDER)
+    workdir = Workdir(tmp_path)
+    workdir.claim(config)
+    tokenizer = open_tokenizer(config, workdir, types.SimpleNamespace(utterances=[]))
+    model = make_model(config, tokenizer)
+    begun, _ = starting_point(model, tokenizer, workdir, make_mesh(config.mesh))
+    before = by_path(load(exported, pretrained=str(FOLDER)).params["heads"])
+    after = by_path(begun["heads"])
+    assert before.keys() == after.keys()
+    for path, x in before.items():
+        np.testing.assert_array_equal(after[path], x, err_msg=path)
 
 
 @pytest.fixture

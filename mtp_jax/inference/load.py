@@ -49,7 +49,7 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, pretrained: st
             or damaged.
     """
     config = config_of(workdir, pretrained)
-    tokenizer = _open_tokenizer(workdir, config)
+    tokenizer = tokenizer_of(workdir, config)
     mesh = mesh or _mesh_here(config.mesh)
     model = make_model(config, tokenizer)
     shapes, shardings = parameter_shapes(model, mesh)
@@ -75,8 +75,16 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, pretrained: st
     return Runner(model, merge(params, nested(imported)), tokenizer, mesh, imported)
 
 
-def _open_tokenizer(workdir: Workdir, config: Config) -> Tokenizer:
-    """The model's own tokenizer, or that of its Whisper, which an export does not repeat."""
+def tokenizer_of(workdir: Workdir, config: Config) -> Tokenizer:
+    """A model's own tokenizer, or that of its Whisper, which an export does not repeat.
+
+    Args:
+        workdir: the model.
+        config: names the Whisper.
+
+    Raises:
+        WorkdirError, TokenizerError, PretrainedError: there is none, or it cannot be used.
+    """
     if workdir.tokenizer is not None:
         return Tokenizer.load(workdir.tokenizer)
     if not config.pretrained.model:

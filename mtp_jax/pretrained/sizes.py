@@ -63,8 +63,8 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
             own["lora"] = lora
         return dataclasses.replace(getattr(theirs, name), **own)
 
-    # Where a folder is said to be, the encoder is now; a Hub's name is but the default of a config.
-    ours = config.pretrained.encoder
+    # Where a folder is said to be, the Whisper is now; a Hub's name is but the default of a config.
+    ours = config.pretrained.model or config.pretrained.encoder
     moved = with_pretrained(theirs, "" if ours.startswith("hf://") else ours)
     labels = theirs.tokenizer.ctc_vocab_size
     if config.tokenizer.retrained:
@@ -78,6 +78,7 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
         adaptor=theirs.adaptor,
         encoder=group("encoder", *RUNNING),
         decoder=group("decoder", *RUNNING, "lora"),
+        whisper_decoder=group("whisper_decoder", "lora"),
     )
 
 
