@@ -77,7 +77,7 @@ def whisper_workdir(path: Path, **groups: Any) -> Workdir:
     own = Config(
         pretrained=Pretrained(model=str(GOLDEN_WHISPER)),
         front_end=FrontEnd(flavour="whisper"),
-        data=Data(bucket_seconds=(0.4,), max_tokens=12, text="greedy"),
+        data=Data(bucket_seconds=(0.4,), max_tokens=32, text="greedy"),
         heads=Heads(count=3, layers=1, detached=True),
     )
     config = with_sizes(dataclasses.replace(own, **groups))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -17,7 +16,7 @@ from safetensors.numpy import load_file
 import mtp_jax
 from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.config import Config, Heads, Lora, Pretrained, WhisperDecoder
+from mtp_jax.config import Config, Data, Heads, Lora, Pretrained, WhisperDecoder
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.distributed.sharding import make_mesh
@@ -42,8 +41,8 @@ from tests.pretrained import (
     whole_whisper_variables,
     write_ctranslate2,
 )
+from tests.recordings import RATE, sentences
 
-RATE = 16_000
 HUB = "hf://openai/whisper-base"  # of which the tests have nothing
 
 
@@ -93,10 +92,15 @@ def of_size(path, **fields):
     if "decoder_layers" in fields:
         weights = {k: x for k, x in weights.items() if "decoder.layers.1." not in k}
     folder = whisper_folder(path, weights)
-    config = json.loads((folder / "config.json").read_text()) | fields
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").unlink()  # names heads of both layers
+    change(folder / "config.json", **fields)
+    change(folder / "generation_config.json", alignment_heads=None)  # some are of both layers
     return folder
+
+
+def change(file, **fields):
+    """Gives a JSON file other fields; None takes one away."""
+    values = json.loads(file.read_text()) | fields
+    file.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
 
 
 def test_an_export_holds_nothing_of_the_whisper(exported):
@@ -225,6 +229,7 @@ def test_a_whisper_without_its_tokenizer_is_refused(exported, tmp_path):
 def test_a_whisper_without_its_generation_config_is_warned_of(exported, tmp_path, caplog):
     folder = whisper_folder(tmp_path / "m", tensors_of(FOLDER))
     (folder / "generation_config.json").unlink()
+    change(folder / "config.json", suppress_tokens=None, begin_suppress_tokens=None)
     for model, given in ((exported, str(folder)), (open_model_folder(folder), "")):
         caplog.clear()
         loaded = load(model, pretrained=given)
@@ -239,8 +244,13 @@ def test_a_whisper_that_is_not_at_hand_is_named(exported):
 
 
 def test_training_goes_on_from_an_export(exported, tmp_path):
-    given = Config(init_from=str(exported.path), pretrained=Pretrained(model=str(FOLDER)))
-    config = completed(dataclasses.replace(given, heads=Heads(count=3, layers=1)))
+    given = Config(
+        init_from=str(exported.path),
+        pretrained=Pretrained(model=str(FOLDER)),
+        data=Data(bucket_seconds=(0.4,)),
+        heads=Heads(count=3, layers=1),
+    )
+    config = completed(given)
     assert config.pretrained.model == str(FOLDER)
     workdir = Workdir(tmp_path)
     workdir.claim(config)
@@ -256,9 +266,9 @@ def test_training_goes_on_from_an_export(exported, tmp_path):
 
 @pytest.fixture
 def recording(tmp_path):
-    rng = np.random.default_rng(2)
+    """A second of speech, as noise is not transcribed."""
     file = tmp_path / "a.wav"
-    soundfile.write(file, rng.normal(scale=0.2, size=RATE // 4).astype(np.float32), RATE)
+    soundfile.write(file, sentences(1)[0][:RATE], RATE)
     return file
 
 
@@ -284,7 +294,7 @@ def test_from_a_workdir_to_a_text_in_two_commands(trained, recording, tmp_path):
 def test_a_whisper_is_calibrated_in_a_folder_beside_it(trained, recording, tmp_path):
     """With heads or without; to the folder of other programs nothing is written."""
     texts = mtp_jax.load(FOLDER).transcribe(recording).text.split()
-    line = {"audio_filepath": str(recording), "duration": 0.25, "text": " ".join(texts[:1])}
+    line = {"audio_filepath": str(recording), "duration": 1.0, "text": " ".join(texts[:1])}
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps(line) + "\n")
     flags = [f"--data={data}", f"--check={data}"]

@@ -133,11 +133,13 @@ def _own(
     left_out = sorted(p for p in leaves if is_left_out(p) and not p.startswith(whole))
     field = "model" if whisper else "encoder"
     named = {field: source or getattr(config.pretrained, field)} if left_out else {}
-    text = config.data.text if named.get("model") else "as_is"
+    data = config.data
+    if data.text == "greedy" and not named:  # there is no other model that writes it
+        data = dataclasses.replace(data, text="as_is")
     config = dataclasses.replace(
         config,
         pretrained=Pretrained(**named),
-        data=dataclasses.replace(config.data, text=text),
+        data=data,
         tokenizer=dataclasses.replace(config.tokenizer, model="", retrained=False),
         init_from="",
         mesh=Mesh(),
@@ -244,7 +246,8 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
 
     _check_digests(workdir)
     wanted, place = by_path(shapes), by_path(shardings)
-    files, decoder = [workdir.heads], {}
+    files = [workdir.heads]
+    decoder: Params = {}
     if not workdir.read_config().whisper_decoder.present:
         files.insert(0, workdir.speech)
         decoder["decoder"] = import_llama(workdir.path, shapes["decoder"], shardings["decoder"])

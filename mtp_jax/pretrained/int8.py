@@ -28,9 +28,10 @@ def to_int8(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def from_int8(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `to_int8`; a file without scales stays as it is."""
-    return {
-        path: x.astype(np.float32) * found[path + SCALE] if path + SCALE in found else x
-        for path, x in found.items()
-        if not path.endswith(SCALE)
-    }
+    """The inverse of `to_int8`; what has no scale, or is none of a matrix, stays as it is."""
+    whole = dict(found)
+    for path, x in found.items():
+        scale = found.get(path + SCALE)
+        if scale is not None and scale.shape == (*x.shape[:-2], 1, *x.shape[-1:]):
+            whole[path] = x.astype(np.float32) * whole.pop(path + SCALE)
+    return whole
