@@ -78,7 +78,7 @@ def whisper_workdir(path: Path, **groups: Any) -> Workdir:
         pretrained=Pretrained(model=str(GOLDEN_WHISPER)),
         front_end=FrontEnd(flavour="whisper"),
         data=Data(bucket_seconds=(0.4,), max_tokens=32, text="greedy"),
-        heads=Heads(count=3, layers=1, detached=True),
+        heads=Heads(count=3, layers=1, detached=True, vocabulary=300),
     )
     config = with_sizes(dataclasses.replace(own, **groups))
     workdir = Workdir(path)
@@ -89,7 +89,7 @@ def whisper_workdir(path: Path, **groups: Any) -> Workdir:
     params = by_path(nn.unbox(jax.jit(lambda: init_params(model, jax.random.key(0)))()))
     rng = np.random.default_rng(3)
     added = {
-        path: x + rng.normal(0, 0.3, x.shape).astype(np.float32)
+        path: x if x.dtype == np.int32 else x + rng.normal(0, 0.3, x.shape).astype(np.float32)
         for path, x in params.items()
         if path.startswith("heads/") or "lora_" in path
     }

@@ -115,6 +115,7 @@ def test_the_export_is_the_same_model(trained, runner, batch, tmp_path, dtype, e
     again = load(Workdir(tmp_path))
     ours, theirs = by_path(runner.params), by_path(again.params)
     assert ours.keys() == theirs.keys()
+    assert load_file(tmp_path / "heads.safetensors")["heads/tokens"].dtype == np.int32
     for path, x in ours.items():
         allowed = error * np.abs(x).max() if path.startswith("heads/") else 0
         np.testing.assert_allclose(theirs[path], x, rtol=0, atol=allowed, err_msg=path)
@@ -248,7 +249,7 @@ def test_training_goes_on_from_an_export(exported, tmp_path):
         init_from=str(exported.path),
         pretrained=Pretrained(model=str(FOLDER)),
         data=Data(bucket_seconds=(0.4,)),
-        heads=Heads(count=3, layers=1),
+        heads=Heads(count=3, layers=1, vocabulary=300),
     )
     config = completed(given)
     assert config.pretrained.model == str(FOLDER)

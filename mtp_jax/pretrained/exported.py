@@ -181,10 +181,17 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path, with_text: bool) -> Non
 
 
 def _stored(leaves: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
-    """Parameters as a file holds them."""
+    """Parameters as a file holds them: numbers of tokens as they are, all others as `dtype`."""
     if dtype == "int8":
         return to_int8(leaves)
-    return {path: np.ascontiguousarray(x, DTYPES[dtype]) for path, x in leaves.items()}
+    return {
+        path: np.ascontiguousarray(x, DTYPES[dtype] if _is_float(x) else x.dtype)
+        for path, x in leaves.items()
+    }
+
+
+def _is_float(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def check_target(workdir: Workdir, folder: Path) -> None:
@@ -267,7 +274,8 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
             " is missing, left over or of another shape; export it again"
         )
     for path, x in found.items():
-        refuse_not_finite(workdir.path, path, x)
+        if _is_float(x):
+            refuse_not_finite(workdir.path, path, x)
     own = {
         path: place_whole(found[path].astype(x.dtype), place[path]) for path, x in wanted.items()
     }

@@ -14,11 +14,14 @@ SCALE = ".scale"  # behind the path of the matrix
 
 
 def to_int8(leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Kernels as int8 and their float32 scales; other parameters, which are few, as float16."""
+    """Kernels as int8 and their float32 scales; other numbers, which are few, as float16.
+
+    Integers stay.
+    """
     found: dict[str, np.ndarray] = {}
     for path, x in leaves.items():
         if not path.endswith("kernel"):
-            found[path] = x.astype(np.float16)
+            found[path] = x if np.issubdtype(x.dtype, np.integer) else x.astype(np.float16)
             continue
         x = x.astype(np.float32)
         scale = np.max(np.abs(x), axis=-2, keepdims=True) / np.float32(127)
