@@ -25,7 +25,7 @@ from mtp_jax.config import ConfigError
 from mtp_jax.decoding import registry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained model", required=True)
-_ENCODER = cli.encoder_flag()
+_PRETRAINED = cli.pretrained_flag()
 _STRATEGY = flags.DEFINE_list(
     "strategy", ["ctc", "threshold", "verify", "verify_ctc"], f"of {', '.join(registry.names())}"
 )
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax.evaluation.task import Task
     from mtp_jax.inference.load import load
 
-    runner = load(workdir, encoder=_ENCODER.value)
+    runner = load(workdir, pretrained=_PRETRAINED.value)
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)
     task = Task.of(source, runner)
     options = dataclasses.replace(config.evaluation, strategies=tuple(_STRATEGY.value))

@@ -88,7 +88,7 @@ def least(parts: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    runner = load(open_model_folder(_MODEL.value), encoder=_ENCODER.value)
+    runner = load(open_model_folder(_MODEL.value), pretrained=_ENCODER.value)
     model, params, c = runner.model, runner.params, runner.model.config
     if not c.whisper.present:
         raise app.UsageError("the model has no Whisper encoder")

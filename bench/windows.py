@@ -22,7 +22,7 @@ from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import ConfigError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a model behind Whisper", required=True)
-_ENCODER = cli.encoder_flag()
+_PRETRAINED = cli.pretrained_flag()
 _BATCH_SIZE = flags.DEFINE_list("batch_size", ["1", "8"], "batch sizes")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "times that each batch size is read")
 _UTTERANCES = flags.DEFINE_integer("utterances", 64, "of the test split, a round")
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax.inference.runner import Runner
     from mtp_jax.models.build import make_model
 
-    trained = load(workdir, encoder=_ENCODER.value)
+    trained = load(workdir, pretrained=_PRETRAINED.value)
     source = open_source(config.data.test, config.data, config.front_end.sample_rate)
     ways = {}
     for padded in (False, True):

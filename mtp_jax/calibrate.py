@@ -7,6 +7,9 @@ logistic regression learns from them how often words are right; its weights go t
 ``confidence.json`` in the workdir, where `mtp_jax.load` finds them. Then words of --check (the
 config's test) say how far confidences and accuracy are apart, before and after.
 
+A Whisper of other programs, to whose folder nothing is written, is calibrated in the folder that
+`mtp_jax.export` makes beside it.
+
 A word is right if it is one of the reference's in the alignment with the fewest word errors, both
 in lower case and without punctuation.
 """
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from mtp_jax.transcription.transcriber import Transcriber
 
 _MODEL = cli.model_flag()
-_ENCODER = cli.encoder_flag()
+_PRETRAINED = cli.pretrained_flag()
 _DATA = flags.DEFINE_string("data", None, "source to learn from; default: the config's dev")
 _CHECK = flags.DEFINE_string("check", None, "source to check on; default: the config's test")
 _PICTURE = flags.DEFINE_string("picture", None, "reliability picture, a PNG file")
@@ -50,8 +53,8 @@ def main(argv: list[str]) -> None:
     workdir = open_model_folder(_MODEL.value)
     if isinstance(workdir, WhisperFolder):
         raise flags.Error(
-            f"--model={_MODEL.value} is a Whisper of other programs, which is left as it is: add"
-            " heads to it (configs/add_heads.py), and calibrate that workdir"
+            f"--model={_MODEL.value} is a Whisper of other programs, to which nothing is written:"
+            f" calibrate what python -m mtp_jax.export --model={_MODEL.value} --output=FOLDER makes"
         )
     config = workdir.read_config()
     check_writable(workdir.path, "workdir")
@@ -75,7 +78,7 @@ def main(argv: list[str]) -> None:
     )
     from mtp_jax.transcription.loading import load
 
-    model = load(workdir.path, encoder=_ENCODER.value)
+    model = load(workdir.path, pretrained=_PRETRAINED.value)
     dev, test = (open_source(source, config.data, model.sample_rate) for source in sources)
     weights, checked = {}, {}
     has_ctc = model.runner.model.vocabulary.has_ctc

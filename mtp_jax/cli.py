@@ -104,13 +104,15 @@ def model_flag() -> flags.FlagHolder[str]:
     return holder
 
 
-def encoder_flag() -> flags.FlagHolder[str]:
-    """``--encoder``, of commands that load a model whose frozen speech encoder lies elsewhere."""
-    return flags.DEFINE_string(
-        "encoder",
-        os.environ.get("MTP_ENCODER", ""),
-        "folder or source of the frozen speech encoder; default: where the model was trained",
-    )
+def pretrained_flag(
+    meaning: str = "folder or source of the Whisper, or frozen speech encoder, that the model goes"
+    " with; default: where training had it",
+    default: str = os.environ.get("MTP_PRETRAINED", ""),
+) -> flags.FlagHolder[str]:
+    """``--pretrained``, which may be called ``--encoder``: where what a model leaves out lies."""
+    holder = flags.DEFINE_string("pretrained", default, meaning)
+    flags.DEFINE_alias("encoder", "pretrained")
+    return holder
 
 
 def refuse_arguments(argv: list[str]) -> None:

@@ -1,23 +1,42 @@
-"""A tiny model in a workdir, as training leaves it but untrained, for tests of what uses one."""
+"""Tiny models in workdirs, as training leaves them but untrained, for tests of what uses one."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import types
 from pathlib import Path
+from typing import Any, cast
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.checkpoints.workdir import Workdir
-from mtp_jax.config import Config, Data, Decoder, Encoder, Evaluation, Heads, Mesh, Tokenizer
+from mtp_jax.config import (
+    Config,
+    Data,
+    Decoder,
+    Encoder,
+    Evaluation,
+    FrontEnd,
+    Heads,
+    Mesh,
+    Pretrained,
+    Tokenizer,
+)
 from mtp_jax.data import grammar
 from mtp_jax.distributed import sharding
 from mtp_jax.models.build import make_model
+from mtp_jax.models.initialization import init_params
+from mtp_jax.models.params import by_path, nested
+from mtp_jax.pretrained.parts import digests
+from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.tokenizer import Tokenizer as AnyTokenizer
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import init_state
+from tests.pretrained import GOLDEN_WHISPER
 
 CONFIG = Config(
     data=Data(bucket_seconds=(3.2,), max_tokens=12),
@@ -46,3 +65,37 @@ def tiny_workdir(path: Path, config: Config = CONFIG) -> Path:
         checkpoints.save_best(dataclasses.replace(state, params=params), 50.0)
         checkpoints.wait()
     return path
+
+
+def whisper_workdir(path: Path, **groups: Any) -> Workdir:
+    """Makes `path` the workdir of random heads for the golden Whisper.
+
+    Args:
+        path: of the workdir.
+        groups: of the config, in place of its own.
+    """
+    own = Config(
+        pretrained=Pretrained(model=str(GOLDEN_WHISPER)),
+        front_end=FrontEnd(flavour="whisper"),
+        data=Data(bucket_seconds=(0.4,), max_tokens=32, text="greedy"),
+        heads=Heads(count=3, layers=1, detached=True, vocabulary=300),
+    )
+    config = with_sizes(dataclasses.replace(own, **groups))
+    workdir = Workdir(path)
+    workdir.claim(config)
+    tokenizer = AnyTokenizer.load(GOLDEN_WHISPER)
+    tokenizer.save(path)
+    model = make_model(config, tokenizer)
+    params = by_path(nn.unbox(jax.jit(lambda: init_params(model, jax.random.key(0)))()))
+    rng = np.random.default_rng(3)
+    added = {
+        path: x if x.dtype == np.int32 else x + rng.normal(0, 0.3, x.shape).astype(np.float32)
+        for path, x in params.items()
+        if path.startswith("heads/") or "lora_" in path
+    }
+    workdir.record_pretrained(digests(config.pretrained), sorted(params.keys() - added.keys()))
+    state = types.SimpleNamespace(step=0, params=nested(added), frozen={}, imported={})
+    with Checkpoints(path) as checkpoints:
+        checkpoints.save_best(cast(Any, state), 50.0)
+        checkpoints.wait()
+    return workdir

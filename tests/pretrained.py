@@ -16,8 +16,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from mtp_jax.models.decoders.llama import Llama
-from mtp_jax.models.encoders.whisper import WhisperEncoder
-from mtp_jax.pretrained import LlamaSource, WhisperSource
+from mtp_jax.models.encoders.whisper import WhisperEncoder, sinusoids
+from mtp_jax.pretrained import LlamaSource, WhisperSource, whisper, whisper_decoder
 
 GOLDEN = Path(__file__).parent / "golden" / "pretrained"
 GOLDEN_WHISPER = GOLDEN.with_name("whisper")  # a whole one
@@ -188,6 +188,20 @@ def whisper_variables(heads: int | None = 2) -> dict[str, np.ndarray]:
         out[f"encoder/{attention}/linear_0/bias"] = np.concatenate(biases)
     out["decoder/embeddings/weight"] = w["model.decoder.embed_tokens.weight"]
     return out
+
+
+def whole_whisper_variables(params: Any, positions: int) -> dict[str, np.ndarray]:
+    """A whole Whisper's parameters as CTranslate2's converter names and fuses them.
+
+    Args:
+        params: encoder and decoder, of two attention heads.
+        positions: of the encoder.
+    """
+    out = whisper.export_params(whisper.CTRANSLATE2, params["whisper"])
+    out |= whisper.export_params(whisper_decoder.CTRANSLATE2, params["decoder"])
+    width = out["encoder/conv1/weight"].shape[0]
+    out["encoder/position_encodings/encodings"] = sinusoids(positions, width)
+    return out | {f"{part}/num_heads": np.array(2, np.int16) for part in ("encoder", "decoder")}
 
 
 def write_ctranslate2(path: Path, variables: dict[str, np.ndarray]) -> Path:

@@ -29,7 +29,7 @@ def test_the_model_in_the_box_is_whole():
     tokenizer = Tokenizer.load(workdir.tokenizer)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     shapes, shardings = parameter_shapes(make_model(config, tokenizer), mesh)
-    held = load_file(workdir.exported) | load_file(workdir.heads)
+    held = load_file(workdir.speech) | load_file(workdir.heads)
     decoder = import_llama(FOLDER, shapes["decoder"], shardings["decoder"])
     held |= by_path({"decoder": decoder})
     wanted = {p: x.shape for p, x in by_path(shapes).items() if p not in parts["left_out"]}
@@ -40,7 +40,7 @@ def test_the_model_in_the_box_is_whole():
 
 def test_it_needs_an_encoder():
     with pytest.raises(ValueError, match="nowhere does not exist"):
-        load(Workdir(FOLDER), encoder="nowhere")
+        load(Workdir(FOLDER), pretrained="nowhere")
 
 
 def test_it_is_small_enough_for_every_clone():

@@ -272,12 +272,12 @@ def test_an_export_holds_the_encoder_s_matrices_that_lora_has_changed(config, tm
 def test_the_encoder_may_lie_elsewhere(trained, parts, config, tmp_path):
     """In another format too: it is the values that count."""
     runner = load(trained)
-    export(runner, trained, tmp_path / "export", encoder=str(tmp_path / "theirs"))
+    export(runner, trained, tmp_path / "export", source=str(tmp_path / "theirs"))
     with pytest.raises(PretrainedError, match="theirs does not exist"):
         load(Workdir(tmp_path / "export"))
     elsewhere = str(tmp_path / "mine")
     shutil.copytree(parts / "whisper", elsewhere)
-    loaded = load(Workdir(tmp_path / "export"), encoder=elsewhere)
+    loaded = load(Workdir(tmp_path / "export"), pretrained=elsewhere)
     assert decoded(loaded) == decoded(runner)
     begun = dataclasses.replace(
         config,

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import (
     Augment,
@@ -37,7 +36,6 @@ from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.initialization import init_params
 from mtp_jax.models.params import by_path, merge
-from mtp_jax.pretrained.exported import export
 from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.training.loop import train
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
@@ -149,8 +147,6 @@ def test_heads_learn_from_audio_alone(folder, batch, tmp_path):
     # The model repeats itself, and heads that have learnt that are right most of the time.
     assert int(verify.accepted.sum()) > 0.5 * int(verify.proposed.sum())
     assert int(verify.calls.sum()) < 0.7 * int(greedy.calls.sum())
-    with pytest.raises(CheckpointError, match="heads of a Whisper, which are not exported yet"):
-        export(runner, workdir, tmp_path / "exported")
     again = load(workdir)
     np.testing.assert_array_equal(again.run(batch, Verify()).decoded.calls, verify.calls)
     drafted = after["heads/tokens"]

@@ -45,7 +45,8 @@ class Workdir:
         self.path = to_path(path)
         self.config = self.path / "config.json"
         self.parts = self.path / "parts.json"
-        self.exported = self.path / "speech.safetensors"
+        self.decoder = self.path / "model.safetensors"
+        self.speech = self.path / "speech.safetensors"
         self.heads = self.path / "heads.safetensors"
         self.digests = self.path / "digests.json"
         self.results = self.path / "results.json"
@@ -55,6 +56,11 @@ class Workdir:
         self.report = self.path / "data_report.json"
         self.dev = self.path / "dev.json"
         self.tensorboard = self.path / "tensorboard"
+
+    @property
+    def is_export(self) -> bool:
+        """Whether a model was exported to it, whole: this file is written last."""
+        return self.heads.exists()
 
     @property
     def tokenizer(self) -> pathlib.Path | None:
@@ -100,7 +106,7 @@ class Workdir:
         """
         try:
             values = dict(json.loads(self.config.read_text()))
-            if "mtp_jax" in values and not self.exported.exists():
+            if "mtp_jax" in values and not self.is_export:
                 raise WorkdirError(f"{self.path} is an export that is not whole: export again")
             values = dict(values.get("mtp_jax", values))
             if other := _other_program(values):
@@ -130,15 +136,22 @@ class Workdir:
         if known is None:
             write_json(self.parts, {"sha256": digests, "left_out": list(left_out)})
             return
-        for name, digest in digests.items():
-            if known["sha256"].get(name) != digest:
-                raise WorkdirError(
-                    f"config.pretrained.{name} no longer holds the weights that {self.path} began"
-                    f" with (SHA-256 {known['sha256'].get(name)}): put those back"
-                )
+        for name in self.changed_parts(digests):
+            raise WorkdirError(
+                f"config.pretrained.{name} no longer holds the weights that {self.path} began"
+                f" with (SHA-256 {known['sha256'].get(name)}): put those back"
+            )
+
+    def changed_parts(self, digests: dict[str, str]) -> list[str]:
+        """Names of the parts that are not those of `record_pretrained`."""
+        known = (self.read_parts() or {"sha256": {}})["sha256"]
+        return [name for name, digest in digests.items() if known.get(name) != digest]
 
     def read_parts(self) -> dict[str, Any] | None:
-        """What `record_pretrained` wrote: ``sha256`` and ``left_out``, or None."""
+        """What `record_pretrained` wrote: ``sha256`` and ``left_out``, or None.
+
+        An export of what was added to a Whisper also has ``vocab_size``, that of the Whisper.
+        """
         try:
             parts = json.loads(self.parts.read_text())
             dict(parts["sha256"]), list(parts["left_out"])

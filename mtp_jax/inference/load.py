@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 
 from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.config import Mesh
+from mtp_jax.config import Config, Mesh
 from mtp_jax.distributed import sharding
+from mtp_jax.inference.model_folder import config_of
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import by_path, matches, merge, nested
 from mtp_jax.pretrained.exported import read_exported
 from mtp_jax.pretrained.parts import digests, import_parts
-from mtp_jax.pretrained.sizes import with_encoder
-from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.pretrained.sizes import check_sizes
+from mtp_jax.pretrained.source import resolve
+from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 
 log = logging.getLogger("mtp_jax")
 
@@ -31,29 +34,29 @@ def _mesh_here(trained: Mesh) -> jax.sharding.Mesh:
         return sharding.make_mesh(Mesh())
 
 
-def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str = "") -> Runner:
+def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, pretrained: str = "") -> Runner:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
     Args:
         workdir: of a trained model, or a folder that one was exported to.
         mesh: the devices; by default laid out as its config says, or if there are others than it
             was trained on, with the batch split over all.
-        encoder: source of the frozen speech encoder; where training had it by default.
+        pretrained: source of the Whisper, or of the frozen speech encoder, that it leaves out;
+            where training had it by default.
 
     Raises:
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: something of it is missing
             or damaged.
     """
-    config = with_encoder(workdir.read_config(), encoder)
-    if workdir.tokenizer is None:
-        raise WorkdirError(f"{workdir.path} has no tokenizer: train first")
-    tokenizer = Tokenizer.load(workdir.tokenizer)
+    config = config_of(workdir, pretrained)
+    tokenizer = tokenizer_of(workdir, config)
     mesh = mesh or _mesh_here(config.mesh)
     model = make_model(config, tokenizer)
     shapes, shardings = parameter_shapes(model, mesh)
     imported: dict[str, Any] = {}
     if parts := workdir.read_parts():
-        workdir.record_pretrained(digests(config.pretrained), parts["left_out"])
+        if parts["sha256"]:
+            _check_parts(workdir, config, tokenizer, by_path(shapes))
         whole = by_path(import_parts(config.pretrained, tokenizer, shapes, shardings))
         left_out = matches(parts["left_out"])
         imported = {path: x for path, x in whole.items() if left_out(path)}
@@ -64,9 +67,58 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, encoder: str =
     params: Any
     if not own:
         params = {}
-    elif workdir.exported.exists():
+    elif workdir.is_export:
         params = read_exported(workdir, own, own_shardings)
     else:
         with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
             params = checkpoints.restore_best(own, own_shardings)
     return Runner(model, merge(params, nested(imported)), tokenizer, mesh, imported)
+
+
+def tokenizer_of(workdir: Workdir, config: Config) -> Tokenizer:
+    """A model's own tokenizer, or that of its Whisper, which an export does not repeat.
+
+    Args:
+        workdir: the model.
+        config: names the Whisper.
+
+    Raises:
+        WorkdirError, TokenizerError, PretrainedError: there is none, or it cannot be used.
+    """
+    if workdir.tokenizer is not None:
+        return Tokenizer.load(workdir.tokenizer)
+    if not config.pretrained.model:
+        raise WorkdirError(f"{workdir.path} has no tokenizer: train first")
+    folder, labels = resolve(config.pretrained.model), workdir.path / CTC_NAME
+    if not (folder / "tokenizer.json").exists():
+        raise TokenizerError(
+            f"{folder} has no tokenizer.json: put that of the same Whisper beside its weights"
+        )
+    tokenizer = Tokenizer.load(folder)
+    return tokenizer.with_ctc(Tokenizer.load(labels)) if labels.exists() else tokenizer
+
+
+def _check_parts(
+    workdir: Workdir, config: Config, tokenizer: Tokenizer, paths: Iterable[str]
+) -> None:
+    """Compares the pretrained parts with those that the model was trained behind.
+
+    What drafts for one Whisper drafts for another of its size as well, if not as often rightly, and
+    its text is then that of the other. So a fine-tuned Whisper is taken, and said to be one; unless
+    the model has changed some of its Whisper itself.
+    """
+    parts = workdir.read_parts() or {}
+    changed = workdir.changed_parts(digests(config.pretrained))
+    if not changed:
+        return
+    if changed == ["model"]:
+        check_sizes(config, parts.get("vocab_size", tokenizer.vocab_size))
+        is_left_out = matches(parts["left_out"])
+        if all(is_left_out(path) for path in paths if path.startswith(("whisper/", "decoder/"))):
+            log.warning(
+                "%s holds other weights than those that %s was trained for (another precision, or"
+                " fine-tuned): its text is exact, with more decoder calls than it could have",
+                *(config.pretrained.model, workdir.path),
+            )
+            return
+    workdir.record_pretrained(digests(config.pretrained), parts["left_out"])

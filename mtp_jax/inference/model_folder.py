@@ -8,9 +8,11 @@ import pathlib
 from collections.abc import Iterator
 
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.config import ConfigError
+from mtp_jax.config import Config, ConfigError, Pretrained
 from mtp_jax.inference.whisper_folder import WhisperFolder, is_whisper_folder
 from mtp_jax.paths import to_path
+from mtp_jax.pretrained.parts import digests
+from mtp_jax.pretrained.sizes import with_pretrained
 from mtp_jax.tokenizer import CTC_NAME
 
 
@@ -35,18 +37,35 @@ def open_model_folder(folder: str | os.PathLike[str]) -> Workdir:
     return workdir
 
 
-def model_digest(workdir: Workdir) -> str:
-    """SHA-256 (hexadecimal) of all that decides what the model makes of a recording.
-
-    That is its config, tokenizers, parameters, confidences, and the digests of the pretrained parts
-    that lie elsewhere, all by their contents: a copy of a model is the same model. A workdir counts
-    with all its best checkpoints. Loading reads the same files, so that this costs a second for a
-    gigabyte, and the disk nothing.
+def config_of(workdir: Workdir, pretrained: str = "") -> Config:
+    """The config of a model whose Whisper, or speech encoder, is at `pretrained` if that is given.
 
     Raises:
-        WorkdirError: a file cannot be read.
+        WorkdirError, PretrainedError: the folder is none of a model.
+    """
+    config = workdir.read_config()
+    return config if isinstance(workdir, WhisperFolder) else with_pretrained(config, pretrained)
+
+
+def model_digest(workdir: Workdir, pretrained: str = "") -> str:
+    """SHA-256 (hexadecimal) of all that decides what the model makes of a recording.
+
+    That is its config, tokenizers, parameters, confidences, the digests of the pretrained parts
+    that lie elsewhere and the values of the Whisper that is used, all by their contents: a copy of
+    a model is the same model. A workdir counts with all its best checkpoints. Loading reads the
+    same files, so that this costs a second for a gigabyte, and the disk nothing.
+
+    Args:
+        workdir: the model.
+        pretrained: where its Whisper is, as `config_of`.
+
+    Raises:
+        WorkdirError, PretrainedError: a file cannot be read.
     """
     digest = hashlib.sha256()
+    if not isinstance(workdir, WhisperFolder):
+        used = config_of(workdir, pretrained).pretrained.model
+        digest.update(digests(Pretrained(model=used)).get("model", "").encode())
     for file in _model_files(workdir):
         try:
             with file.open("rb") as stream:
@@ -61,8 +80,8 @@ def model_digest(workdir: Workdir) -> str:
 def _model_files(workdir: Workdir) -> Iterator[pathlib.Path]:
     w = workdir
     names = ("tokenizer.json", "tokenizer.model", CTC_NAME, "model.safetensors")
-    files = [w.config, w.parts, w.confidence, w.heads, w.exported, *(w.path / n for n in names)]
-    checkpoints = [] if w.exported.exists() else sorted((w.path / "best").rglob("*"))
+    files = [w.config, w.parts, w.confidence, w.heads, w.speech, *(w.path / n for n in names)]
+    checkpoints = [] if w.is_export else sorted((w.path / "best").rglob("*"))
     weights = w.weights if isinstance(w, WhisperFolder) else []
     files += [*weights, w.path / "generation_config.json"]
     yield from (file for file in [*files, *checkpoints] if file.is_file())

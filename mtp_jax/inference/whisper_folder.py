@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +54,8 @@ class WhisperFolder(Workdir):
         name = self.source.removeprefix("hf://").strip("/").replace("/", "-")
         return to_path("evaluations") / name[-100:] / super().evaluation(data).name
 
-    def record_pretrained(self, digests: dict[str, str], left_out: Sequence[str]) -> None:
-        """Nothing is noted: the folder is the model."""
-
     def read_parts(self) -> dict[str, Any]:
-        """All parameters are those of the folder."""
+        """All parameters are those of the folder, whatever they are."""
         return {"sha256": {}, "left_out": ["*"]}
 
     @property

@@ -11,13 +11,15 @@ The folder holds what a workdir does, under the names that a workdir has, but fo
 - ``tokenizer.model`` or ``tokenizer.json``; ``parts.json`` names what has to be imported from
   elsewhere (a frozen Whisper encoder), by digest; ``tau.json``; ``confidence.json``.
 
-LoRA is merged into the matrices it belongs to.
+What was added to a finished Whisper is all in ``heads.safetensors``: the folder holds nothing of
+the Whisper, whose tokenizer serves too. LoRA is merged into the matrices it belongs to.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,14 +31,17 @@ from safetensors import SafetensorError
 from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.digest import file_digest
 from mtp_jax.checkpoints.workdir import Workdir, write_json
-from mtp_jax.config import Config, Lora, Mesh
+from mtp_jax.config import Config, Lora, Mesh, Pretrained
 from mtp_jax.distributed.multihost import place_whole
-from mtp_jax.models.params import Params, by_path, merge_lora, nested, split
+from mtp_jax.models.params import Params, by_path, matches, merge_lora, nested, split
 from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.paths import check_writable, partial_name
 from mtp_jax.pretrained import export_llama, hf_config, import_llama
+from mtp_jax.pretrained.int8 import from_int8, to_int8
+from mtp_jax.pretrained.parts import digests
 from mtp_jax.pretrained.weights import refuse_not_finite
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
+from mtp_jax.tokenizer.whisper import RULES
 
 SPEECH = ("whisper/", "encoder/", "ctc/")
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
@@ -55,78 +60,138 @@ def export(
     workdir: Workdir,
     folder: Path,
     dtype: str = "float32",
-    encoder: str = "",
+    source: str = "",
 ) -> None:
     """Writes a trained model to `folder`.
 
     Args:
         trained: the model; `workdir`: where it was trained.
         folder: made if need be.
-        dtype: of the parameters, a key of `DTYPES`; float32 keeps every bit.
-        encoder: source of a frozen speech encoder that the export names; that of training by
-            default. Whoever loads the export is told if it is another.
+        dtype: of the parameters, a key of `DTYPES`; float32 keeps every bit. "int8" is for what was
+            added to a Whisper.
+        source: of what the export leaves out (a frozen speech encoder, or a whole Whisper), which
+            it names; that of training by default. Whoever loads the export is told if it is
+            another.
 
     Raises:
         CheckpointError: the folder cannot be written, or is a workdir; an export that was there
-            stays as it was.
+            stays as it was. Or `dtype` is not one for this model.
         OutputError: the folder cannot be written, as is seen before anything is.
     """
-    if trained.model.config.whisper_decoder.present:
-        raise CheckpointError(
-            f"{workdir.path} holds heads of a Whisper, which are not exported yet: use the workdir"
-            " itself, beside the Whisper that it names"
-        )
     check_target(workdir, folder)
-    target = Workdir(folder)
-    updates = [path for path in by_path(trained.params) if path.endswith("lora_a")]
-    config, params = merged(trained.model.config, jax.device_get(trained.params))
-    parts = workdir.read_parts() or {"sha256": {}, "left_out": []}
-    changed = {path.removesuffix("lora_a") + "kernel" for path in updates}
-    whole = ("decoder/", *changed)  # what is exported although it was imported
-    left_out = [path for path in parts["left_out"] if not path.startswith(whole)]
-    # What is exported whole is no longer taken from where it came from.
-    encoder = (encoder or config.pretrained.encoder) if left_out else ""
-    pretrained = dataclasses.replace(config.pretrained, encoder=encoder, decoder="", ctc="")
-    tokenizer = dataclasses.replace(config.tokenizer, model="", retrained=False)
-    config = dataclasses.replace(
-        config, pretrained=pretrained, tokenizer=tokenizer, init_from="", mesh=Mesh()
-    )
-    rest, decoder = split(params, lambda path: not path.startswith("decoder/"))
-    own = {path: x for path, x in by_path(rest).items() if path not in left_out}
-    speech = {path: x for path, x in own.items() if path.startswith(SPEECH)}
-    heads = {path: x for path, x in own.items() if path not in speech}
-    vocabulary = trained.model.vocabulary
-    llama = hf_config(config.decoder, vocabulary.size, vocabulary.bos, vocabulary.eos)
-
-    def cast(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {k: np.ascontiguousarray(x, DTYPES[dtype]) for k, x in leaves.items()}
-
-    new = Workdir(target.path / partial_name())
+    whisper = trained.model.config.whisper_decoder.present
+    if dtype == "int8" and not whisper:
+        raise CheckpointError(
+            f"{workdir.path} is no model of heads for a Whisper, and only these are exported as"
+            " int8: choose another dtype"
+        )
+    config, own, left_out = _own(trained, workdir, source)
+    new, target = Workdir(folder / partial_name()), Workdir(folder)
     try:
         new.path.mkdir(parents=True)
-        _save(cast(export_llama(decoder["decoder"])), new.path / "model.safetensors")
-        ours = {"mtp_jax": dataclasses.asdict(config), "torch_dtype": dtype}
-        write_json(new.config, llama | ours)
-        trained.tokenizer.save(new.path)
+        if whisper:
+            _save(_stored(own, dtype), new.heads)
+            write_json(new.config, {"mtp_jax": dataclasses.asdict(config)})
+        else:
+            _write_speech_llama(trained, config, own, dtype, new)
+        _write_tokenizer(trained.tokenizer, new.path, with_text=not (whisper and left_out))
         if left_out:
-            digest = {"encoder": parts["sha256"]["encoder"]}
-            write_json(new.parts, {"sha256": digest, "left_out": left_out})
+            write_json(new.parts, _parts(trained, workdir, left_out))
         if tau := workdir.read_tau():
             write_json(new.tau, tau)
         if workdir.confidence.exists():
             shutil.copyfile(workdir.confidence, new.confidence)
-        _save(cast(heads), new.heads)
-        _save(cast(speech), new.exported)
-        write_json(new.digests, {file.name: file_digest(file) for file in _weight_files(new)})
-        for old in (target.exported, *_of_another_export(target)):
+        written = {file.name: file_digest(file) for file in _weight_files(new) if file.exists()}
+        write_json(new.digests, written)
+        for old in (target.heads, *_of_another_export(target)):
             old.unlink(missing_ok=True)
-        for file in sorted(new.path.iterdir(), key=lambda file: file == new.exported):
+        for file in sorted(new.path.iterdir(), key=lambda file: file == new.heads):
             file.replace(target.path / file.name)  # that one last: it makes the folder an export
     except (OSError, SafetensorError, TokenizerError) as error:
         said = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{folder} cannot be written: {said}") from error
     finally:
         shutil.rmtree(new.path, ignore_errors=True)
+
+
+def _own(
+    trained: Trained, workdir: Workdir, source: str
+) -> tuple[Config, dict[str, Any], list[str]]:
+    """What an export holds.
+
+    Returns:
+        Its config, its parameters by path, and the paths of those that come from `source`.
+    """
+    updates = [path for path in by_path(trained.params) if path.endswith("lora_a")]
+    config, params = merged(trained.model.config, jax.device_get(trained.params))
+    whisper = config.whisper_decoder.present
+    # What is exported although it was imported.
+    changed = [path.removesuffix("lora_a") + "kernel" for path in updates]
+    whole = tuple(changed) if whisper else ("decoder/", *changed)
+    is_left_out = matches((workdir.read_parts() or {"left_out": []})["left_out"])
+    leaves = by_path(params)
+    left_out = sorted(p for p in leaves if is_left_out(p) and not p.startswith(whole))
+    field = "model" if whisper else "encoder"
+    named = {field: source or getattr(config.pretrained, field)} if left_out else {}
+    data = config.data
+    if data.text == "greedy" and not named:  # there is no other model that writes it
+        data = dataclasses.replace(data, text="as_is")
+    config = dataclasses.replace(
+        config,
+        pretrained=Pretrained(**named),
+        data=data,
+        tokenizer=dataclasses.replace(config.tokenizer, model="", retrained=False),
+        init_from="",
+        mesh=Mesh(),
+    )
+    return config, {path: x for path, x in leaves.items() if path not in left_out}, left_out
+
+
+def _parts(trained: Trained, workdir: Workdir, left_out: list[str]) -> dict[str, Any]:
+    """What ``parts.json`` says of the parameters that are left out."""
+    config = trained.model.config
+    field = "model" if config.whisper_decoder.present else "encoder"
+    known = (workdir.read_parts() or {"sha256": {}})["sha256"]
+    digest = known.get(field) or digests(config.pretrained)[field]
+    tokens = {"vocab_size": trained.model.vocabulary.size} if field == "model" else {}
+    return {"sha256": {field: digest}, "left_out": left_out, **tokens}
+
+
+def _write_speech_llama(
+    trained: Trained, config: Config, own: dict[str, Any], dtype: str, new: Workdir
+) -> None:
+    """Writes config and parameters of a model with a LLaMA."""
+    decoder, rest = split(nested(own), lambda path: path.startswith("decoder/"))
+    speech, heads = split(rest, lambda path: path.startswith(SPEECH))
+    vocabulary = trained.model.vocabulary
+    llama = hf_config(config.decoder, vocabulary.size, vocabulary.bos, vocabulary.eos)
+    ours = {"mtp_jax": dataclasses.asdict(config), "torch_dtype": dtype}
+    write_json(new.config, llama | ours)
+    _save(_stored(export_llama(decoder["decoder"]), dtype), new.decoder)
+    _save(_stored(by_path(heads), dtype), new.heads)
+    _save(_stored(by_path(speech), dtype), new.speech)
+
+
+def _write_tokenizer(tokenizer: Tokenizer, folder: Path, with_text: bool) -> None:
+    """Writes the tokenizer; only that of CTC's labels if `with_text` is False."""
+    if with_text:
+        tokenizer.save(folder)
+    elif tokenizer.ctc is not tokenizer:
+        tokenizer.ctc.save(folder / CTC_NAME)
+
+
+def _stored(leaves: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
+    """Parameters as a file holds them: numbers of tokens as they are, all others as `dtype`."""
+    if dtype == "int8":
+        return to_int8(leaves)
+    return {
+        path: np.ascontiguousarray(x, DTYPES[dtype] if _is_float(x) else x.dtype)
+        for path, x in leaves.items()
+    }
+
+
+def _is_float(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def check_target(workdir: Workdir, folder: Path) -> None:
@@ -146,8 +211,9 @@ def check_target(workdir: Workdir, folder: Path) -> None:
 
 def _of_another_export(target: Workdir) -> list[Path]:
     """What an export may have and another not."""
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", CTC_NAME)
-    return [target.parts, target.tau, target.confidence, *(target.path / name for name in names)]
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", CTC_NAME, RULES)
+    files = [target.parts, target.tau, target.confidence, target.speech, target.decoder]
+    return [*files, *(target.path / name for name in names)]
 
 
 def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
@@ -160,12 +226,16 @@ def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
 def merged(config: Config, params: Params) -> tuple[Config, Params]:
     """Config and parameters without LoRA, whose updates go into their matrices."""
     params = dict(params)
-    for name, lora in (("whisper", config.whisper.lora), ("decoder", config.decoder.lora)):
-        if lora.rank:
-            params[name] = merge_lora(params[name], lora)
-    whisper = dataclasses.replace(config.whisper, lora=Lora())
-    decoder = dataclasses.replace(config.decoder, lora=Lora())
-    return dataclasses.replace(config, whisper=whisper, decoder=decoder), params
+    group = "whisper_decoder" if config.whisper_decoder.present else "decoder"
+    groups = {"whisper": config.whisper, "decoder": getattr(config, group)}
+    for name, part in groups.items():
+        if part.lora.rank:
+            params[name] = merge_lora(params[name], part.lora)
+    without = {
+        group: dataclasses.replace(getattr(config, group), lora=Lora())
+        for group in ("whisper", "decoder", "whisper_decoder")
+    }
+    return dataclasses.replace(config, **without), params
 
 
 def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params:
@@ -182,15 +252,20 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
     from safetensors.numpy import load_file
 
     _check_digests(workdir)
-    decoder = import_llama(workdir.path, shapes["decoder"], shardings["decoder"])
+    wanted, place = by_path(shapes), by_path(shardings)
+    files = [workdir.heads]
+    decoder: Params = {}
+    if not workdir.read_config().whisper_decoder.present:
+        files.insert(0, workdir.speech)
+        decoder["decoder"] = import_llama(workdir.path, shapes["decoder"], shardings["decoder"])
+        wanted = {path: x for path, x in wanted.items() if not path.startswith("decoder/")}
     found: dict[str, np.ndarray] = {}
-    for file in (workdir.exported, workdir.heads):
+    for file in files:
         try:
             found |= load_file(file)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
-    wanted, place = by_path(shapes), by_path(shardings)
-    wanted = {path: x for path, x in wanted.items() if not path.startswith("decoder/")}
+    found = from_int8(found)
     wrong = set(found.keys() ^ wanted.keys())
     wrong |= {path for path in found.keys() & wanted if found[path].shape != wanted[path].shape}
     if wrong:
@@ -199,15 +274,16 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
             " is missing, left over or of another shape; export it again"
         )
     for path, x in found.items():
-        refuse_not_finite(workdir.path, path, x)
-    speech = {
+        if _is_float(x):
+            refuse_not_finite(workdir.path, path, x)
+    own = {
         path: place_whole(found[path].astype(x.dtype), place[path]) for path, x in wanted.items()
     }
-    return nested(speech) | {"decoder": decoder}
+    return nested(own) | decoder
 
 
 def _weight_files(workdir: Workdir) -> tuple[Path, ...]:
-    return (workdir.path / "model.safetensors", workdir.heads, workdir.exported)
+    return (workdir.decoder, workdir.heads, workdir.speech)
 
 
 def _check_digests(workdir: Workdir) -> None:

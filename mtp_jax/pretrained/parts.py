@@ -18,6 +18,7 @@ from mtp_jax.pretrained.whisper import import_whisper, whisper_digest
 from mtp_jax.pretrained.whisper_decoder import (
     import_whisper_decoder,
     whisper_decoder_architecture,
+    whisper_model_digest,
 )
 from mtp_jax.tokenizer import Tokenizer, check_fit
 
@@ -26,12 +27,12 @@ from mtp_jax.tokenizer import Tokenizer, check_fit
 def digests(pretrained: Pretrained) -> dict[str, str]:
     """SHA-256 of each source's weights, by the name of its field.
 
-    Of an encoder it is that of the values, so that any format of the same will do; of a decoder
-    that of the files.
+    Of a Whisper it is that of the values, so that any format of the same will do; of a LLaMA that
+    of the files.
     """
     found = {}
     if pretrained.model:
-        found["model"] = fingerprint(resolve(pretrained.model))
+        found["model"] = whisper_model_digest(resolve(pretrained.model))
     if pretrained.encoder:
         found["encoder"] = whisper_digest(resolve(pretrained.encoder))
     if pretrained.decoder:

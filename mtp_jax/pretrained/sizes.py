@@ -8,6 +8,7 @@ from typing import Any
 
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import Config, differences
+from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.llama import llama_architecture
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.pretrained.whisper import whisper_architecture
@@ -62,9 +63,9 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
             own["lora"] = lora
         return dataclasses.replace(getattr(theirs, name), **own)
 
-    # Where a folder is said to be, the encoder is now; a Hub's name is but the default of a config.
-    ours = config.pretrained.encoder
-    moved = with_encoder(theirs, "" if ours.startswith("hf://") else ours)
+    # Where a folder is said to be, the Whisper is now; a Hub's name is but the default of a config.
+    ours = config.pretrained.model or config.pretrained.encoder
+    moved = with_pretrained(theirs, "" if ours.startswith("hf://") else ours)
     labels = theirs.tokenizer.ctc_vocab_size
     if config.tokenizer.retrained:
         labels = config.tokenizer.ctc_vocab_size or labels
@@ -77,6 +78,7 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
         adaptor=theirs.adaptor,
         encoder=group("encoder", *RUNNING),
         decoder=group("decoder", *RUNNING, "lora"),
+        whisper_decoder=group("whisper_decoder", "lora"),
     )
 
 
@@ -113,9 +115,31 @@ def with_sizes(config: Config) -> Config:
     return config
 
 
-def with_encoder(config: Config, source: str) -> Config:
-    """`config` with its pretrained encoder elsewhere, if it has one and `source` is not empty."""
-    if not (source and config.pretrained.encoder):
-        return config
-    pretrained = dataclasses.replace(config.pretrained, encoder=source)
-    return dataclasses.replace(config, pretrained=pretrained)
+def with_pretrained(config: Config, source: str) -> Config:
+    """`config` with its Whisper, or its speech encoder, elsewhere: at `source` if that is given."""
+    has = [name for name in ("model", "encoder") if getattr(config.pretrained, name)]
+    moved = {name: source or getattr(config.pretrained, name) for name in has}
+    return dataclasses.replace(config, pretrained=dataclasses.replace(config.pretrained, **moved))
+
+
+def check_sizes(config: Config, tokens: int) -> None:
+    """Refuses a Whisper that what was added to another does not fit.
+
+    Args:
+        config: with the sizes of that other one; its ``pretrained.model`` is the Whisper.
+        tokens: size of the vocabulary of that other one.
+
+    Raises:
+        PretrainedError: a size differs, or the Whisper cannot be read.
+    """
+    _, rows = whisper_decoder_architecture(resolve(config.pretrained.model))
+    changed = differences(config, with_sizes(config))
+    # Other programs leave out which heads align.
+    changed = [each for each in changed if "alignment_heads" not in each]
+    if rows != tokens:
+        changed.append(f"vocabulary: {tokens} -> {rows}")
+    if changed:
+        raise PretrainedError(
+            f"{config.pretrained.model} is a Whisper of another size than the model's own"
+            f" ({'; '.join(changed)}): give one of the same size"
+        )

@@ -41,7 +41,7 @@ def resolve(source: str) -> Path:
     except Exception as error:  # of huggingface_hub, of httpx, or of the system
         raise PretrainedError(
             f"{source} cannot be downloaded ({type(error).__name__}): download the folder on"
-            " another machine and give its path"
+            " another machine and give its path (of a model's Whisper with --pretrained)"
         ) from error
     return Path(folder)
 

@@ -186,9 +186,13 @@ def _some(names: Iterable[str], most: int = 4) -> str:
 
 
 def digest_of(
-    rules: Iterable[Rule], weights: Weights, shapes: Any, ignored: Sequence[str] = ()
+    rules: Iterable[Rule],
+    weights: Weights,
+    shapes: Any,
+    ignored: Sequence[str] = (),
+    dtype: str = "<f4",
 ) -> str:
-    """SHA-256 (hexadecimal) of what `import_params` gives as float32: the same for every format.
+    """SHA-256 (hexadecimal) of what `import_params` gives as `dtype`: the same for every format.
 
     Args, raises: as there.
     """
@@ -197,7 +201,8 @@ def digest_of(
     _check(table, weights, wanted, ignored)
     digest = hashlib.sha256()
     for path in sorted(wanted):
-        values = _read(table[path], weights, wanted[path].update(dtype=np.dtype("<f4")))
+        with np.errstate(over="ignore"):  # of a small dtype
+            values = _read(table[path], weights, wanted[path].update(dtype=np.dtype(dtype)))
         digest.update(f"{path} {values.shape}".encode() + values.tobytes())
     return digest.hexdigest()
 

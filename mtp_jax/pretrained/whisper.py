@@ -139,8 +139,12 @@ def import_whisper(path: str | os.PathLike[str], shapes: Any, shardings: Any = N
     return import_params(rules, weights, shapes, shardings, (*IGNORED, table))
 
 
-def whisper_digest(path: str | os.PathLike[str]) -> str:
+def whisper_digest(path: str | os.PathLike[str], dtype: str = "<f4") -> str:
     """SHA-256 (hexadecimal) of the encoder's values, which no format of its files changes.
+
+    Args:
+        path: as for `whisper_architecture`.
+        dtype: that the values are rounded to.
 
     Raises:
         PretrainedError: it is corrupt, or no Whisper.
@@ -152,7 +156,7 @@ def whisper_digest(path: str | os.PathLike[str]) -> str:
         jnp.zeros((1, 2, source.mel_bins)),
         jnp.ones(1, jnp.int32),
     )
-    return digest_of(rules, weights, nn.unbox(shapes)["params"], (*IGNORED, table))
+    return digest_of(rules, weights, nn.unbox(shapes)["params"], (*IGNORED, table), dtype)
 
 
 def _opened(path: str | os.PathLike[str]) -> tuple[Weights, tuple[Rule, ...], str]:

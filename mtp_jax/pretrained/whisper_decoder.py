@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.config import ConfigError, WhisperDecoder
+from mtp_jax.models.decoders.whisper import WhisperDecoder as WhisperDecoderModule
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.fields import Fields
-from mtp_jax.pretrained.table import Rule, export_params, import_params
+from mtp_jax.pretrained.table import Rule, digest_of, export_params, import_params
 from mtp_jax.pretrained.weights import Weights, open_weights, read_json, weight_files
-from mtp_jax.pretrained.whisper import linear_rules, norm_rules
+from mtp_jax.pretrained.whisper import linear_rules, norm_rules, whisper_digest
 
 _HF_NORM = ("weight", "bias")
 _CT2_NORM = ("gamma", "beta")
+_ROUNDED = "<f2"
 
 
 def hugging_face_rules(prefix: str) -> tuple[Rule, ...]:
@@ -108,14 +114,40 @@ def import_whisper_decoder(path: str | os.PathLike[str], shapes: Any, shardings:
 
     Args, returns, raises: as `mtp_jax.pretrained.whisper.import_whisper`.
     """
+    weights, rules = _opened(path)
+    return import_params(rules, weights, shapes, shardings, IGNORED)
+
+
+def whisper_model_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 (hexadecimal) of a whole Whisper's values, which no format of its files changes.
+
+    They are rounded to float16, as Whisper was published: in float32 it is the same model.
+
+    Raises:
+        PretrainedError: it is corrupt, or no whole Whisper.
+    """
+    (config, rows), (weights, rules) = whisper_decoder_architecture(path), _opened(path)
+
+    def run(decoder: WhisperDecoderModule) -> jax.Array:
+        real = jnp.ones((1, 1), bool)
+        cross = decoder.attend_to(jnp.zeros((1, 1, config.width)), real)
+        hidden, _, _ = decoder(decoder.embed(jnp.zeros((1, 1), jnp.int32)), real, cross)
+        return hidden
+
+    init = nn.init(run, WhisperDecoderModule(config, rows))
+    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))["params"]
+    own = digest_of(rules, weights, shapes, IGNORED, _ROUNDED)
+    return hashlib.sha256(f"{whisper_digest(path, _ROUNDED)} {own}".encode()).hexdigest()
+
+
+def _opened(path: str | os.PathLike[str]) -> tuple[Weights, tuple[Rule, ...]]:
+    """The weights at `path`, and their table."""
     weights = open_weights(path)
     if weights.format == "ctranslate2":
         _check_flags(weights)
-        rules: tuple[Rule, ...] = CTRANSLATE2
-    else:
-        whole = "model.decoder.embed_tokens.weight" in weights.names
-        rules = hugging_face_rules("model.decoder." if whole else "decoder.")
-    return import_params(rules, weights, shapes, shardings, IGNORED)
+        return weights, CTRANSLATE2
+    whole = "model.decoder.embed_tokens.weight" in weights.names
+    return weights, hugging_face_rules("model.decoder." if whole else "decoder.")
 
 
 def export_whisper_decoder(params: Any) -> dict[str, np.ndarray]:

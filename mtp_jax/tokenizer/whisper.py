@@ -7,6 +7,7 @@ Which tokens a text may not hold is told by ``generation_config.json`` (transfor
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
 
 if TYPE_CHECKING:
     import tokenizers
+
+log = logging.getLogger("mtp_jax")
 
 START = "<|startoftranscript|>"
 RULES = "generation_config.json"
@@ -99,9 +102,13 @@ def read(model: tokenizers.Tokenizer, folder: Path) -> WhisperTokenizer:
     Raises:
         TokenizerError: something of it is missing or damaged.
     """
-    return WhisperTokenizer(
-        model, read_config(folder / "config.json") | read_config(folder / RULES)
-    )
+    rules = read_config(folder / "config.json") | read_config(folder / RULES)
+    if not any(name in rules for names in _SUPPRESSED for name in names):
+        log.warning(
+            "%s has no %s, which says what tokens a text may not hold: it may hold all of them",
+            *(folder, RULES),
+        )
+    return WhisperTokenizer(model, rules)
 
 
 def _tokens(rules: dict[str, Any], names: tuple[str, ...], size: int) -> list[int]:

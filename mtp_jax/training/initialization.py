@@ -48,7 +48,7 @@ def starting_point(
     initial: dict[str, Any] = {}
     if config.init_from:
         source = Workdir(config.init_from)
-        saved = _saved(source, mesh, config.pretrained.encoder)
+        saved = _saved(source, mesh, config.pretrained.model or config.pretrained.encoder)
         if not _same_heads(source.read_config().heads, config.heads):
             saved = {path: x for path, x in saved.items() if not path.startswith("heads/")}
         if config.tokenizer.retrained:
@@ -132,11 +132,10 @@ def labels_as_text(tokenizer: Tokenizer, embedding: jax.Array) -> np.ndarray:
     return rows
 
 
-def _saved(source: Workdir, mesh: jax.sharding.Mesh, encoder: str) -> dict[str, Any]:
+def _saved(source: Workdir, mesh: jax.sharding.Mesh, pretrained: str) -> dict[str, Any]:
     """The parameters that `source` saved, by path."""
-    left_out = (source.read_parts() or {"left_out": []})["left_out"]
-    params = by_path(load(source, mesh, encoder).params)
-    return {path: x for path, x in params.items() if path not in left_out}
+    trained = load(source, mesh, pretrained)
+    return {path: x for path, x in by_path(trained.params).items() if path not in trained.imported}
 
 
 def _same_heads(ours: Heads, theirs: Heads) -> bool:

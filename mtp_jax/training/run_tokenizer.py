@@ -7,6 +7,7 @@ from pathlib import Path
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Config
 from mtp_jax.data import Source
+from mtp_jax.inference.load import tokenizer_of
 from mtp_jax.pretrained import resolve
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 from mtp_jax.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -37,7 +38,7 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer
 
 
 def _tokenizer_of_start(config: Config, folder: Path, texts: list[str]) -> None:
-    c, theirs = config.tokenizer, Tokenizer.load(config.init_from)
+    c, theirs = config.tokenizer, tokenizer_of(Workdir(config.init_from), config)
     if not c.retrained:
         theirs.save(folder)
         return

@@ -21,7 +21,7 @@ def load(
     *,
     batch_size: int = 16,
     mesh: jax.sharding.Mesh | None = None,
-    encoder: str = "",
+    pretrained: str = "",
 ) -> Transcriber:
     """Loads a model to transcribe with.
 
@@ -29,7 +29,8 @@ def load(
         folder: a workdir, or a folder that a model was exported to.
         batch_size: chunks of audio that are decoded at once, at most.
         mesh: the devices; all by default, each with a copy of the model and its share of a batch.
-        encoder: folder or source of the frozen speech encoder; where training had it by default.
+        pretrained: folder or source of the Whisper, or of the frozen speech encoder, that the model
+            was trained behind; where training had it by default.
 
     Raises:
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: the folder is incomplete,
@@ -41,7 +42,7 @@ def load(
     startup.start(workdir.read_config().data.cache_dir)  # before anything asks for a device
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        runner = load_recognizer(workdir, mesh, encoder)
+        runner = load_recognizer(workdir, mesh, pretrained)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     return Transcriber(runner, default_tau(workdir), calibration_of(workdir), batch_size)
