@@ -66,7 +66,8 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
     ours = config.pretrained.encoder
     moved = with_encoder(theirs, "" if ours.startswith("hf://") else ours)
     labels = theirs.tokenizer.ctc_vocab_size
-    if config.tokenizer.retrained:
+    added = theirs.whisper_decoder.present and not labels  # a Whisper's CTC head may be new
+    if added or config.tokenizer.retrained:
         labels = config.tokenizer.ctc_vocab_size or labels
     return dataclasses.replace(
         config,
@@ -75,8 +76,9 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
         front_end=theirs.front_end,
         whisper=group("whisper", "cached", "lora"),
         adaptor=theirs.adaptor,
-        encoder=group("encoder", *RUNNING),
+        encoder=config.encoder if added else group("encoder", *RUNNING),
         decoder=group("decoder", *RUNNING, "lora"),
+        whisper_decoder=group("whisper_decoder", "lora"),
     )
 
 
