@@ -12,25 +12,19 @@ import pytest
 
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Encoder, Heads, Loss, Tokenizer
-from mtp_jax.data import Batch
 from mtp_jax.decoding import CtcGreedy, Greedy, PrefixBeam, Verify
-from mtp_jax.distributed.sharding import make_mesh
-from mtp_jax.inference.decoder_functions import bind_decoder, encode
+from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
-from mtp_jax.models.build import make_model
 from mtp_jax.models.params import by_path, merge
 from mtp_jax.pretrained.sizes import completed
-from mtp_jax.training.initialization import starting_point
 from mtp_jax.training.loop import train
 from mtp_jax.training.optimizer import make_optimizer
-from mtp_jax.training.run_tokenizer import open_tokenizer
 from mtp_jax.training.step import init_state, loss_fn
 from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.transcriber import Transcriber
 from mtp_jax.transcription.word_times import CtcAligner
-from tests.contracts import quick_jit
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
 from tests.test_whisper_heads import RATE, batch, config_of, folder  # noqa: F401
 
@@ -85,7 +79,6 @@ def test_it_learns_what_the_model_writes_and_changes_nothing(trained, batch):
     assert own == {"encoder", "ctc"}
     written = texts(runner.tokenizer, runner.run(batch, Greedy()).decoded)
     read = texts(runner.tokenizer.ctc, runner.run(batch, CtcGreedy()).decoded)
-    print(list(zip(written, read)))
     assert sum(a == b for a, b in zip(written, read, strict=True)) > len(written) / 2
     again = load(workdir)
     assert texts(again.tokenizer.ctc, again.run(batch, CtcGreedy()).decoded) == read
@@ -98,7 +91,6 @@ def test_the_hypothesis_is_in_the_decoders_tokens(trained, batch):
     tokens, length = jax.device_get(found.ctc_hypothesis)
     read = texts(runner.tokenizer.ctc, runner.run(batch, CtcGreedy()).decoded)
     for row, text in enumerate(read):
-        print(repr(text))
         assert tokens[row, : length[row]].tolist() == runner.tokenizer.encode(f" {text}")
 
 
@@ -146,23 +138,12 @@ def test_a_step_of_ctc_alone_has_no_part_for_the_text(trained, batch):
 
         whole = jax.jit(jax.value_and_grad(loss, has_aux=True))
         compiled = whole.lower(state.params, jax.random.key(0)).compile()
-        (_, scalars), gradient = compiled(state.params, jax.random.key(0))
-        assert set(by_path(gradient)) == {
-            path for path in by_path(state.params) if path.startswith(("encoder/", "ctc/"))
-        }
+        (_, scalars), _ = compiled(state.params, jax.random.key(0))
         assert "ctc" in scalars and not any(name.startswith("head_") for name in scalars)
         return compiled.cost_analysis()["flops"]
 
+    assert set(state.params) == {"encoder", "ctc"}
     assert flops(4) == flops(40)
-
-
-def begun_with(config, path):
-    """The parameters that a run begins with, by path; none is trained."""
-    workdir = Workdir(path)
-    workdir.claim(config)
-    theirs = load(Workdir(config.init_from)).tokenizer
-    tokenizer = theirs if theirs.ctc is not theirs else None
-    return workdir, tokenizer
 
 
 def test_heads_are_kept_where_ctc_is_added_and_ctc_where_heads_are(folder, trained, tmp_path):
@@ -199,7 +180,6 @@ def test_words_have_the_times_of_ctc(model, batch):
     assert isinstance(model._assembler._aligner, CtcAligner)
     assert {"ctc", "verify_ctc", "prefix_beam_ctc"} <= set(model.strategies)
     for segment, chunk in zip(model.decode(chunks, "verify_ctc"), chunks, strict=True):
-        print(segment)
         assert segment.aligned and segment.words
         assert all(of_ctc < 0 for _, of_ctc in segment.evidence)
         times = [t for word in segment.words for t in (word.start, word.end)]
