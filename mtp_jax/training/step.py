@@ -139,8 +139,8 @@ def init_state(
 def frozen(config: Config) -> Callable[[str], bool]:
     """Whether the parameter at a path is left as it is.
 
-    What names the tokens that heads draft always is. A Whisper's CTC head without weight is, whatever ``config.optim.freeze`` says: it would have no
-    gradient, and decay.
+    What names the tokens that heads draft always is. A Whisper's CTC head without weight is,
+    whatever ``config.optim.freeze`` says: it would have no gradient, and decay.
     """
     no_loss = config.whisper_decoder.present and not config.loss.ctc
     of_ctc = ("encoder/*", "ctc/*") if no_loss else ()
