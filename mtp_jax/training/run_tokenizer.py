@@ -13,7 +13,7 @@ from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 from mtp_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 
 CTC_FIELD = "config.tokenizer.ctc_vocab_size"
-_RARE = 1 / 5000  # of the texts; a letter in fewer is not learnt, and would be a label
+_RARE = 1 / 1000  # of the texts; a letter in fewer is not learnt, and would be a label
 
 
 def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer:
