@@ -66,7 +66,7 @@ def test_configs_go_by_name_or_path():
     assert config_file("mine/mtp.py") == pathlib.Path("mine/mtp.py")
     assert load_config("noisy") == load_config(ROOT / "configs" / "noisy.py")
     assert load_config("mwer", "mtp").init_from == "runs/mtp"
-    known = "one of add_heads, an4, .*mtp"
+    known = "one of add_ctc, add_heads, an4, .*mtp"
     for name, said in (("mpt", known), ("nowhere.py", r"nowhere\.py is no file")):
         with pytest.raises(ConfigError, match=said):
             load_config(name)

@@ -97,6 +97,18 @@ def test_any_labels_are_cut_as_the_tokenizer_cuts_what_they_spell(tokenizer, cut
             assert parts.sum() == len(text.encode())
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_whispers_text_begins_with_a_space_spelled_or_not(tokenizer, merges, text):
+    labels = tokenizer.ctc.encode(text)[:R]
+    space = tokenizer.ctc.pieces.index("▁")
+    expected = tokenizer.encode(f" {tokenizer.ctc.decode(labels)}")
+    for row in ([space, space, *labels], labels):
+        made = retokenize(merges, np.array([row]), np.array([len(row)]), 2 * C, C, True)
+        assert made.tokens[0, : made.length[0]].tolist() == expected
+    silent = retokenize(merges, np.array([[space, space]]), np.array([2]), C, C, True)
+    assert silent.length[0] == 0
+
+
 def test_each_token_knows_the_labels_that_it_is_made_of(tokenizer, cut):
     pieces = tokenizer.ctc.pieces
     labels = [pieces.index(piece) for piece in ("▁the", "▁", "▁", "l", "a", "m", "p")]

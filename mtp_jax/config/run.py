@@ -287,7 +287,8 @@ class Train:
         dtype: of activations, "float32" or "bfloat16"; parameters are float32. On a CPU a decoder
             that decodes is float32 whatever this says.
         log_every: steps between TensorBoard scalars.
-        dev_every: steps between greedy decodings of dev, which choose the best checkpoint.
+        dev_every: steps between greedy decodings of dev, which choose the best checkpoint. Where
+            a Whisper's text stays, and CTC is trained, it is CTC that decodes.
         checkpoint_every: steps between checkpoints to resume from.
         keep_best: checkpoints kept by dev WER.
         max_loss_ratio: training stops once head 1's mean loss over `log_every` steps exceeds this

@@ -31,12 +31,13 @@ def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
         return encoded
     if batch.start is not None:
         encoded = dataclasses.replace(encoded, start=jnp.asarray(batch.start))
-    return jax.lax.cond(
+    start = jax.lax.cond(
         jnp.any(encoded.start == DETECTED),
-        lambda encoded: call(WhisperRecogniser.detected, model, params, encoded),
-        lambda encoded: encoded,
+        lambda encoded: call(WhisperRecogniser.detected, model, params, encoded).start,
+        lambda encoded: encoded.start,
         encoded,
     )
+    return dataclasses.replace(encoded, start=start)
 
 
 def attention(

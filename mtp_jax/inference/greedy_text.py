@@ -12,22 +12,43 @@ import numpy as np
 import tqdm
 
 from mtp_jax import interrupts
-from mtp_jax.config import Config
+from mtp_jax.config import Config, Heads, Lora
 from mtp_jax.data import DataError, Source, eval_batches
 from mtp_jax.decoding import Greedy
 from mtp_jax.inference.encoder_cache import audio_digest
 from mtp_jax.inference.runner import Runner
+from mtp_jax.models.build import make_model
+from mtp_jax.models.initialization import parameter_shapes
+from mtp_jax.models.params import by_path
 from mtp_jax.paths import write_whole
-from mtp_jax.pretrained.parts import digests
+from mtp_jax.pretrained.parts import digests, import_parts
+from mtp_jax.pretrained.source import resolve
+from mtp_jax.tokenizer import Tokenizer
 
 _BATCH = 16
 _KEEP_EVERY = 16  # batches
 
 
+def pretrained_model(config: Config, mesh: jax.sharding.Mesh) -> Runner:
+    """The model of ``config.pretrained.model`` as it is: without heads, CTC or LoRA.
+
+    Raises:
+        PretrainedError, TokenizerError: it cannot be read.
+    """
+    plain = dataclasses.replace(
+        config,
+        whisper=dataclasses.replace(config.whisper, lora=Lora()),
+        whisper_decoder=dataclasses.replace(config.whisper_decoder, lora=Lora()),
+        heads=Heads(count=1),
+    )
+    tokenizer = Tokenizer.load(resolve(config.pretrained.model))
+    model = make_model(plain, tokenizer)
+    params = import_parts(plain.pretrained, tokenizer, *parameter_shapes(model, mesh))
+    return Runner(model, params, tokenizer, mesh, by_path(params))
+
+
 def with_greedy_text(source: Source, runner: Runner) -> Source:
     """`source` with the greedy tokens of the pretrained model as its text, made here once.
-
-    Without ``config.data.text="greedy"`` it is `source` itself.
 
     Args:
         source: the utterances; whatever text they have is not looked at.
@@ -37,10 +58,7 @@ def with_greedy_text(source: Source, runner: Runner) -> Source:
         DataError: what was written cannot be kept.
         Interrupted: between two batches; what was made is kept.
     """
-    config = runner.model.config
-    if config.data.text != "greedy":
-        return source
-    file = _file(config)
+    file = _file(runner.model.config)
     known: dict[str, list[int]] = _read(file)
     audio = [audio_digest(source, i) or "" for i in range(len(source.utterances))]
     todo = [i for i, digest in enumerate(audio) if digest and digest not in known]

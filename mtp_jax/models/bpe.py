@@ -31,31 +31,39 @@ class Retokenized(NamedTuple):
 
 
 def retokenize(
-    merges: Merges, labels: jax.Array, count: jax.Array, capacity: int, most: int
+    merges: Merges,
+    labels: jax.Array,
+    count: jax.Array,
+    capacity: int,
+    most: int,
+    space_first: bool = False,
 ) -> Retokenized:
     """The LLM's tokens of the text that CTC labels spell.
 
     They are those of its tokenizer, as long as it splits words nowhere that a merge would join. A
-    run of spaces counts as one, and a text begins and ends without.
+    run of spaces counts as one, and a text ends without.
 
     Args:
         merges: of the LLM's tokenizer.
         labels: int32[B, R]; `count`: int32[B] of them are real.
         capacity: C, the greatest number of bytes, spaces included; bytes beyond it are dropped.
         most: N, the greatest number of tokens; tokens beyond it are dropped.
+        space_first: a text begins with a space, as a Whisper's does, spelled or not; else without.
     """
     spelled = jnp.asarray(merges.spelled)[labels]
     real = (jnp.arange(labels.shape[1]) < count[:, None])[..., None] & (spelled >= 0)
     owner = jnp.broadcast_to(jnp.arange(labels.shape[1])[:, None], spelled.shape[1:])
+    first = ((0, 0), (int(space_first), 0))  # a space, of the first label
     tokens, size, owner = jax.vmap(_compact, (0, 0, None, None))(
-        spelled.reshape(len(labels), -1),
-        real.reshape(len(labels), -1),
-        owner.reshape(-1),
+        jnp.pad(spelled.reshape(len(labels), -1), first, constant_values=merges.space),
+        jnp.pad(real.reshape(len(labels), -1), first, constant_values=True),
+        jnp.pad(owner.reshape(-1), first[1]),
         capacity,
     )
     space, place = tokens == merges.space, jnp.arange(capacity)
     last = jnp.max(jnp.where(space | (place >= size[:, None]), -1, place), axis=1)
-    first_of_run = space & ~jnp.pad(space[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    follows_space = jnp.pad(space[:, :-1], ((0, 0), (1, 0)), constant_values=not space_first)
+    first_of_run = space & ~follows_space
     kept = (~space | first_of_run) & (place <= last[:, None])
     tokens, size, owner = jax.vmap(_compact, (0, 0, 0, None))(tokens, kept, owner, capacity)
     inside = place < size[:, None]

@@ -33,20 +33,21 @@ def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
         raise TokenizerError(
             "Whisper's decoder needs its own tokenizer: put the model's tokenizer.json beside it"
         )
-    if config.adaptor.retokenized:
-        merges = None if tokenizer.ctc is tokenizer else merges_of(tokenizer)
-        if merges is None:
-            raise TokenizerError(
-                "config.adaptor.retokenized needs a decoder with a byte-level BPE (LLaMA 3, SmolLM)"
-                " and CTC labels of their own: set it to False"
-            )
+    own_labels = tokenizer.ctc is not tokenizer
+    if own_labels and (config.adaptor.retokenized or config.whisper_decoder.present):
+        merges = merges_of(tokenizer)
+    if config.adaptor.retokenized and merges is None:
+        raise TokenizerError(
+            "config.adaptor.retokenized needs a decoder with a byte-level BPE (LLaMA 3, SmolLM)"
+            " and CTC labels of their own: set it to False"
+        )
     return Vocabulary(
         size=tokenizer.vocab_size,
         bos=tokenizer.bos,
         eos=tokenizer.eos,
         prompt_before=tuple(tokenizer.encode(config.decoder.prompt_before)),
         prompt_after=tuple(tokenizer.encode(config.decoder.prompt_after)),
-        labels=0 if tokenizer.ctc is tokenizer else tokenizer.ctc.vocab_size,
+        labels=tokenizer.ctc.vocab_size if own_labels else 0,
         merges=merges,
         whisper=tokenizer.special if isinstance(tokenizer, WhisperTokenizer) else None,
     )

@@ -55,8 +55,8 @@ class Vocabulary:
 
     @property
     def has_ctc(self) -> bool:
-        """Whether the encoder has a CTC head."""
-        return self.whisper is None
+        """Whether the encoder has a CTC head: a Whisper's must have labels of its own."""
+        return self.whisper is None or self.labels > 0
 
 
 @struct.dataclass
@@ -69,7 +69,7 @@ class Encoded:
         ctc_logits: float32[B, T, labels + 1]; the last class is the blank. None without a CTC head.
         ctc_length: int32[B] real frames of these.
         ctc_hypothesis: CTC's best labels as the decoder's tokens, int32[B, R], and their int32[B]
-            count; None if CTC has labels of its own.
+            count; None if CTC has labels of its own that are not made into these.
         cross: of a decoder that attends to the audio: its keys and values.
         start: of such a decoder: int32[B, P], the tokens before the text; negative ones are
             padding.
@@ -170,6 +170,11 @@ class Recogniser(nn.Module):
     def hidden_width(self) -> int:
         """E of the hidden states."""
         raise NotImplementedError
+
+    @property
+    def beside_text(self) -> tuple[str, ...]:
+        """How the paths of parameters begin that have no part in what head 1 says."""
+        return ("heads/",)
 
     def head_logits(self, hidden: jax.Array, head: jax.Array | int) -> jax.Array:
         """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""

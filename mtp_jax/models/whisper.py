@@ -14,10 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtp_jax.models.bpe import retokenize
+from mtp_jax.models.ctc import best_labels
 from mtp_jax.models.decoders.whisper import WhisperDecoder
-from mtp_jax.models.encoders.conformer import frames_mask
+from mtp_jax.models.encoders.conformer import Conformer, frames_mask
 from mtp_jax.models.encoders.whisper import WhisperEncoder
 from mtp_jax.models.kv_cache import CrossCache, KVCache
+from mtp_jax.models.layers import Linear
 from mtp_jax.models.recogniser import Encoded, Recogniser
 from mtp_jax.models.whisper_heads import WhisperHeads
 from mtp_jax.tokenizer.whisper_tokens import DETECTED, WhisperTokens
@@ -34,6 +37,9 @@ class WhisperRecogniser(Recogniser):
         self.whisper = WhisperEncoder(c.whisper, dtype)
         self.decoder = WhisperDecoder(c.whisper_decoder, size, dtype, c.heads.layers)
         self.heads = WhisperHeads(c.heads, c.whisper_decoder, size, dtype)
+        if self.vocabulary.has_ctc:
+            self.encoder = Conformer(c.encoder, dtype)
+            self.ctc = Linear(self.vocabulary.labels + 1, ("embed", None), True, jnp.float32)
 
     @property
     def special(self) -> WhisperTokens:
@@ -44,12 +50,12 @@ class WhisperRecogniser(Recogniser):
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
         """What the decoder attends to, of [B, T, D] `encode_speech` makes, int32[B] `length`.
 
-        The tokens before the text leave the language to be `detected`.
+        The tokens before the text leave the language to be `detected`. CTC stands behind a
+        Conformer of its own, and leaves what the decoder attends to alone.
         """
-        del deterministic  # nothing is dropped
         real = frames_mask(length, features.shape[1])
         start = jnp.array(self.special.start_tokens(), jnp.int32)
-        return Encoded(
+        encoded = Encoded(
             audio=features,
             length=length,
             ctc_logits=None,
@@ -57,6 +63,32 @@ class WhisperRecogniser(Recogniser):
             cross=self._attend_to(features, real),
             start=jnp.broadcast_to(start, (len(features), len(start))),
         )
+        if not self.vocabulary.has_ctc:
+            return encoded
+        x, frames = self.encoder(jax.lax.stop_gradient(features), length, deterministic)
+        logits = self.ctc(x)
+        return dataclasses.replace(
+            encoded,
+            ctc_logits=logits,
+            ctc_length=frames,
+            ctc_hypothesis=self._in_tokens(logits, frames),
+        )
+
+    def _in_tokens(
+        self, logits: jax.Array, frames: jax.Array
+    ) -> tuple[jax.Array, jax.Array] | None:
+        """CTC's best path in the decoder's tokens, as many as a text may have."""
+        if self.vocabulary.merges is None:
+            return None
+        most, bytes_a_token = self.config.data.max_tokens, 4
+        cut = retokenize(
+            self.vocabulary.merges,
+            *best_labels(logits, frames),
+            capacity=bytes_a_token * most,
+            most=most,
+            space_first=True,
+        )
+        return cut.tokens, cut.length
 
     def _attend_to(self, audio: jax.Array, real: jax.Array) -> CrossCache:
         """Keys and values of the decoder's layers, and behind them of the heads' own."""
@@ -177,6 +209,11 @@ class WhisperRecogniser(Recogniser):
     def hidden_width(self) -> int:
         """D + 1, or 2 D + 1 where heads 2..M have layers of their own."""
         return self.config.whisper_decoder.width * (2 if self.config.heads.layers else 1) + 1
+
+    @property
+    def beside_text(self) -> tuple[str, ...]:
+        """As of every `Recogniser`: nothing of CTC has a part in it either."""
+        return ("heads/", "encoder/", "ctc/")
 
     def _marked(self, hidden: jax.Array, first: int) -> jax.Array:
         """[B, S, E]: the `first` positions may predict the first token of a text."""

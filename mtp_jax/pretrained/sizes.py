@@ -67,7 +67,8 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
     ours = config.pretrained.model or config.pretrained.encoder
     moved = with_pretrained(theirs, "" if ours.startswith("hf://") else ours)
     labels = theirs.tokenizer.ctc_vocab_size
-    if config.tokenizer.retrained:
+    added = theirs.whisper_decoder.present and not labels  # a Whisper's CTC head may be new
+    if added or config.tokenizer.retrained:
         labels = config.tokenizer.ctc_vocab_size or labels
     return dataclasses.replace(
         config,
@@ -76,7 +77,7 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
         front_end=theirs.front_end,
         whisper=group("whisper", "cached", "lora"),
         adaptor=theirs.adaptor,
-        encoder=group("encoder", *RUNNING),
+        encoder=config.encoder if added else group("encoder", *RUNNING),
         decoder=group("decoder", *RUNNING, "lora"),
         whisper_decoder=group("whisper_decoder", "lora"),
     )

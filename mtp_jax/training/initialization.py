@@ -59,7 +59,8 @@ def starting_point(
             saved |= {path: multihost.place_whole(x, placed[path]) for path, x in own.items()}
         initial = _that_fit(saved, by_path(shapes))
         new = sorted(set(by_path(shapes)) - set(initial) - set(parts))
-        initial |= _added_heads(new, {}, by_path(shapes), by_path(shardings))
+        whisper = parts if config.pretrained.model else {}
+        initial |= _added_heads(new, whisper, by_path(shapes), by_path(shardings))
         log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
     elif config.pretrained.model:
         initial = _added_heads(by_path(shapes), parts, by_path(shapes), by_path(shardings))

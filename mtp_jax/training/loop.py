@@ -16,13 +16,13 @@ from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.config import Config, ConfigError
 from mtp_jax.data import Batch, Report, Source, open_source, train_batches
-from mtp_jax.decoding import Greedy
+from mtp_jax.decoding import CtcGreedy, Greedy, Strategy
 from mtp_jax.distributed import multihost, sharding
 from mtp_jax.evaluation.compare import outcome_errors
 from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.evaluation.task import Task
 from mtp_jax.inference.encoder_cache import with_encoder_cache
-from mtp_jax.inference.greedy_text import with_greedy_text
+from mtp_jax.inference.greedy_text import pretrained_model, with_greedy_text
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.heads import DRAFT_TOKENS
@@ -65,6 +65,8 @@ def train(config: Config, workdir: Workdir) -> Runner:
 def _train(config: Config, workdir: Workdir) -> Runner:
     mesh = sharding.make_mesh(config.mesh)
     source, dev = _open_data(config)
+    if config.data.text == "greedy":
+        source, dev = _with_own_text(config, mesh, source, dev)
     with multihost.process_zero_first("making the tokenizer"):
         tokenizer = open_tokenizer(config, workdir, source)
     interrupts.raise_if_requested()
@@ -80,7 +82,6 @@ def _train(config: Config, workdir: Workdir) -> Runner:
     _warn_of_patterns(config, by_path(state.model_params))
     source = with_encoder_cache(source, runner, config.augment.speeds)
     dev = with_encoder_cache(dev, runner)
-    source, dev = with_greedy_text(source, runner), with_greedy_text(dev, runner)
     if config.heads.vocabulary and DRAFT_TOKENS not in by_path(initial):
         tokens = draft_tokens(source, tokenizer, config.heads.vocabulary)
         state = with_draft_tokens(state, shardings, tokens)
@@ -133,6 +134,16 @@ def _open_data(config: Config) -> tuple[Source, Source]:
     return opened["train"], opened["dev"]
 
 
+def _with_own_text(
+    config: Config, mesh: jax.sharding.Mesh, source: Source, dev: Source
+) -> tuple[Source, Source]:
+    """Training data and dev with the texts that ``config.pretrained.model`` writes itself."""
+    teacher = pretrained_model(config, mesh)
+    source = with_encoder_cache(source, teacher, config.augment.speeds)
+    dev = with_encoder_cache(dev, teacher)
+    return with_greedy_text(source, teacher), with_greedy_text(dev, teacher)
+
+
 def _is_evaluated(workdir: Workdir, step: int) -> bool:
     """Whether dev was decoded behind `step`. Earlier versions did so before they saved a step."""
     outcomes = workdir.read_dev()
@@ -180,6 +191,10 @@ class _Loop:
         self._step_fn = make_train_step(runner.model, optimizer, shardings, self._spelling)
         self._monitor = LossMonitor(config.train.max_loss_ratio)
         self._rate = learning_rate(config.optim)
+        self._dev_strategy: Strategy = Greedy()
+        trained, beside_text = by_path(shardings.params), runner.model.beside_text
+        if all(path.startswith(beside_text) for path in trained) and "ctc/kernel" in trained:
+            self._dev_strategy = CtcGreedy()  # the decoder's own text stays
 
     def run(self, state: TrainState, batches: Iterator[Batch]) -> TrainState:
         """Steps up to the last; the state behind it.
@@ -247,7 +262,8 @@ class _Loop:
             self._board.add_scalar(f"train/{name}", value, step)
         updates = step // self._config.optim.accumulate
         self._board.add_scalar("train/learning_rate", float(self._rate(updates)), step)
-        self._bar.set_postfix(loss=f"{means['loss']:.3f}", head_1=f"{means['head_1']:.3f}")
+        shown = ("loss", "head_1", "ctc")
+        self._bar.set_postfix({name: f"{means[name]:.3f}" for name in shown if name in means})
         return means
 
     def _evaluate(self, state: TrainState) -> None:
@@ -260,7 +276,8 @@ class _Loop:
         self._runner.params = state.model_params
         try:
             batches = Task.of(self._dev, self._runner).batches(max(options.batch_sizes))
-            outcome = decode_source(self._runner, self._dev, self._until_stop(batches), Greedy())
+            decoded = self._until_stop(batches)
+            outcome = decode_source(self._runner, self._dev, decoded, self._dev_strategy)
         finally:
             self._runner.params = None
         wer = outcome_errors(outcome, options.normalizer).percent

@@ -25,9 +25,9 @@ class LossMonitor:
     Attributes:
         max_loss_ratio: head 1's mean loss between two checks may not exceed this multiple of its
             running mean, or of `LOSS_FLOOR` if that is greater (the whole loss may be near 0 or
-            below it, with MWER).
+            below it, with MWER). Where head 1 is not trained, the whole loss counts.
         pending: steps, and their scalars.
-        mean_loss: running mean of head 1's loss.
+        mean_loss: running mean of that loss.
         since: when the first of the pending steps began (`time.perf_counter`).
     """
 
@@ -55,10 +55,12 @@ class LossMonitor:
                 )
         means = {k: float(np.mean([s[k] for s in scalars])) for k in scalars[0]}
         # Means are compared, as one hard batch late in training is no explosion.
-        loss = means["head_1"]
+        watched = "head_1" if "head_1" in means else "loss"
+        loss = means[watched]
         if loss > self.max_loss_ratio * max(self.mean_loss, LOSS_FLOOR):
+            name = "head 1's loss" if watched == "head_1" else "the loss"
             raise TrainingStopped(
-                f"head 1's loss rose to {loss:.4g} by step {steps[-1]} from a mean of"
+                f"{name} rose to {loss:.4g} by step {steps[-1]} from a mean of"
                 f" {self.mean_loss:.4g}: the last good checkpoint is intact; lower"
                 " config.optim.learning_rate, or raise config.train.max_loss_ratio"
             )

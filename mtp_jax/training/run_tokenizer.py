@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 
 from mtp_jax.checkpoints.workdir import Workdir
@@ -13,6 +14,7 @@ from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 from mtp_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 
 CTC_FIELD = "config.tokenizer.ctc_vocab_size"
+_RARE = 1 / 1000  # of the texts; a letter in fewer is not learnt, and would be a label
 
 
 def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer:
@@ -26,23 +28,38 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer
     Args:
         config: of the run.
         workdir: keeps the tokenizer.
-        train: source whose text a new tokenizer is trained on.
+        train: source whose text a new tokenizer is trained on. What a model has written itself
+            (``config.data.text="greedy"``) may be in any language, and hold a letter that stands
+            nowhere else: such texts are left out, and so are those that never ended.
 
     Raises:
         TokenizerError: none can be had, or a pretrained LLaMA would lose the one it came with.
     """
     if workdir.tokenizer is None:
         make = _tokenizer_of_start if config.init_from else _new_tokenizer
-        make(config, workdir.path, [utterance.text for utterance in train.utterances])
+        make(config, workdir.path, _texts(config, train))
     return Tokenizer.load(workdir.path)
+
+
+def _texts(config: Config, train: Source) -> list[str]:
+    """What tokenizers are trained on."""
+    if config.data.text != "greedy":
+        return [utterance.text for utterance in train.utterances]
+    most = config.data.max_tokens
+    texts = [u.text for u in train.utterances if len(u.tokens or ()) < most]
+    found = collections.Counter(letter for text in texts for letter in set(text))
+    rare = {letter for letter, count in found.items() if count < _RARE * len(texts)}
+    return [text for text in texts if rare.isdisjoint(text)]
 
 
 def _tokenizer_of_start(config: Config, folder: Path, texts: list[str]) -> None:
     c, theirs = config.tokenizer, tokenizer_of(Workdir(config.init_from), config)
+    own_labels = theirs.ctc is not theirs
     if not c.retrained:
+        if config.whisper_decoder.present and c.ctc_vocab_size and not own_labels:
+            Tokenizer.train(texts, folder / CTC_NAME, c.ctc_vocab_size, c.algorithm, CTC_FIELD)
         theirs.save(folder)
         return
-    own_labels = theirs.ctc is not theirs
     of_llm = bool(config.pretrained.decoder) or theirs.file_name != SentencePieceTokenizer.file_name
     if of_llm and not own_labels:
         raise TokenizerError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -136,14 +136,25 @@ def init_state(
     return state, shardings
 
 
+def frozen(config: Config) -> Callable[[str], bool]:
+    """Whether the parameter at a path is left as it is.
+
+    What names the tokens that heads draft always is. A Whisper's CTC head without weight is,
+    whatever ``config.optim.freeze`` says: it would have no gradient, and decay.
+    """
+    no_loss = config.whisper_decoder.present and not config.loss.ctc
+    of_ctc = ("encoder/*", "ctc/*") if no_loss else ()
+    return matches((*config.optim.freeze, DRAFT_TOKENS, *of_ctc))
+
+
 def _parts(config: Config, tree: Params, imported: Collection[str]) -> dict[str, Params]:
     """The leaves of `tree` by the field of `TrainState` that they belong to."""
-    is_frozen = matches(config.optim.freeze)
+    is_frozen = frozen(config)
 
     def part_of(path: str) -> str:
         if path in imported:
             return "imported"
-        return "frozen" if is_frozen(path) or path == DRAFT_TOKENS else "params"
+        return "frozen" if is_frozen(path) else "params"
 
     leaves = by_path(tree)
     return {
@@ -184,9 +195,9 @@ def loss_fn(
         ValueError: it is needed and missing.
 
     Returns:
-        The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token; of heads that have
-        a weight), ``ctc`` and ``ctc_consistency`` (nats a label), ``too_short_for_ctc``,
-        ``utterances``, ``audio_seconds``, and those of `mwer_loss`.
+        The loss, and scalars: ``loss``, ``head_1`` ... ``head_M`` (nats a token; of those that
+        `counted_heads` names), ``ctc`` and ``ctc_consistency`` (nats a label),
+        ``too_short_for_ctc``, ``utterances``, ``audio_seconds``, and those of `mwer_loss`.
     """
     c = model.config
     views = 2 if c.loss.ctc_consistency and key is not None else 1
@@ -210,16 +221,14 @@ def loss_fn(
         {"params": params}, features, frames, fed, length, key is None, rngs=rngs
     )
 
-    loss, by_head = heads_loss(model, params, hidden, tokens, length)
+    counted = counted_heads(model, params)
+    loss, by_head = heads_loss(model, params, hidden, tokens, length, counted)
     labels, label_length = tokens, jnp.maximum(length - 1, 0)  # CTC has no EOS
     if batch.labels is not None:
         labels, label_length = seen(batch.labels), seen(batch.label_length)
     ctc, of_ctc = _ctc_loss(c, encoded, labels, label_length, views)
     loss += ctc
-    # Heads that count nothing are not computed.
-    counted = c.heads.count if c.loss.head_decay else min(c.heads.count, 2)
-    counted = counted if c.loss.head_weight else 1
-    metrics = {f"head_{m + 1}": by_head[m] for m in range(counted)} | of_ctc
+    metrics = {f"head_{m + 1}": by_head[m] for m in np.flatnonzero(counted)} | of_ctc
     if c.mwer.weight:
         if spelling is None:
             raise ValueError("config.mwer.weight is above 0: give the tokenizer's spelling")
@@ -236,9 +245,9 @@ def loss_fn(
 def _ctc_loss(
     c: Config, encoded: Encoded, labels: jax.Array, length: jax.Array, views: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted CTC loss with its consistency, and scalars; 0 and none without a CTC head."""
+    """The weighted CTC loss with its consistency, and scalars; 0 and none if nothing has weight."""
     logits, frames = encoded.ctc_logits, encoded.ctc_length
-    if logits is None:
+    if logits is None or not c.loss.ctc:
         return jnp.zeros(()), {}
     nats, count, too_short = losses.ctc(logits, frames, labels, length)
     ctc = nats / jnp.maximum(count, 1)
@@ -252,19 +261,39 @@ def _ctc_loss(
     return loss, metrics
 
 
+def counted_heads(model: Recogniser, params: Any) -> tuple[bool, ...]:
+    """Of each of the M heads, whether its loss has a weight, and trains anything.
+
+    A vocabulary of tens of thousands would otherwise cost most of a step that trains CTC alone.
+    """
+    c, is_frozen = model.config, frozen(model.config)
+    trained = [path for path in by_path(params) if not is_frozen(path)]
+    first = any(not path.startswith(model.beside_text) for path in trained)
+    own = any(path.startswith("heads/") for path in trained)
+    later = c.loss.head_weight > 0 and (own or (first and not c.heads.detached))
+    extra = [later, *[later and c.loss.head_decay > 0] * (c.heads.count - 2)]
+    return (first, *extra[: c.heads.count - 1])
+
+
 def heads_loss(
-    model: Recogniser, params: Any, hidden: jax.Array, tokens: jax.Array, length: jax.Array
+    model: Recogniser,
+    params: Any,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    length: jax.Array,
+    counted: tuple[bool, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted cross-entropy of all heads; logits of ``config.loss.columns`` tokens at a time.
+    """Weighted cross-entropy of heads; logits of ``config.loss.columns`` tokens at a time.
 
     Args:
         model, params: the recogniser.
         hidden: [B, L, E], of which the one at i predicts ``tokens[:, i + m - 1]`` through head m.
         tokens: int32[B, L], EOS included; `length`: int32[B].
+        counted: of each head, whether it has a part in this.
 
     Returns:
-        The loss, and float32[M] nats a token of each head. Tokens that a head does not draft count
-        as none of its targets.
+        The loss, and float32[M] nats a token of each head; of others 0. Tokens that a head does not
+        draft count as none of its targets.
     """
     c = model.config
     heads = jnp.arange(1, c.heads.count + 1)
@@ -272,12 +301,13 @@ def heads_loss(
     targets, real = shifted(tokens, length, heads)  # [M, B, L]
     share = real / jnp.maximum(jnp.sum(real, axis=(1, 2), keepdims=True), 1)
     weights = losses.head_weights(c.heads.count, c.loss.head_weight, c.loss.head_decay)
-
-    weights = weights[:, None, None] * share
-    parts = []
+    weights = (weights * np.array(counted))[:, None, None] * share
+    loss, by_head = jnp.zeros(()), jnp.zeros(c.heads.count)
     for p in call(Recogniser.projections, model, params, hidden):
+        if not any(counted[p.heads]):
+            continue
         places, known = losses.among(targets[p.heads], p.tokens, model.vocabulary.size)
-        loss, nats = losses.cross_entropy(
+        part, nats = losses.cross_entropy(
             sharding.constrain(p.states, None, "batch", None, None),
             p.kernel,
             places,
@@ -285,9 +315,9 @@ def heads_loss(
             c.loss.columns,
             c.loss.label_smoothing,
         )
-        counted = real[p.heads] & known
-        parts.append((loss, jnp.sum(jnp.where(counted, share[p.heads] * nats, 0.0), axis=(1, 2))))
-    return sum((part[0] for part in parts), jnp.zeros(())), jnp.concatenate([p[1] for p in parts])
+        nats = jnp.where(real[p.heads] & known, share[p.heads] * nats, 0.0)
+        loss, by_head = loss + part, by_head.at[p.heads].set(jnp.sum(nats, axis=(1, 2)))
+    return loss, by_head
 
 
 def make_train_step(

@@ -64,9 +64,7 @@ class Aligner(Protocol):
 
 def make_aligner(runner: Runner) -> Aligner:
     """That of a model: CTC's where it has a CTC head."""
-    if runner.model.config.whisper_decoder.present:
-        return AttentionAligner()
-    return CtcAligner(runner)
+    return CtcAligner(runner) if runner.model.vocabulary.has_ctc else AttentionAligner()
 
 
 class CtcAligner:
