@@ -33,6 +33,7 @@ from mtp_jax.models.initialization import init_params
 from mtp_jax.models.params import by_path, nested
 from mtp_jax.pretrained.parts import digests
 from mtp_jax.pretrained.sizes import with_sizes
+from mtp_jax.tokenizer import CTC_NAME
 from mtp_jax.tokenizer import Tokenizer as AnyTokenizer
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import init_state
@@ -68,7 +69,7 @@ def tiny_workdir(path: Path, config: Config = CONFIG) -> Path:
 
 
 def whisper_workdir(path: Path, **groups: Any) -> Workdir:
-    """Makes `path` the workdir of random heads for the golden Whisper.
+    """Makes `path` the workdir of random heads for the golden Whisper, or of a CTC head as well.
 
     Args:
         path: of the workdir.
@@ -83,15 +84,18 @@ def whisper_workdir(path: Path, **groups: Any) -> Workdir:
     config = with_sizes(dataclasses.replace(own, **groups))
     workdir = Workdir(path)
     workdir.claim(config)
-    tokenizer = AnyTokenizer.load(GOLDEN_WHISPER)
-    tokenizer.save(path)
+    AnyTokenizer.load(GOLDEN_WHISPER).save(path)
+    if labels := config.tokenizer.ctc_vocab_size:
+        texts = itertools.islice(grammar.sentences("train", 0), 300)
+        AnyTokenizer.train(texts, path / CTC_NAME, labels)
+    tokenizer = AnyTokenizer.load(path)
     model = make_model(config, tokenizer)
     params = by_path(nn.unbox(jax.jit(lambda: init_params(model, jax.random.key(0)))()))
     rng = np.random.default_rng(3)
     added = {
         path: x if x.dtype == np.int32 else x + rng.normal(0, 0.3, x.shape).astype(np.float32)
         for path, x in params.items()
-        if path.startswith("heads/") or "lora_" in path
+        if path.startswith(("heads/", "encoder/", "ctc/")) or "lora_" in path
     }
     workdir.record_pretrained(digests(config.pretrained), sorted(params.keys() - added.keys()))
     state = types.SimpleNamespace(step=0, params=nested(added), frozen={}, imported={})

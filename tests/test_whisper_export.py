@@ -16,7 +16,16 @@ from safetensors.numpy import load_file
 import mtp_jax
 from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.config import Config, Data, Heads, Lora, Pretrained, WhisperDecoder
+from mtp_jax.config import (
+    Config,
+    Data,
+    Encoder,
+    Heads,
+    Lora,
+    Pretrained,
+    Tokenizer,
+    WhisperDecoder,
+)
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.distributed.sharding import make_mesh
@@ -29,7 +38,7 @@ from mtp_jax.pretrained.exported import export
 from mtp_jax.pretrained.int8 import SCALE, from_int8, to_int8
 from mtp_jax.pretrained.sizes import completed
 from mtp_jax.pretrained.whisper_decoder import whisper_model_digest
-from mtp_jax.tokenizer import TokenizerError
+from mtp_jax.tokenizer import CTC_NAME, TokenizerError
 from mtp_jax.training.initialization import starting_point
 from mtp_jax.training.run_tokenizer import open_tokenizer
 from tests.commands import run
@@ -127,6 +136,24 @@ def test_the_export_is_the_same_model(trained, runner, batch, tmp_path, dtype, e
         load_file(tmp_path / "heads.safetensors").keys()
     )
     assert Workdir(tmp_path / "again").read_parts() == Workdir(tmp_path).read_parts()
+
+
+def test_a_ctc_head_and_its_labels_go_along(tmp_path):
+    workdir = whisper_workdir(
+        tmp_path / "run",
+        tokenizer=Tokenizer(ctc_vocab_size=48),
+        encoder=Encoder(subsampling=(1,), width=16, layers=1, heads=2, kernel=3),
+    )
+    runner = load(workdir)
+    export(runner, workdir, tmp_path / "out", "int8")
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names >= {"heads.safetensors", CTC_NAME} and "tokenizer.json" not in names
+    again = load(Workdir(tmp_path / "out"))
+    assert again.model.vocabulary == runner.model.vocabulary
+    ours, theirs = by_path(runner.params), by_path(again.params)
+    assert any(path.startswith("ctc/") for path in ours) and ours.keys() == theirs.keys()
+    for path, x in ours.items():
+        np.testing.assert_allclose(theirs[path], x, rtol=0, atol=1e-2 * np.abs(x).max() + 1e-9)
 
 
 def test_int8_is_off_by_half_a_step_of_each_column():
@@ -267,9 +294,9 @@ def test_training_goes_on_from_an_export(exported, tmp_path):
 
 @pytest.fixture
 def recording(tmp_path):
-    """A second of speech, as noise is not transcribed."""
+    """Speech, as noise is not transcribed, of no more than the model's window."""
     file = tmp_path / "a.wav"
-    soundfile.write(file, sentences(1)[0][:RATE], RATE)
+    soundfile.write(file, sentences(1)[0][RATE // 4 :][: 2 * RATE // 5], RATE)
     return file
 
 
@@ -295,7 +322,7 @@ def test_from_a_workdir_to_a_text_in_two_commands(trained, recording, tmp_path):
 def test_a_whisper_is_calibrated_in_a_folder_beside_it(trained, recording, tmp_path):
     """With heads or without; to the folder of other programs nothing is written."""
     texts = mtp_jax.load(FOLDER).transcribe(recording).text.split()
-    line = {"audio_filepath": str(recording), "duration": 1.0, "text": " ".join(texts[:1])}
+    line = {"audio_filepath": str(recording), "duration": 0.4, "text": " ".join(texts[:1])}
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps(line) + "\n")
     flags = [f"--data={data}", f"--check={data}"]
