@@ -48,9 +48,10 @@ def get_config(folder: str = "../shared/speech") -> ConfigDict:
             heads=Heads(count=8, layers=2, detached=True, vocabulary=8192),
             loss=Loss(ctc=0.0, head_decay=0.7),
             optim=Optim(
+                algorithm="muon",
                 steps=2000,
-                warmup_steps=100,
-                learning_rate=5e-4,
+                warmup_steps=50,
+                learning_rate=2e-3,
                 freeze=("whisper/*", "decoder/*"),
             ),
             train=Train(dev_every=500, checkpoint_every=250),

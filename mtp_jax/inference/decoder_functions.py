@@ -27,8 +27,11 @@ PROMPT_BLOCK = 64  # positions of the prompt that one forward pass of the prefil
 def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
     """Runs front end and encoder over a batch."""
     encoded = call(Recogniser.encode, model, params, *speech_features(model, params, batch))
-    if encoded.start is None:
+    if encoded.start is None or encoded.cross is None:
         return encoded
+    model = _decoder(model)
+    cross = encoded.cross.astype(jnp.dtype(model.config.train.dtype))  # once, not in every call
+    encoded = dataclasses.replace(encoded, cross=cross)
     if batch.start is not None:
         encoded = dataclasses.replace(encoded, start=jnp.asarray(batch.start))
     start = jax.lax.cond(
@@ -44,26 +47,19 @@ def attention(
     model: Recogniser, params: Any, encoded: Encoded, tokens: jax.Array, length: jax.Array
 ) -> jax.Array:
     """`WhisperRecogniser.attention` to the audio of int32[B] `length` of int32[B, L] tokens."""
-    if sharding.platform() == "cpu":
-        model = in_type(model, "float32")
-    return call(WhisperRecogniser.attention, model, params, encoded, tokens, length)
+    return call(WhisperRecogniser.attention, _decoder(model), params, encoded, tokens, length)
 
 
 def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFunctions:
     """The decoder functions of `model`, to be used inside the ``jit`` that calls this.
 
-    A decoder call multiplies few rows, one per position. A CPU does that ten times as fast in
-    float32 as in bfloat16, so there the decoder runs in float32, whatever the encoder ran in.
-
     Args:
         model, params: the recogniser.
         encoded: its encoder's output.
     """
-    if sharding.platform() == "cpu":
-        model = in_type(model, "float32")
-        if encoded.cross is not None:  # once, not in every call
-            encoded = dataclasses.replace(encoded, cross=encoded.cross.astype(jnp.float32))
-    params = products_type(params, model.config.train.dtype)  # once, not in every call
+    model = _decoder(model)
+    if sharding.platform() != "cpu":
+        params = products_type(params, model.config.train.dtype)  # once, not in every call
     logits, hypothesis = encoded.ctc_logits, encoded.ctc_hypothesis
     return DecoderFunctions(
         prefill=functools.partial(_prefill, model, params, encoded),
@@ -75,6 +71,16 @@ def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFun
         ctc_labels=None if logits is None else DraftText(*best_labels(logits, encoded.ctc_length)),
         ctc_hypothesis=None if hypothesis is None else DraftText(*hypothesis),
     )
+
+
+def _decoder(model: Recogniser) -> Recogniser:
+    """`model` in the type that its decoder runs in.
+
+    A decoder call multiplies few rows, one per position, and its attention fewer. A CPU takes long
+    for these in bfloat16, so there activations and caches are float32, whatever the encoder ran in;
+    matrices are multiplied in the type that `layout.for_decoding` gave them.
+    """
+    return in_type(model, "float32") if sharding.platform() == "cpu" else model
 
 
 def _draft(model: Recogniser, params: Any, hidden: jax.Array) -> Drafts:

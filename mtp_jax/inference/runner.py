@@ -16,6 +16,7 @@ from mtp_jax.decoding import Strategy
 from mtp_jax.distributed import multihost, sharding
 from mtp_jax.inference.programs import Inference, infer, two_best_logits
 from mtp_jax.models.decoders.layout import for_decoding
+from mtp_jax.models.mixed_precision import multiplies_bfloat16
 from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.tokenizer import Tokenizer
 
@@ -67,7 +68,8 @@ class Runner:
             on_cpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
             c = self.model.config
             lora = c.whisper_decoder.lora if c.whisper_decoder.present else c.decoder.lora
-            self._layout = for_decoding(self.params, lora) if on_cpu else self.params
+            dtype = c.train.dtype if multiplies_bfloat16() else "float32"
+            self._layout = for_decoding(self.params, lora, dtype) if on_cpu else self.params
         return self._layout
 
     def place(self, batch: Batch) -> Batch:

@@ -24,6 +24,7 @@ from mtp_jax import config as configs
 from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.decoders.llama import Carry, run_layers
 from mtp_jax.models.layers import RMSNorm, parameter
+from mtp_jax.models.mixed_precision import matmul_transposed
 
 DRAFT_TOKENS = "heads/tokens"  # path of the parameter that names them, which nothing trains
 
@@ -173,10 +174,9 @@ class Heads(nn.Module):
         )
 
     def _logits(self, made: jax.Array, lm_head: jax.Array) -> jax.Array:
-        if self.config.kind != "independent":
-            kernel = self.unembedding(self.alone(lm_head))
-            made = made @ kernel.T.astype(self.dtype)
-        return made.astype(jnp.float32)
+        if self.config.kind == "independent":
+            return made.astype(jnp.float32)
+        return matmul_transposed(made, self.unembedding(self.alone(lm_head)))
 
 
 def start_as_lm_head(params: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mtp_jax.config import Decoder, Encoder, Lora, RopeScaling
-from mtp_jax.models.mixed_precision import along_rows, matmul
+from mtp_jax.models.mixed_precision import along_rows, matmul, matmul_transposed
 
 PRODUCT = "product"  # the name by which `remat` knows the outputs of matrix products
+TRANSPOSED = "transposed_kernel"  # in place of a kernel, by `decoders.layout.for_decoding`
 Module = TypeVar("Module", bound=nn.Module)
 Axes = tuple[str | None, ...]
 Initializer = nn.initializers.Initializer
@@ -50,10 +51,12 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1], self.features)
-        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), self.axes, shape)
-        x = x.astype(self.dtype)
-        y = matmul(x, kernel)
+        shape, x = (x.shape[-1], self.features), x.astype(self.dtype)
+        if self.has_variable("params", TRANSPOSED):
+            y = matmul_transposed(x, self.get_variable("params", TRANSPOSED)).astype(self.dtype)
+        else:
+            kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), self.axes, shape)
+            y = matmul(x, kernel)
         if rank := self.lora.rank:
             (into, out), (random, zeros) = self.axes, (nn.initializers.lecun_normal(), _zeros)
             a = parameter(self, "lora_a", random, (into, None), (shape[0], rank))

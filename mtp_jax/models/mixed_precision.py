@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has matrix units for bfloat16 (AMX)."""
+    try:
+        return " amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:  # no Linux
+        return False
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -27,6 +37,28 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     if x.dtype == jnp.float32:
         return x @ kernel.astype(x.dtype)
     return _low_precision(x, kernel)
+
+
+def matmul_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x @ kernel.T in the lower precision of both, whose sums are float32.
+
+    A CPU multiplies a few rows by this kernel in half the time that it takes by the kernel of
+    `matmul`, and two rows in bfloat16 in a fraction of the time that it takes for one.
+
+    Args:
+        x: [..., I].
+        kernel: [O, I].
+
+    Returns:
+        float32[..., O].
+    """
+    dtype = x.dtype if kernel.dtype == jnp.float32 else kernel.dtype
+    rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+    count = len(rows)
+    if count == 1 and dtype != jnp.float32:
+        rows = jnp.pad(rows, ((0, 1), (0, 0)))
+    y = _product(rows, kernel.astype(dtype), (1,), (1,))[:count]
+    return y.reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp

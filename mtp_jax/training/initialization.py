@@ -60,10 +60,14 @@ def starting_point(
         initial = _that_fit(saved, by_path(shapes))
         new = sorted(set(by_path(shapes)) - set(initial) - set(parts))
         whisper = parts if config.pretrained.model else {}
-        initial |= _added_heads(new, whisper, by_path(shapes), by_path(shardings))
+        initial |= _added_heads(
+            new, whisper, by_path(shapes), by_path(shardings), config.heads.detached
+        )
         log.info("from %s; new: %s", config.init_from, ", ".join(new) or "nothing")
     elif config.pretrained.model:
-        initial = _added_heads(by_path(shapes), parts, by_path(shapes), by_path(shardings))
+        initial = _added_heads(
+            by_path(shapes), parts, by_path(shapes), by_path(shardings), config.heads.detached
+        )
     elif config.pretrained.ctc:
         source = Workdir(config.pretrained.ctc)
         saved = _that_fit(_saved(source, mesh, config.pretrained.encoder), by_path(shapes))
@@ -88,21 +92,24 @@ def starting_point(
 
 
 def _added_heads(
-    new: Iterable[str], parts: Params, shapes: Params, shardings: Params
+    new: Iterable[str], parts: Params, shapes: Params, shardings: Params, detached: bool
 ) -> dict[str, Any]:
     """What heads that are added to a finished model begin with.
 
     Their logits are zero: as copies of the LM head they would be sure and wrong, and spoil the
-    model. Their own layers are copies of the decoder's last ones, where `parts` has these.
+    model. Detached heads cannot spoil it, and begin as copies: behind layers of their own they
+    learn several times as fast. These layers are copies of the decoder's last ones, where `parts`
+    has these.
 
     Args:
         new: paths of all new parameters.
         parts: parameters of the finished model, by path.
         shapes, shardings: of all parameters, by path.
+        detached: as in `config.heads`.
     """
     found: dict[str, Any] = {}
     for path in new:
-        if path == "heads/kernel":
+        if path == "heads/kernel" and not detached:
             x = np.zeros(shapes[path].shape, np.float32)
         elif path.startswith("heads/") and (source := _copied(path)) in parts:
             whole = np.asarray(multihost.to_host(parts[source]))

@@ -2,8 +2,8 @@
 
 Training stacks the layers, and a program that loops over a stack copies every layer out of it at
 each call, which takes about as long as the products. For decoding, each layer has arrays of its
-own, in which the kernels that multiply the same input stand side by side, and low-rank updates are
-added to their kernels. Checkpoints and exports keep the stack.
+own, in which the kernels that multiply the same input stand side by side and transposed, and
+low-rank updates are added to their kernels. Checkpoints and exports keep the stack.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.config import Lora
-from mtp_jax.models.params import Params, by_path, merge_lora, nested
+from mtp_jax.models.layers import TRANSPOSED
+from mtp_jax.models.params import Params, by_path, merge_lora, nested, products_type
 
 JOINED = {
     "attention/query_key_value/kernel": (
@@ -34,12 +35,13 @@ def layer_name(index: int) -> str:
     return f"layer_{index}"
 
 
-def for_decoding(params: Mapping[str, Any], lora: Lora) -> Params:
+def for_decoding(params: Mapping[str, Any], lora: Lora, dtype: str = "float32") -> Params:
     """A recogniser's parameters with the layers of decoder and heads laid out for decoding.
 
     Args:
         params: of a `Recogniser`, the layers stacked.
         lora: of the decoder.
+        dtype: of the matrices of decoder and heads.
 
     Returns:
         The same tree, but for ``decoder/layers`` and ``heads/layers``, in place of which
@@ -56,7 +58,8 @@ def for_decoding(params: Mapping[str, Any], lora: Lora) -> Params:
         decoder = laid_out["decoder"]
         rows = jnp.take(decoder.get("lm_head", decoder["embedding"]), heads["tokens"], axis=0)
         laid_out["heads"] = heads | {"unembedding": rows}
-    return laid_out
+    own: Params = {name: laid_out[name] for name in ("decoder", "heads") if name in laid_out}
+    return laid_out | products_type(own, dtype)
 
 
 def _split(stacked: Params, lora: Lora) -> list[Params]:
@@ -66,4 +69,7 @@ def _split(stacked: Params, lora: Lora) -> list[Params]:
         if parts[0] in leaves:
             none = jnp.zeros_like(leaves[parts[0]])  # the keys of a Whisper have no bias
             leaves[name] = jnp.concatenate([leaves.pop(part, none) for part in parts], axis=-1)
+    for path in [path for path in leaves if path.endswith("/kernel")]:
+        turned = jnp.swapaxes(leaves.pop(path), -1, -2)
+        leaves[path.removesuffix("kernel") + TRANSPOSED] = turned
     return [nested({path: x[i] for path, x in leaves.items()}) for i in range(count)]

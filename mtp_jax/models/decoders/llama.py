@@ -26,6 +26,7 @@ from mtp_jax.models.layers import (
     rotate,
     zero_padding,
 )
+from mtp_jax.models.mixed_precision import matmul_transposed
 
 Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
@@ -228,8 +229,7 @@ class Llama(nn.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., D]."""
-        logits = hidden.astype(self.dtype) @ self.unembedding().T.astype(self.dtype)
-        return logits.astype(jnp.float32)
+        return matmul_transposed(hidden.astype(self.dtype), self.unembedding())
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """A cache for `rows` utterances of at most `slots` positions each."""

@@ -22,7 +22,7 @@ from mtp_jax.models.attention import (
 from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.kv_cache import CrossCache, KVCache, by_head, write
 from mtp_jax.models.layers import LayerNorm, Linear, parameter, zero_padding
-from mtp_jax.models.mixed_precision import along_rows, matmul
+from mtp_jax.models.mixed_precision import along_rows, matmul, matmul_transposed
 
 Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
 Cross = tuple[jax.Array, jax.Array]  # a layer's keys and values of the audio
@@ -221,8 +221,7 @@ class WhisperDecoder(nn.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., D]."""
-        logits = hidden.astype(self.dtype) @ self.embedding.T.astype(self.dtype)
-        return logits.astype(jnp.float32)
+        return matmul_transposed(hidden.astype(self.dtype), self.embedding)
 
     def attend_to(self, audio: jax.Array, real: jax.Array) -> CrossCache:
         """What the layers attend to of [B, T, D] hidden states of the encoder, bool[B, T] real."""
