@@ -14,7 +14,6 @@ the other programs are in another environment, name its interpreter.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import subprocess
@@ -74,14 +73,6 @@ class Side:
         return self._read()
 
 
-def with_silence(runner: Runner, seconds: float) -> Runner:
-    """The same model, whose encoder hears that much behind an utterance."""
-    config = runner.model.config
-    whisper = dataclasses.replace(config.whisper, silence=seconds)
-    model = runner.model.clone(config=dataclasses.replace(config, whisper=whisper))
-    return Runner(model, runner.params, runner.tokenizer, runner.mesh, runner.imported)
-
-
 def batch_of(wave_: np.ndarray, start: tuple[int, ...]) -> Batch:
     """One utterance, padded to whole steps of 5 s, so that few programs are compiled."""
     step = 5 * 16_000
@@ -119,9 +110,7 @@ def text_only(tokens: list[int], special: WhisperTokens, eos: int) -> list[int]:
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    runner = mtp_jax.inference.load.load(open_model_folder(_MODEL.value))
-    if _SILENCE.value is not None:
-        runner = with_silence(runner, _SILENCE.value)
+    runner = mtp_jax.inference.load.load(open_model_folder(_MODEL.value), silence=_SILENCE.value)
     special = runner.model.vocabulary.whisper
     assert special is not None
     language = _LANGUAGE.value if special.languages else ""

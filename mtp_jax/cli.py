@@ -115,6 +115,17 @@ def pretrained_flag(
     return holder
 
 
+def silence_flag() -> flags.FlagHolder[float | None]:
+    """``--silence``, of commands that decode."""
+    return flags.DEFINE_float(
+        "silence",
+        None,
+        "of a Whisper: seconds of silence it hears behind an utterance, 30 for its full window;"
+        " default: the model's",
+        lower_bound=0.0,
+    )
+
+
 def refuse_arguments(argv: list[str]) -> None:
     """Raises `flags.Error` if there are arguments besides flags."""
     if len(argv) > 1:

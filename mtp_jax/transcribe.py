@@ -61,6 +61,7 @@ _LANGUAGE = flags.DEFINE_string(
 _TASK = flags.DEFINE_enum("task", "transcribe", TASKS, "of a Whisper; translations are English")
 _PROMPT = flags.DEFINE_string("prompt", "", "of a Whisper: earlier text, or words to be expected")
 _PRETRAINED = cli.pretrained_flag()
+_SILENCE = cli.silence_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
 log = logging.getLogger("mtp_jax")
@@ -146,6 +147,7 @@ def _made_by(workdir: Workdir) -> Model:
     tau = default_tau(workdir) if _TAU.value is None else _TAU.value
     strategy = strategy_of(_STRATEGY.value, workdir.read_config(), tau)
     asked = [x for x in (_LANGUAGE.value, _TASK.value, _PROMPT.value) if x not in ("", TASKS[0])]
+    asked += [] if _SILENCE.value is None else [f"silence={_SILENCE.value:g}"]
     return Model(model_digest(workdir, _PRETRAINED.value), " ".join([repr(strategy), *asked]))
 
 
@@ -169,7 +171,12 @@ def _model(workdir: Workdir) -> Transcriber:
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
 
     cli.start_jax(workdir.read_config())  # before anything asks for a device
-    return load(workdir.path, batch_size=_BATCH_SIZE.value, pretrained=_PRETRAINED.value)
+    return load(
+        workdir.path,
+        batch_size=_BATCH_SIZE.value,
+        pretrained=_PRETRAINED.value,
+        silence=_SILENCE.value,
+    )
 
 
 def _transcribe(

@@ -200,6 +200,16 @@ def test_hypotheses_of_a_beam_have_the_probability_that_their_tokens_have(runner
         )
 
 
+def test_that_nobody_speaks_is_as_likely_as_the_token_that_says_so(runner, encode):
+    special, encoded = runner.model.vocabulary.whisper, encode()
+    first = jnp.full((len(encoded.audio), 1), special.start)
+    told = dataclasses.replace(encoded, start=first)
+    hidden, _ = bind_decoder(runner.model, runner.params, told).prefill(1)
+    logits = hidden[:, :-1] @ runner.params["decoder"]["embedding"].T
+    found = call(WhisperRecogniser.no_speech, runner.model, runner.params, encoded)
+    np.testing.assert_allclose(found, jax.nn.softmax(logits)[:, special.no_speech], rtol=1e-4)
+
+
 def test_a_folder_decodes_waveforms(runner):
     """In windows that the silence behind them fills; a batch decodes as its rows do."""
     rng = np.random.default_rng(0)

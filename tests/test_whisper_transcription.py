@@ -7,13 +7,14 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 from starlette.testclient import TestClient
 
 import mtp_jax
-from mtp_jax.decoding import registry
+from mtp_jax.decoding import Greedy, registry
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
@@ -64,6 +65,21 @@ def test_a_row_has_the_times_that_it_has_alone(model, chunks):
         assert [word.text for word in alone.words] == [word.text for word in segment.words]
         spans = [np.array([(w.start, w.end) for w in s.words]) for s in (alone, segment)]
         np.testing.assert_allclose(*spans, atol=0.021)  # a frame
+
+
+def test_a_text_where_nobody_speaks_is_left_out(model, chunks):
+    """Of one that is likely, or of one that somebody seems to say, nothing is."""
+    chunks = [*chunks, *chunks]
+    two = [jax.device_get(model.runner.run(model._batch(chunks[:2]), Greedy(), True))] * 2
+    inference = jax.tree.map(lambda *x: np.concatenate(x) if x[0].ndim else x[0], *two)
+    decoded = dataclasses.replace(
+        inference.decoded, log_probs=np.repeat([-1.1, -0.9, -1.1, -0.9], 12).reshape(4, 12)
+    )
+    silent = np.array([0.9, 0.9, 0.5, 0.5])
+    inference = dataclasses.replace(inference, decoded=decoded, no_speech=silent)
+    segments = model._assembler.segments(inference, chunks, RATE, "decoder", None)
+    assert [bool(segment.words) for segment in segments] == [False, True, True, True]
+    assert segments[0].complete and not segments[0].tokens and segments[0].decoder_calls > 0
 
 
 def test_language_and_task_reach_the_decoder(model, chunks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from mtp_jax.config.checks import check, one_of
 
@@ -80,7 +81,7 @@ class Whisper:
     lora: Lora = Lora()
 
     def __post_init__(self) -> None:
-        check(self.silence >= 0, "whisper.silence", "must not be negative")
+        check(0 <= self.silence < math.inf, "whisper.silence", "must be 0 or more, and finite")
         for name in ("width", "layers", "heads"):
             check(getattr(self, name) >= 0, f"whisper.{name}", "must not be negative")
         check(self.positions > 0, "whisper.positions", "must be positive")

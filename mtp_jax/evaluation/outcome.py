@@ -132,10 +132,11 @@ def decode_source(
     spell = Speller(runner, strategy)
     for batch in interrupts.checked(batches):
         rows = len(batch.index)
-        compiling += runner.compile(batch, strategy)
+        before = runner.compile_seconds
         start = time.perf_counter()
         decoded = multihost.to_host(runner.run(batch, strategy).decoded)
         wall += time.perf_counter() - start
+        compiling += runner.compile_seconds - before
         proposed = proposed + decoded.proposed.sum(0)
         accepted = accepted + decoded.accepted.sum(0)
         steps += int(decoded.loop_steps)
@@ -160,7 +161,7 @@ def decode_source(
         loop_steps=steps,
         at_length_limit=limit,
         audio_seconds=audio,
-        wall_seconds=wall,
+        wall_seconds=wall - compiling,
         compile_seconds=compiling,
         batch_size=rows,
     )

@@ -43,6 +43,13 @@ def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
     return dataclasses.replace(encoded, start=start)
 
 
+def no_speech(model: Recogniser, params: Any, encoded: Encoded) -> jax.Array:
+    """`WhisperRecogniser.no_speech`, in the type of the decoder."""
+    if sharding.platform() == "cpu":
+        model = in_type(model, "float32")
+    return call(WhisperRecogniser.no_speech, model, params, encoded)
+
+
 def attention(
     model: Recogniser, params: Any, encoded: Encoded, tokens: jax.Array, length: jax.Array
 ) -> jax.Array:

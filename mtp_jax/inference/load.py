@@ -19,7 +19,7 @@ from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import by_path, matches, merge, nested
 from mtp_jax.pretrained.exported import read_exported
 from mtp_jax.pretrained.parts import digests, import_parts
-from mtp_jax.pretrained.sizes import check_sizes
+from mtp_jax.pretrained.sizes import check_sizes, with_silence
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 
@@ -34,7 +34,12 @@ def _mesh_here(trained: Mesh) -> jax.sharding.Mesh:
         return sharding.make_mesh(Mesh())
 
 
-def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, pretrained: str = "") -> Runner:
+def load(
+    workdir: Workdir,
+    mesh: jax.sharding.Mesh | None = None,
+    pretrained: str = "",
+    silence: float | None = None,
+) -> Runner:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
     Args:
@@ -43,12 +48,15 @@ def load(workdir: Workdir, mesh: jax.sharding.Mesh | None = None, pretrained: st
             was trained on, with the batch split over all.
         pretrained: source of the Whisper, or of the frozen speech encoder, that it leaves out;
             where training had it by default.
+        silence: seconds of it that a Whisper hears behind an utterance; as its config says by
+            default.
 
     Raises:
+        ConfigError: `silence` is negative, or the model is no Whisper.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: something of it is missing
             or damaged.
     """
-    config = config_of(workdir, pretrained)
+    config = with_silence(config_of(workdir, pretrained), silence)
     tokenizer = tokenizer_of(workdir, config)
     mesh = mesh or _mesh_here(config.mesh)
     model = make_model(config, tokenizer)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.data import Batch
-from mtp_jax.decoding import Decoded, Strategy
-from mtp_jax.inference.decoder_functions import attention, bind_decoder, encode
+from mtp_jax.decoding import CtcGreedy, Decoded, Strategy
+from mtp_jax.inference.decoder_functions import attention, bind_decoder, encode, no_speech
 from mtp_jax.models.recogniser import Recogniser
 
 
@@ -29,6 +29,8 @@ class Inference:
             unless wanted, and of decoders that do not attend to the audio.
         start: int32[B, P], of such a decoder: the tokens before the text, a detected language
             among them.
+        no_speech: float32[B], of a Whisper: the probability that nobody speaks; None unless
+            alignment is wanted, and where CTC alone decodes.
     """
 
     decoded: Decoded
@@ -36,6 +38,7 @@ class Inference:
     ctc_log_probs: jax.Array | None = None
     attention: jax.Array | None = None
     start: jax.Array | None = None
+    no_speech: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -65,6 +68,8 @@ def infer(
     done = Inference(decoded=decoded, frames=encoded.ctc_length, start=encoded.start)
     if not with_alignment:
         return done
+    if encoded.start is not None and kind is not CtcGreedy:
+        done = dataclasses.replace(done, no_speech=no_speech(model, params, encoded))
     if encoded.ctc_logits is not None:
         return dataclasses.replace(done, ctc_log_probs=jax.nn.log_softmax(encoded.ctc_logits))
     return dataclasses.replace(

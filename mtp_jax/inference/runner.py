@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 import time
 from collections.abc import Collection
@@ -14,11 +16,16 @@ import numpy as np
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Strategy
 from mtp_jax.distributed import multihost, sharding
+from mtp_jax.inference import fallback
 from mtp_jax.inference.programs import Inference, infer, two_best_logits
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.mixed_precision import multiplies_bfloat16
 from mtp_jax.models.recogniser import Recogniser
+from mtp_jax.models.speech_features import window
 from mtp_jax.tokenizer import Tokenizer
+
+log = logging.getLogger("mtp_jax")
+_LONG = 1.0  # s of compiling that somebody may wonder about
 
 
 class Runner:
@@ -80,15 +87,20 @@ class Runner:
 
     def compile(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> float:
         """Compiles the program of such a batch unless it is there; seconds that this took."""
+        return self._compile(self.model, batch, strategy, with_alignment)
+
+    def _compile(
+        self, model: Recogniser, batch: Batch, strategy: Strategy, with_alignment: bool
+    ) -> float:
         batch, strategy = _without_references(batch), _traced(strategy)
         start = time.perf_counter()
         with self._lock:
-            key = _key(batch, strategy, with_alignment)
+            key = _key(model, batch, strategy, with_alignment)
             if key in self._programs:
                 return 0.0
             with sharding.use_mesh(self.mesh):
                 lowered = infer.lower(
-                    *(self.model, type(strategy), with_alignment),
+                    *(model, type(strategy), with_alignment),
                     *(self._laid_out, self.place(batch), strategy),
                 )
             self._programs[key] = lowered.compile()
@@ -98,11 +110,11 @@ class Runner:
 
     def is_compiled(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> bool:
         """Whether `run` has nothing to compile for such a batch."""
-        key = _key(_without_references(batch), _traced(strategy), with_alignment)
+        key = _key(self.model, _without_references(batch), _traced(strategy), with_alignment)
         return key in self._programs
 
     def run(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> Inference:
-        """Decodes a batch.
+        """Decodes a batch, and of a Whisper again what went wrong (`mtp_jax.inference.fallback`).
 
         Args:
             batch: rows with ``index`` -1 are filler.
@@ -110,11 +122,40 @@ class Runner:
             with_alignment: whether what words are aligned by is wanted as well.
 
         Returns:
-            Arrays on the devices.
+            Arrays on the devices; on the host where a row was decoded again.
         """
-        self.compile(batch, strategy, with_alignment)
+        done = self._run(self.model, batch, strategy, with_alignment)
+        config = self.model.config
+        if not fallback.can_fall_back(config, batch, strategy):
+            return done
+
+        def decode(part: Batch) -> Inference:
+            full = self._in_full_window
+            if self._compile(full, part, strategy, with_alignment) > _LONG:
+                log.info("compiled what decodes a text again that has no end or repeats itself")
+            return self._run(full, part, strategy, with_alignment)
+
+        return fallback.with_fallback(done, batch, config, self.tokenizer, decode)
+
+    def compile_fallback(
+        self, batch: Batch, strategy: Strategy, with_alignment: bool = False
+    ) -> None:
+        """Compiles what decodes a row of such a batch again, if there is such a thing."""
+        config = self.model.config
+        if fallback.can_fall_back(config, batch, strategy):
+            one = fallback.rows_of(batch, [0], window(config))
+            self._compile(self._in_full_window, one, strategy, with_alignment)
+
+    @functools.cached_property
+    def _in_full_window(self) -> Recogniser:
+        return self.model.clone(config=fallback.full_window(self.model.config))
+
+    def _run(
+        self, model: Recogniser, batch: Batch, strategy: Strategy, with_alignment: bool
+    ) -> Inference:
+        self._compile(model, batch, strategy, with_alignment)
         batch, strategy = _without_references(batch), _traced(strategy)
-        program = self._programs[_key(batch, strategy, with_alignment)]
+        program = self._programs[_key(model, batch, strategy, with_alignment)]
         done: Inference = program(self._laid_out, self.place(batch), strategy)
         return done
 
@@ -144,6 +185,7 @@ def _traced(strategy: Strategy) -> Strategy:
     return traced
 
 
-def _key(batch: Batch, strategy: Strategy, with_alignment: bool) -> Any:
+def _key(model: Recogniser, batch: Batch, strategy: Strategy, with_alignment: bool) -> Any:
     shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
-    return type(batch), shapes, type(strategy), jax.tree.structure(strategy), with_alignment
+    kind = type(strategy), jax.tree.structure(strategy), with_alignment
+    return model.config.whisper.silence, type(batch), shapes, *kind

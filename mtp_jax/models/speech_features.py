@@ -28,8 +28,8 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
     audio, samples = jnp.asarray(batch.audio), jnp.asarray(batch.audio_length)
     if not c.whisper.present:
         return log_mel(audio, samples, c.front_end)
-    whole, window = c.whisper_decoder.present, _window(c)
-    samples = jnp.minimum(samples + _silence(c), window)
+    whole, most = c.whisper_decoder.present, window(c)
+    samples = jnp.minimum(samples + _silence(c), most)
     length = encoded_length(feature_length(samples, c.front_end))
     if isinstance(batch, FeatureBatch):
         return audio, length
@@ -38,20 +38,20 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
         return jnp.pad(audio, ((0, 0), (0, max(0, samples - audio.shape[1]))))
 
     if whole or not c.whisper.padded:
-        mel = log_mel(padded(min(audio.shape[1] + _silence(c), window)), samples, c.front_end)
+        mel = log_mel(padded(min(audio.shape[1] + _silence(c), most)), samples, c.front_end)
         return call(Recogniser.encode_speech, model, params, *mel), length
     frames = encoded_length(feature_length(audio.shape[1], c.front_end))
-    mel = log_mel(padded(window), jnp.full_like(samples, window), c.front_end)
+    mel = log_mel(padded(most), jnp.full_like(samples, most), c.front_end)
     return call(Recogniser.encode_speech, model, params, *mel)[:, :frames], length
 
 
 def encoded_frames(samples: int, config: Config) -> int:
     """Frames that Whisper's encoder makes of an utterance, of the silence behind it too."""
-    encoded = min(samples + _silence(config), _window(config))
+    encoded = min(samples + _silence(config), window(config))
     return int(encoded_length(feature_length(encoded, config.front_end)))
 
 
-def _window(config: Config) -> int:
+def window(config: Config) -> int:
     """Samples in Whisper's window."""
     return 2 * config.whisper.positions * config.front_end.sample_rate // 100
 

@@ -120,13 +120,21 @@ class WhisperRecogniser(Recogniser):
 
     def language_logits(self, encoded: Encoded) -> jax.Array:
         """float32[B, languages], how likely each is, as the vocabulary lists them."""
+        tokens = np.array([token for _, token in self.special.languages])
+        return self._logits_at_start(encoded)[:, tokens]
+
+    def no_speech(self, encoded: Encoded) -> jax.Array:
+        """float32[B], the probability that nobody speaks: that of the token which says so."""
+        return jax.nn.softmax(self._logits_at_start(encoded))[:, self.special.no_speech]
+
+    def _logits_at_start(self, encoded: Encoded) -> jax.Array:
+        """float32[B, V] of the token behind the very first."""
         rows = len(encoded.audio)
         first = jnp.full((rows, 1), self.special.start, jnp.int32)
         hidden, _, _ = self.decoder(
             self.decoder.embed(first), jnp.ones((rows, 1), bool), self._cross(encoded)
         )
-        tokens = np.array([token for _, token in self.special.languages])
-        return self.decoder.unembed(hidden[:, 0])[:, tokens]
+        return self.decoder.unembed(hidden[:, 0])
 
     def __call__(
         self,

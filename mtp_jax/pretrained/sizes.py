@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.config import Config, differences
+from mtp_jax.config import Config, ConfigError, differences
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.llama import llama_architecture
 from mtp_jax.pretrained.source import resolve
@@ -144,3 +144,27 @@ def check_sizes(config: Config, tokens: int) -> None:
             f"{config.pretrained.model} is a Whisper of another size than the model's own"
             f" ({'; '.join(changed)}): give one of the same size"
         )
+
+
+def with_silence(config: Config, seconds: float | None) -> Config:
+    """`config` with so many seconds of silence behind what a Whisper hears; None leaves its own.
+
+    Chunks are then padded to three lengths, which with the silence fill a third, two thirds or all
+    of the longest: fewer where that is not enough for any speech.
+
+    Raises:
+        ConfigError: they are negative, or the model has no decoder of Whisper's.
+    """
+    if seconds is None:
+        return config
+    if not config.whisper_decoder.present:
+        raise ConfigError(
+            f"silence={seconds:g} is for a Whisper, and this model is none: leave it out"
+        )
+    longest = (config.evaluation.bucket_seconds or config.data.bucket_seconds)[-1]
+    lengths = tuple(s for s in (longest / 3 - seconds, 2 * longest / 3 - seconds) if s > 0)
+    return dataclasses.replace(
+        config,
+        whisper=dataclasses.replace(config.whisper, silence=seconds),
+        evaluation=dataclasses.replace(config.evaluation, bucket_seconds=(*lengths, longest)),
+    )

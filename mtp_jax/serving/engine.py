@@ -215,6 +215,7 @@ class Engine:
                         return
                     chunk = Chunk(0.0, np.zeros(samples, np.int16), 0.0)
                     self.model.prepare([chunk] * size, name)
+            self.model.prepare_fallback(name)
 
     def _next_batch(self) -> list[tuple[Job, Waiting]]:
         """Waits for work; empty when the engine is closed."""

@@ -19,6 +19,10 @@ from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.spelling import spell
 from mtp_jax.transcription.word_times import UNALIGNED, Text, WordTimes, make_aligner
 
+# Whisper's own rule of when a text is invented (transcribe.py): nobody seems to speak, and the
+# tokens are unlikely, on average.
+NO_SPEECH, UNLIKELY = 0.6, -1.0
+
 
 class _Row(NamedTuple):
     """One row of a batch, without EOS.
@@ -28,6 +32,7 @@ class _Row(NamedTuple):
         call, log_probs: of each token.
         end: the token EOS, if it was reached.
         looped: a repetition was trimmed.
+        invented: nobody speaks, and what was written is left out.
     """
 
     text: Text
@@ -35,6 +40,7 @@ class _Row(NamedTuple):
     log_probs: list[float]
     end: Token | None
     looped: bool
+    invented: bool = False
 
 
 class SegmentAssembler:
@@ -68,8 +74,12 @@ class SegmentAssembler:
             calibration: of confidences.
         """
         decoded = dataclasses.replace(inference.decoded, nbest=None)
-        decoded, frames, start = jax.device_get((decoded, inference.frames, inference.start))
-        inference = dataclasses.replace(inference, decoded=decoded, frames=frames)
+        decoded, frames, start, no_speech = jax.device_get(
+            (decoded, inference.frames, inference.start, inference.no_speech)
+        )
+        inference = dataclasses.replace(
+            inference, decoded=decoded, frames=frames, no_speech=no_speech
+        )
         rows = [self._row(inference, i, kind) for i in range(len(chunks))]
         times = self._aligner.times(inference, [row.text for row in rows])
         segments = []
@@ -103,6 +113,8 @@ class SegmentAssembler:
         if kind == "ctc":
             text = Text(tokens, spell(self._tokenizer.ctc, tokens), places, True)
             return _Row(text, call, log_probs, None, False)
+        if is_invented(inference, i):
+            return _Row(Text([], spell(self._tokenizer, []), [], False), [], [], None, False, True)
         end = None
         if tokens and tokens[-1] == self._tokenizer.eos:
             places.pop()
@@ -156,6 +168,15 @@ class SegmentAssembler:
             decoder_calls=0,
             aligned=found is not None,
             looped=row.looped,
-            complete=kind == "ctc" or row.end is not None,
+            complete=kind == "ctc" or row.end is not None or row.invented,
             evidence=tuple((float(a), float(b)) for a, b in evidence),
         )
+
+
+def is_invented(inference: Inference, row: int) -> bool:
+    """Whether a Whisper wrote a text where nobody speaks; of other models it is not known."""
+    length, no_speech = int(inference.decoded.length[row]), inference.no_speech
+    if no_speech is None or not length:
+        return False
+    mean = float(np.mean(inference.decoded.log_probs[row, :length]))
+    return float(no_speech[row]) > NO_SPEECH and mean < UNLIKELY

@@ -22,6 +22,7 @@ def load(
     batch_size: int = 16,
     mesh: jax.sharding.Mesh | None = None,
     pretrained: str = "",
+    silence: float | None = None,
 ) -> Transcriber:
     """Loads a model to transcribe with.
 
@@ -31,8 +32,10 @@ def load(
         mesh: the devices; all by default, each with a copy of the model and its share of a batch.
         pretrained: folder or source of the Whisper, or of the frozen speech encoder, that the model
             was trained behind; where training had it by default.
+        silence: seconds of it that a Whisper hears behind each chunk; its own by default.
 
     Raises:
+        ConfigError: `silence` is negative, or the model is no Whisper.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: the folder is incomplete,
             damaged or of another version; the message says what is wrong.
     """
@@ -42,7 +45,7 @@ def load(
     startup.start(workdir.read_config().data.cache_dir)  # before anything asks for a device
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        runner = load_recognizer(workdir, mesh, pretrained)
+        runner = load_recognizer(workdir, mesh, pretrained, silence)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     return Transcriber(runner, default_tau(workdir), calibration_of(workdir), batch_size)

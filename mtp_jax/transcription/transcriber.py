@@ -301,15 +301,20 @@ class Transcriber:
         self, chunks: Sequence[Chunk], strategy: Named = "verify"
     ) -> tuple[list[Segment], float]:
         """`decode`, and the seconds that it took, compilation apart."""
-        self.prepare(chunks, strategy)
-        start = time.perf_counter()
+        compiling, start = self.runner.compile_seconds, time.perf_counter()
         segments = self.decode(chunks, strategy)
-        return segments, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        return segments, seconds - (self.runner.compile_seconds - compiling)
 
     def prepare(self, chunks: Sequence[Chunk], strategy: Named = "verify") -> None:
         """Compiles what `decode` needs for such a batch, unless it is there."""
         batch = self._batch(chunks)
         self.runner.compile(batch, self._chosen(strategy), with_alignment=True)
+
+    def prepare_fallback(self, strategy: Named = "verify") -> None:
+        """Compiles what `decode` needs for a text that went wrong (`inference.fallback`)."""
+        one = self._batch([Chunk(0.0, np.zeros(0, np.int16), 0.0)])
+        self.runner.compile_fallback(one, self._chosen(strategy), with_alignment=True)
 
     def join(self, segments: Sequence[Segment], chunks: Sequence[Chunk]) -> tuple[Segment, ...]:
         """Segments of one recording, in order, without words that two of them share."""
