@@ -115,6 +115,17 @@ def pretrained_flag(
     return holder
 
 
+def dtype_flag() -> flags.FlagHolder[str]:
+    """``--dtype``, of commands that decode."""
+    return flags.DEFINE_enum(
+        "dtype",
+        "",
+        ["", "float32", "bfloat16"],
+        "type of matrix products; default: as trained, of a Whisper float32 on a CPU and bfloat16"
+        " elsewhere",
+    )
+
+
 def silence_flag() -> flags.FlagHolder[float | None]:
     """``--silence``, of commands that decode."""
     return flags.DEFINE_float(

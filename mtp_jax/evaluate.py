@@ -46,6 +46,7 @@ from mtp_jax.paths import check_writable, to_path
 _MODEL = cli.model_flag()
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
+_DTYPE = cli.dtype_flag()
 _DATA = flags.DEFINE_string("data", None, "source to decode; default: the config's test")
 _STRATEGY = flags.DEFINE_list(
     "strategy", None, f"of {', '.join(registry.names())}; default: the config's"
@@ -137,7 +138,9 @@ def main(argv: list[str]) -> None:
     from mtp_jax.evaluation.compare import table_rows
     from mtp_jax.inference.load import load
 
-    runner = load(workdir, pretrained=_PRETRAINED.value, silence=_SILENCE.value)
+    runner = load(
+        workdir, pretrained=_PRETRAINED.value, silence=_SILENCE.value, dtype=_DTYPE.value
+    )
     vocabulary = runner.model.vocabulary
     usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
     if not {*(_STRATEGY.value or ())} <= {*usable}:

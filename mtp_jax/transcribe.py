@@ -62,6 +62,7 @@ _TASK = flags.DEFINE_enum("task", "transcribe", TASKS, "of a Whisper; translatio
 _PROMPT = flags.DEFINE_string("prompt", "", "of a Whisper: earlier text, or words to be expected")
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
+_DTYPE = cli.dtype_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
 log = logging.getLogger("mtp_jax")
@@ -147,6 +148,7 @@ def _made_by(workdir: Workdir) -> Model:
     tau = default_tau(workdir) if _TAU.value is None else _TAU.value
     strategy = strategy_of(_STRATEGY.value, workdir.read_config(), tau)
     asked = [x for x in (_LANGUAGE.value, _TASK.value, _PROMPT.value) if x not in ("", TASKS[0])]
+    asked += [_DTYPE.value] if _DTYPE.value else []
     asked += [] if _SILENCE.value is None else [f"silence={_SILENCE.value:g}"]
     return Model(model_digest(workdir, _PRETRAINED.value), " ".join([repr(strategy), *asked]))
 
@@ -176,6 +178,7 @@ def _model(workdir: Workdir) -> Transcriber:
         batch_size=_BATCH_SIZE.value,
         pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
+        dtype=_DTYPE.value,
     )
 
 

@@ -19,7 +19,7 @@ from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import by_path, matches, merge, nested
 from mtp_jax.pretrained.exported import read_exported
 from mtp_jax.pretrained.parts import digests, import_parts
-from mtp_jax.pretrained.sizes import check_sizes, with_silence
+from mtp_jax.pretrained.sizes import check_sizes, with_dtype, with_silence
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 
@@ -39,6 +39,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     pretrained: str = "",
     silence: float | None = None,
+    dtype: str = "",
 ) -> Runner:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
@@ -50,15 +51,17 @@ def load(
             where training had it by default.
         silence: seconds of it that a Whisper hears behind an utterance; as its config says by
             default.
+        dtype: as in `mtp_jax.pretrained.sizes.with_dtype`.
 
     Raises:
-        ConfigError: `silence` is negative, or the model is no Whisper.
+        ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is no type.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: something of it is missing
             or damaged.
     """
     config = with_silence(config_of(workdir, pretrained), silence)
-    tokenizer = tokenizer_of(workdir, config)
     mesh = mesh or _mesh_here(config.mesh)
+    config = with_dtype(config, dtype, mesh.devices.flat[0].platform)
+    tokenizer = tokenizer_of(workdir, config)
     model = make_model(config, tokenizer)
     shapes, shardings = parameter_shapes(model, mesh)
     imported: dict[str, Any] = {}

@@ -146,6 +146,24 @@ def check_sizes(config: Config, tokens: int) -> None:
         )
 
 
+def with_dtype(config: Config, dtype: str, platform: str) -> Config:
+    """`config` with its matrix products in a type.
+
+    Args:
+        config: of a model.
+        dtype: "float32" or "bfloat16". By default it is that of training, of a Whisper float32 on
+            a CPU and bfloat16 elsewhere, whatever its heads were trained in.
+        platform: where it is to run.
+
+    Raises:
+        ConfigError: it is another type.
+    """
+    if not dtype and config.whisper_decoder.present:
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    train = dataclasses.replace(config.train, dtype=dtype or config.train.dtype)
+    return dataclasses.replace(config, train=train)
+
+
 def with_silence(config: Config, seconds: float | None) -> Config:
     """`config` with so many seconds of silence behind what a Whisper hears; None leaves its own.
 

@@ -23,6 +23,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     pretrained: str = "",
     silence: float | None = None,
+    dtype: str = "",
 ) -> Transcriber:
     """Loads a model to transcribe with.
 
@@ -33,9 +34,11 @@ def load(
         pretrained: folder or source of the Whisper, or of the frozen speech encoder, that the model
             was trained behind; where training had it by default.
         silence: seconds of it that a Whisper hears behind each chunk; its own by default.
+        dtype: of matrix products, "float32" or "bfloat16"; by default as trained, of a Whisper
+            float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
-        ConfigError: `silence` is negative, or the model is no Whisper.
+        ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is none of these.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: the folder is incomplete,
             damaged or of another version; the message says what is wrong.
     """
@@ -45,7 +48,7 @@ def load(
     startup.start(workdir.read_config().data.cache_dir)  # before anything asks for a device
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        runner = load_recognizer(workdir, mesh, pretrained, silence)
+        runner = load_recognizer(workdir, mesh, pretrained, silence, dtype)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     return Transcriber(runner, default_tau(workdir), calibration_of(workdir), batch_size)
