@@ -60,6 +60,9 @@ _LANGUAGE = flags.DEFINE_string(
 )
 _TASK = flags.DEFINE_enum("task", "transcribe", TASKS, "of a Whisper; translations are English")
 _PROMPT = flags.DEFINE_string("prompt", "", "of a Whisper: earlier text, or words to be expected")
+_TIMESTAMPS = flags.DEFINE_bool(
+    "timestamps", False, "of a Whisper: segments are the phrases whose times it writes itself"
+)
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
@@ -148,6 +151,7 @@ def _made_by(workdir: Workdir) -> Model:
     strategy = strategy_of(_STRATEGY.value, workdir.read_config(), tau)
     asked = [x for x in (_LANGUAGE.value, _TASK.value, _PROMPT.value) if x not in ("", TASKS[0])]
     asked += [] if _SILENCE.value is None else [f"silence={_SILENCE.value:g}"]
+    asked += ["timestamps"] if _TIMESTAMPS.value else []
     return Model(model_digest(workdir, _PRETRAINED.value), " ".join([repr(strategy), *asked]))
 
 
@@ -176,6 +180,7 @@ def _model(workdir: Workdir) -> Transcriber:
         batch_size=_BATCH_SIZE.value,
         pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
+        timestamps=_TIMESTAMPS.value,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -39,6 +40,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     pretrained: str = "",
     silence: float | None = None,
+    timestamps: bool = False,
 ) -> Runner:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
@@ -50,6 +52,7 @@ def load(
             where training had it by default.
         silence: seconds of it that a Whisper hears behind an utterance; as its config says by
             default.
+        timestamps: of a Whisper: switches `config.whisper_decoder.timestamps` on.
 
     Raises:
         ConfigError: `silence` is negative, or the model is no Whisper.
@@ -57,6 +60,11 @@ def load(
             or damaged.
     """
     config = with_silence(config_of(workdir, pretrained), silence)
+    if timestamps:
+        if not config.whisper_decoder.present:
+            raise WorkdirError(f"{workdir.path} writes no timestamps: only a Whisper does")
+        decoder = dataclasses.replace(config.whisper_decoder, timestamps=True)
+        config = dataclasses.replace(config, whisper_decoder=decoder)
     tokenizer = tokenizer_of(workdir, config)
     mesh = mesh or _mesh_here(config.mesh)
     model = make_model(config, tokenizer)

@@ -23,6 +23,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     pretrained: str = "",
     silence: float | None = None,
+    timestamps: bool = False,
 ) -> Transcriber:
     """Loads a model to transcribe with.
 
@@ -33,6 +34,7 @@ def load(
         pretrained: folder or source of the Whisper, or of the frozen speech encoder, that the model
             was trained behind; where training had it by default.
         silence: seconds of it that a Whisper hears behind each chunk; its own by default.
+        timestamps: of a Whisper: segments are the phrases whose times it writes itself.
 
     Raises:
         ConfigError: `silence` is negative, or the model is no Whisper.
@@ -45,7 +47,7 @@ def load(
     startup.start(workdir.read_config().data.cache_dir)  # before anything asks for a device
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        runner = load_recognizer(workdir, mesh, pretrained, silence)
+        runner = load_recognizer(workdir, mesh, pretrained, silence, timestamps)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     return Transcriber(runner, default_tau(workdir), calibration_of(workdir), batch_size)
