@@ -11,7 +11,7 @@ import pytest
 
 import mtp_jax
 from mtp_jax.checkpoints.workdir import WorkdirError
-from mtp_jax.config import Config, Pretrained, WhisperDecoder
+from mtp_jax.config import Config, Data, FrontEnd, Pretrained, WhisperDecoder
 from mtp_jax.decoding import DraftText, Greedy, Verify
 from mtp_jax.decoding.beam import BeamSearch
 from mtp_jax.decoding.kbest import PrefixBeam
@@ -151,7 +151,7 @@ def test_verification_is_greedy(runner, encode, greedy, wrong):
     np.testing.assert_array_equal(verified.length, greedy.length)
     assert np.all(verified.calls <= greedy.calls)
     if wrong == 0:
-        assert int(verified.calls.sum()) < 0.5 * int(greedy.calls.sum())
+        assert int(verified.calls.sum()) < 0.6 * int(greedy.calls.sum())
 
 
 @pytest.mark.parametrize("strategy", [BeamSearch(1), PrefixBeam(1, rounds=1)])
@@ -244,7 +244,11 @@ def test_without_timestamps_nothing_is_added():
 
 
 def test_the_config_switches_them_on_and_keeps_it():
-    config = Config(pretrained=Pretrained(model=str(GOLDEN_WHISPER)))
+    config = Config(
+        pretrained=Pretrained(model=str(GOLDEN_WHISPER)),
+        front_end=FrontEnd(flavour="whisper"),
+        data=Data(bucket_seconds=(0.4,)),
+    )
     asked = dataclasses.replace(config, whisper_decoder=WhisperDecoder(timestamps=True))
     tokenizer = golden_runner().tokenizer
     for given in (config, asked):
