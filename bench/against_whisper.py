@@ -2,14 +2,14 @@
 
     python -m bench.against_whisper --model=FOLDER --data=dev.jsonl [--count=20] [--language=en]
         [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER] [--compute_types=float32,int8]
-        [--python=PATH] [--silence=30] [--threads=2]
+        [--python=PATH] [--silence=30] [--threads=2] [--timestamps]
 
 Utterances go one by one through every program, each in a process of its own, in turn; the first
-one warms up and does not count. Greedy, no timestamps, no voice activity detection. Of
-`transformers` the tokens are compared: where they differ, the difference of our two greatest logits
-is printed. WER is that of all texts under Whisper's normaliser. Programs whose weights are not
-named are left out. ``--silence`` is what our encoder hears behind an utterance, in seconds. Where
-the other programs are in another environment, name its interpreter.
+one warms up and does not count. Greedy, no voice activity detection; timestamps with
+``--timestamps`` only. Of `transformers` the tokens are compared: where they differ, the difference
+of our two greatest logits is printed. WER is that of all texts under Whisper's normaliser. Programs
+whose weights are not named are left out. ``--silence`` is what our encoder hears behind an
+utterance, in seconds. Where the other programs are in another environment, name its interpreter.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.evaluation.metrics import word_errors
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
-from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
 
 _MODEL = flags.DEFINE_string("model", None, "a Whisper, or a workdir with heads", required=True)
 _DATA = flags.DEFINE_string("data", None, "source of the utterances", required=True)
@@ -45,6 +44,7 @@ _CT2 = flags.DEFINE_string("ct2_model", "", "the same weights for faster-whisper
 _TYPES = flags.DEFINE_list("compute_types", ["float32", "int8"], "of faster-whisper")
 _PYTHON = flags.DEFINE_string("python", sys.executable, "one that has the other programs")
 _SILENCE = flags.DEFINE_float("silence", None, "seconds behind an utterance; default: the model's")
+_TIMESTAMPS = flags.DEFINE_bool("timestamps", False, "texts hold times")
 _THREADS = flags.DEFINE_integer("threads", 2, "of the other programs", lower_bound=1)
 
 SIDE = pathlib.Path(__file__).with_name("whisper_side.py")
@@ -55,6 +55,7 @@ class Side:
 
     def __init__(self, kind: str, folder: str, language: str) -> None:
         command = [_PYTHON.value, str(SIDE), kind, folder, language, str(_THREADS.value)]
+        command += ["timestamps"] if _TIMESTAMPS.value else []
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -100,17 +101,19 @@ def ours(runner: Runner, batch: Batch, strategy: Any) -> dict[str, Any]:
     return {"seconds": seconds, "tokens": tokens, "text": text, "calls": int(decoded.calls[0])}
 
 
-def text_only(tokens: list[int], special: WhisperTokens, eos: int) -> list[int]:
-    """Without what stands before the text and behind it."""
-    if special.no_timestamps in tokens:
-        tokens = tokens[tokens.index(special.no_timestamps) + 1 :]
+def text_only(tokens: list[int], start: tuple[int, ...], eos: int) -> list[int]:
+    """Without the tokens before the text, if they are there, and without EOS."""
+    if tokens[: len(start)] == list(start):
+        tokens = tokens[len(start) :]
     return [token for token in tokens if token != eos]
 
 
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    runner = mtp_jax.inference.load.load(open_model_folder(_MODEL.value), silence=_SILENCE.value)
+    runner = mtp_jax.inference.load.load(
+        open_model_folder(_MODEL.value), silence=_SILENCE.value, timestamps=_TIMESTAMPS.value
+    )
     special = runner.model.vocabulary.whisper
     assert special is not None
     language = _LANGUAGE.value if special.languages else ""
@@ -143,7 +146,7 @@ def main(argv: list[str]) -> None:
             found |= {name: side(file) for name, side in sides.items()}
             for name, result in found.items():
                 if "text" not in result:
-                    result["tokens"] = text_only(result["tokens"], special, runner.tokenizer.eos)
+                    result["tokens"] = text_only(result["tokens"], start, runner.tokenizer.eos)
                     result["text"] = runner.tokenizer.decode(result["tokens"])
                 seconds[name].append(result["seconds"])
                 texts[name].append(result["text"])

@@ -1,6 +1,6 @@
 """The sides of `transformers` and faster-whisper in `bench.against_whisper`, which starts this.
 
-    python whisper_side.py KIND FOLDER LANGUAGE THREADS
+    python whisper_side.py KIND FOLDER LANGUAGE THREADS [timestamps]
 
 It imports nothing of the project, so that it runs in an environment of its own. Each line read is
 the path of a WAV file; each line written is JSON with the seconds, the text and, of transformers,
@@ -22,7 +22,7 @@ def read(path):
         return np.frombuffer(file.readframes(file.getnframes()), np.int16) / np.float32(32768)
 
 
-def transformers_side(folder, language, threads):
+def transformers_side(folder, language, threads, timestamps):
     import torch
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
     from transformers.utils import logging
@@ -33,20 +33,22 @@ def transformers_side(folder, language, threads):
     model.generation_config.max_length = None
     features = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
     options = {"language": language, "task": "transcribe"} if language else {}
+    if timestamps:  # one call: else it decodes the silence behind the last time as well
+        options |= {"force_unique_generate_call": True, "return_dict_in_generate": True}
 
     def run(samples):
         x = features(samples, sampling_rate=16_000, return_tensors="pt").input_features
         with torch.inference_mode():
-            tokens = model.generate(
-                x, do_sample=False, num_beams=1, return_timestamps=False, max_new_tokens=220,
+            found = model.generate(
+                x, do_sample=False, num_beams=1, return_timestamps=timestamps, max_new_tokens=220,
                 **options,
-            )[0]  # fmt: skip
-        return {"tokens": tokens.tolist()}
+            )  # fmt: skip
+        return {"tokens": (found.sequences if timestamps else found)[0].tolist()}
 
     return run
 
 
-def faster_whisper_side(folder, language, threads, kind):
+def faster_whisper_side(folder, language, threads, timestamps, kind):
     os.environ["OMP_NUM_THREADS"] = str(threads)
     from faster_whisper import WhisperModel
 
@@ -55,7 +57,7 @@ def faster_whisper_side(folder, language, threads, kind):
     def run(samples):
         segments, _ = model.transcribe(
             samples, language=language or "en", beam_size=1, temperature=0.0,
-            without_timestamps=True, condition_on_previous_text=False,
+            without_timestamps=not timestamps, condition_on_previous_text=False,
         )  # fmt: skip
         return {"text": " ".join(segment.text.strip() for segment in segments)}
 
@@ -63,12 +65,13 @@ def faster_whisper_side(folder, language, threads, kind):
 
 
 def main():
-    kind, folder, language, threads = sys.argv[1:]
+    kind, folder, language, threads, *timestamps = sys.argv[1:]
+    given = folder, language, int(threads), bool(timestamps)
     try:
         if kind == "transformers":
-            run = transformers_side(folder, language, int(threads))
+            run = transformers_side(*given)
         else:
-            run = faster_whisper_side(folder, language, int(threads), kind.split("/")[1])
+            run = faster_whisper_side(*given, kind.split("/")[1])
     except ImportError as error:
         sys.exit(f"{sys.executable}: {error}: pip install 'mtp_jax[bench]'")
     print(json.dumps({"ready": True}), flush=True)

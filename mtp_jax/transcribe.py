@@ -60,6 +60,9 @@ _LANGUAGE = flags.DEFINE_string(
 )
 _TASK = flags.DEFINE_enum("task", "transcribe", TASKS, "of a Whisper; translations are English")
 _PROMPT = flags.DEFINE_string("prompt", "", "of a Whisper: earlier text, or words to be expected")
+_TIMESTAMPS = flags.DEFINE_bool(
+    "timestamps", False, "of a Whisper: segments are the phrases whose times it writes itself"
+)
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
@@ -150,6 +153,7 @@ def _made_by(workdir: Workdir) -> Model:
     asked = [x for x in (_LANGUAGE.value, _TASK.value, _PROMPT.value) if x not in ("", TASKS[0])]
     asked += [_DTYPE.value] if _DTYPE.value else []
     asked += [] if _SILENCE.value is None else [f"silence={_SILENCE.value:g}"]
+    asked += ["timestamps"] if _TIMESTAMPS.value else []
     return Model(model_digest(workdir, _PRETRAINED.value), " ".join([repr(strategy), *asked]))
 
 
@@ -179,6 +183,7 @@ def _model(workdir: Workdir) -> Transcriber:
         pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
         dtype=_DTYPE.value,
+        timestamps=_TIMESTAMPS.value,
     )
 
 

@@ -129,22 +129,26 @@ class DecoderCase:
     """A decoder under test.
 
     Attributes:
-        full: [B, S, D] embeddings and bool[B, S] to hidden states [B, S, D]; jitted.
+        full: [B, S, D] embeddings and bool[B, S] to hidden states [B, S, E]; jitted.
         extend: the same over a cache: hidden states and the longer cache; jitted.
         empty_cache: of so many rows and slots.
         width: D.
+        vocabulary: if it is not 0, numbers of so many tokens stand for the embeddings.
     """
 
     full: Callable[[Any, Any], jax.Array]
     extend: Callable[[Any, Any, KVCache], tuple[jax.Array, KVCache]]
     empty_cache: Callable[[int, int], KVCache]
     width: int
+    vocabulary: int = 0
 
     def empty(self, slots: int = S + 3) -> KVCache:
         return self.empty_cache(B, slots)
 
     def embeddings(self) -> np.ndarray:
-        return np.random.default_rng(2).normal(size=(B, S, self.width)).astype(np.float32)
+        rng, shape = np.random.default_rng(2), (B, S, self.width)
+        drawn = rng.integers(self.vocabulary - 1, size=shape) if self.vocabulary else None
+        return (rng.normal(size=shape) if drawn is None else drawn).astype(np.float32)
 
 
 ALL = np.ones((B, S), bool)
@@ -154,7 +158,8 @@ CALL = np.ones((B, WIDTH), bool)
 def any_chunking_over_the_cache_equals_the_full_pass(case: DecoderCase) -> None:
     """Each row is fed at its own pace, 0 to WIDTH positions a call, NaN behind them."""
     rng, x = np.random.default_rng(0), case.embeddings()
-    expected, got, cache = case.full(x, ALL), np.zeros_like(x), case.empty()
+    expected, cache = case.full(x, ALL), case.empty()
+    got = np.zeros_like(expected)
     done = np.zeros(B, int)
     while done.min() < S:
         count = np.minimum(rng.integers(0, WIDTH + 1, B), S - done)
@@ -224,6 +229,10 @@ def rejecting_drafts_is_lowering_length(case: DecoderCase) -> None:
         for name in ("keys", "values"):
             ours, theirs = (np.asarray(getattr(c, name)) for c in (cache, expected_cache))
             np.testing.assert_array_equal(ours[:, row, :length], theirs[:, row, :length])
+        if cache.tokens is not None:
+            np.testing.assert_array_equal(
+                cache.tokens[row, :length], expected_cache.tokens[row, :length]
+            )
 
 
 def free_slots_may_hold_anything_finite(case: DecoderCase) -> None:
@@ -235,6 +244,8 @@ def free_slots_may_hold_anything_finite(case: DecoderCase) -> None:
         return jnp.where(free[None, :, :, None], 1e30, store)
 
     spoilt = cache.replace(keys=spoil(cache.keys), values=spoil(cache.values))
+    if cache.tokens is not None:
+        spoilt = spoilt.replace(tokens=jnp.where(free, case.vocabulary - 1, cache.tokens))
     hidden, after = case.extend(x[:, WIDTH : 2 * WIDTH], CALL, cache)
     spoilt_hidden, spoilt_after = case.extend(x[:, WIDTH : 2 * WIDTH], CALL, spoilt)
     np.testing.assert_array_equal(spoilt_hidden, hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,27 @@ import numpy as np
 import pytest
 
 import mtp_jax.models
-from mtp_jax.config import Decoder, Encoder, Lora, RopeScaling, Whisper
+from mtp_jax.config import (
+    Config,
+    Data,
+    Decoder,
+    Encoder,
+    FrontEnd,
+    Heads,
+    Lora,
+    RopeScaling,
+    Whisper,
+)
 from mtp_jax.config import WhisperDecoder as WhisperDecoderConfig
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.decoders.whisper import WhisperDecoder
 from mtp_jax.models.encoders.conformer import Conformer
 from mtp_jax.models.encoders.whisper import WhisperEncoder
-from mtp_jax.models.kv_cache import CrossCache
+from mtp_jax.models.kv_cache import CrossCache, KVCache
+from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.models.whisper import WhisperRecogniser
+from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
 from tests.contracts import (
     DECODER_LAWS,
     ENCODER_LAWS,
@@ -60,6 +74,7 @@ DECODERS = {
     "laid out, low-rank updates": (LLAMA(query_heads=4, kv_heads=2, lora=LORA), True),
     "whisper": (WHISPER_TEXT(), False),
     "whisper, laid out, low-rank updates": (WHISPER_TEXT(lora=LORA), True),
+    "whisper, with timestamps": (WHISPER_TEXT(timestamps=True), False),
 }
 
 
@@ -74,6 +89,8 @@ def encoder(name: str) -> EncoderCase:
 @functools.cache
 def decoder(name: str) -> DecoderCase:
     config, is_laid_out = DECODERS[name]
+    if isinstance(config, WhisperDecoderConfig) and config.timestamps:
+        return whisper_with_timestamps(config)
     if isinstance(config, WhisperDecoderConfig):
         return whisper_decoder(config, is_laid_out)
     model = Llama(config, vocab_size=11)
@@ -117,6 +134,39 @@ def whisper_decoder(config: WhisperDecoderConfig, is_laid_out: bool) -> DecoderC
     return DecoderCase(
         full, extend, lambda rows, slots: model.empty_cache(cross(rows), slots), config.width
     )
+
+
+def whisper_with_timestamps(config: WhisperDecoderConfig) -> DecoderCase:
+    """The tokens, most of them times, are fed to the recogniser, whose states tell its rules.
+
+    Its whole pass is one call on an empty cache; `test_whisper_timestamps` has that without one.
+    """
+    size, special = 30, WhisperTokens(8, 9, 11, 10, timestamps=True)
+    whole = Config(
+        front_end=FrontEnd(flavour="whisper"),
+        data=Data(bucket_seconds=(0.4,)),
+        whisper=dataclasses.replace(WHISPER, width=config.width),
+        whisper_decoder=config,
+        heads=Heads(count=1),
+    )
+    model = WhisperRecogniser(whole, Vocabulary(size, 7, 7, whisper=special))
+    audio = np.random.default_rng(5).normal(size=(1, 7, config.width)).astype(np.float32)
+    text = np.zeros((1, 2), np.int32)
+    params = draw_params(model, audio, np.array([5]), text, np.array([2]))
+    given = {"params": params}
+
+    def empty_cache(rows: int, slots: int) -> KVCache:
+        encoded = model.apply(given, np.repeat(audio, rows, 0), np.full(rows, 5), method="encode")
+        return model.apply(given, encoded, slots, method="cache")
+
+    @jax.jit
+    def extend(x: jax.Array, real: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        return model.apply(given, x[..., 0].astype(int), real, cache, method="extend_real")
+
+    def full(x: jax.Array, real: jax.Array) -> jax.Array:
+        return extend(x, real, empty_cache(*real.shape))[0]
+
+    return DecoderCase(full, extend, empty_cache, 1, size)
 
 
 class _As(nn.Module):

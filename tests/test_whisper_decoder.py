@@ -23,58 +23,23 @@ from mtp_jax.pretrained.whisper_decoder import export_whisper_decoder
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
 from tests.pretrained import tensors_of, whisper_folder
-
-LIMIT = 24
+from tests.whisper import decode, encoder, golden_runner, started, texts
+from tests.whisper import expected as golden
 
 
 @pytest.fixture(scope="module")
 def runner():
-    return load(open_model_folder(FOLDER))
+    return golden_runner()
 
 
 @pytest.fixture(scope="module")
 def expected():
-    with np.load(FOLDER / "expected.npz") as arrays:
-        return dict(arrays)
+    return golden()
 
 
 @pytest.fixture(scope="module")
-def encode(runner, expected):
-    """What the encoder makes of the golden features, or of some rows of them."""
-
-    @jax.jit
-    def encoded(features, length):
-        hidden = call(Recogniser.encode_speech, runner.model, runner.params, features, length)
-        encoded = call(Recogniser.encode, runner.model, runner.params, hidden, (length + 1) // 2)
-        return call(WhisperRecogniser.detected, runner.model, runner.params, encoded)
-
-    features = expected["features"]
-    return lambda rows=slice(None): encoded(
-        features[rows], np.full(len(features[rows]), features.shape[1])
-    )
-
-
-def started(runner, encoded, *args):
-    start = jnp.array(runner.model.vocabulary.whisper.start_tokens(*args), jnp.int32)
-    rows = jnp.broadcast_to(start, (len(encoded.audio), len(start)))
-    return dataclasses.replace(encoded, start=rows)
-
-
-def decode(runner, encoded, strategy, limit=LIMIT):
-    """Of all rows, under ``jit``."""
-
-    @jax.jit
-    def run(params, encoded):
-        functions = bind_decoder(runner.model, params, encoded)
-        return strategy.decode(functions, jnp.ones(len(encoded.audio), bool), limit)
-
-    return run(runner.params, encoded)
-
-
-def texts(decoded, eos):
-    """int[B, L], EOS beyond the end, as the golden ones are."""
-    real = np.arange(decoded.tokens.shape[1]) < np.asarray(decoded.length)[:, None]
-    return np.where(real, decoded.tokens, eos)
+def encode(runner):
+    return encoder(runner)
 
 
 def test_logits_equal_those_of_transformers(runner, expected, encode):

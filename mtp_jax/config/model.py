@@ -277,6 +277,7 @@ class WhisperDecoder:
         positions: tokens in its window, those before the text included.
         alignment_heads: layer and place of the heads that tell when a token was said; if there are
             none, those of the upper half of the layers.
+        timestamps: its texts hold the times at which their phrases begin and end, as tokens.
         lora: trained beside its matrices, but for those that make keys and values of the audio.
     """
 
@@ -285,6 +286,7 @@ class WhisperDecoder:
     heads: int = 0
     positions: int = 448
     alignment_heads: tuple[tuple[int, ...], ...] = ()
+    timestamps: bool = False
     lora: Lora = Lora()
 
     def __post_init__(self) -> None:

@@ -117,6 +117,7 @@ def _file(config: Config) -> Path:
         "weights": digests(config.pretrained).get("model", ""),
         "whisper": dataclasses.asdict(config.whisper),
         "max_tokens": config.data.max_tokens,
+        **({"timestamps": True} if config.whisper_decoder.timestamps else {}),
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.data.cache_dir).expanduser() / "greedy" / f"{key}.json"

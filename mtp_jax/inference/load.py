@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -40,6 +41,7 @@ def load(
     pretrained: str = "",
     silence: float | None = None,
     dtype: str = "",
+    timestamps: bool = False,
 ) -> Runner:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
@@ -52,6 +54,7 @@ def load(
         silence: seconds of it that a Whisper hears behind an utterance; as its config says by
             default.
         dtype: as in `mtp_jax.pretrained.sizes.with_dtype`.
+        timestamps: of a Whisper: switches `config.whisper_decoder.timestamps` on.
 
     Raises:
         ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is no type.
@@ -59,6 +62,11 @@ def load(
             or damaged.
     """
     config = with_silence(config_of(workdir, pretrained), silence)
+    if timestamps:
+        if not config.whisper_decoder.present:
+            raise WorkdirError(f"{workdir.path} writes no timestamps: only a Whisper does")
+        decoder = dataclasses.replace(config.whisper_decoder, timestamps=True)
+        config = dataclasses.replace(config, whisper_decoder=decoder)
     mesh = mesh or _mesh_here(config.mesh)
     config = with_dtype(config, dtype, mesh.devices.flat[0].platform)
     tokenizer = tokenizer_of(workdir, config)

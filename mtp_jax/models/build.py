@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from mtp_jax.config import Config
 from mtp_jax.models.recogniser import Recogniser, Vocabulary
 from mtp_jax.models.speech_llama import SpeechLlama
@@ -41,6 +43,10 @@ def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
             "config.adaptor.retokenized needs a decoder with a byte-level BPE (LLaMA 3, SmolLM)"
             " and CTC labels of their own: set it to False"
         )
+    special = None
+    if isinstance(tokenizer, WhisperTokenizer):
+        timestamps = config.whisper_decoder.timestamps
+        special = dataclasses.replace(tokenizer.special, timestamps=timestamps)
     return Vocabulary(
         size=tokenizer.vocab_size,
         bos=tokenizer.bos,
@@ -49,5 +55,5 @@ def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
         prompt_after=tuple(tokenizer.encode(config.decoder.prompt_after)),
         labels=tokenizer.ctc.vocab_size if own_labels else 0,
         merges=merges,
-        whisper=tokenizer.special if isinstance(tokenizer, WhisperTokenizer) else None,
+        whisper=special,
     )

@@ -63,6 +63,8 @@ class KVCache:
         kv_heads: G.
         prompt: what comes before, for B / K of `B` rows: row r goes on from its row r // K.
         cross: keys and values of the audio, for as many rows as `prompt` has, or for B.
+        tokens: int32[B, C], the token of the text in each slot, negative where none is; None of
+            decoders that need not look back at them. No prompt holds any.
     """
 
     keys: jax.Array
@@ -72,6 +74,7 @@ class KVCache:
     kv_heads: int = struct.field(pytree_node=False)
     prompt: KVCache | None = None
     cross: CrossCache | None = None
+    tokens: jax.Array | None = None
 
     @classmethod
     def empty(
@@ -129,11 +132,13 @@ class KVCache:
         if self.prompt is not None:
             raise ValueError("a cache that has a prompt cannot branch again")
         (layers, rows, _, size), heads = self.keys.shape, self.kv_heads
+        tokens = None if self.tokens is None else no_tokens(rows * each, slots)
         return dataclasses.replace(
             self.empty(layers, rows * each, slots, heads, size // heads, self.keys.dtype),
             position_offset=jnp.repeat(self.position_offset, each),
-            prompt=dataclasses.replace(self, cross=None),
+            prompt=dataclasses.replace(self, cross=None, tokens=None),
             cross=self.cross,
+            tokens=tokens,
         )
 
     def gather_rows(self, places: jax.Array) -> KVCache:
@@ -159,7 +164,10 @@ class KVCache:
         """
         prompts = 1 if self.prompt is None else len(self.prompt.length)
         made: dict[str, Any] = {}
-        for name, axis in (("keys", 1), ("values", 1), ("length", 0), ("position_offset", 0)):
+        axes = {"keys": 1, "values": 1, "length": 0, "position_offset": 0, "tokens": 0}
+        for name, axis in axes.items():
+            if getattr(self, name) is None:
+                continue
             arrays = (getattr(cache, name) for cache in (self, *others))
             split = (x.reshape(*x.shape[:axis], prompts, -1, *x.shape[axis + 1 :]) for x in arrays)
             x = change(*split, axis)
@@ -176,6 +184,11 @@ def write(store: jax.Array, layer: jax.Array, slots: jax.Array, x: jax.Array) ->
     rows = jnp.arange(slots.shape[0])[:, None]
     x = x.reshape(*slots.shape, -1).astype(store.dtype)
     return store.at[layer, rows, slots].set(x, mode="drop")
+
+
+def no_tokens(rows: int, slots: int) -> jax.Array:
+    """int32[rows, slots], `KVCache.tokens` of an empty text."""
+    return jnp.full((rows, slots), -1, jnp.int32)
 
 
 def by_head(kept: jax.Array, kv_heads: int) -> jax.Array:

@@ -1,8 +1,8 @@
 """A whole Whisper (Radford et al., 2022): a text decoder that attends to the encoder's output.
 
-A text is laid out as ``[earlier text] start language task no_timestamps text``. Hidden states carry
-one feature more than the decoder's width: 1 where they predict the first token of the text, which
-must not be one of a few tokens.
+A text is laid out as ``[earlier text] start language task [no_timestamps] text``. Behind the
+decoder's features, hidden states carry what its rules need: with timestamps `RULES` features, and
+at last 1 where they predict the first token of the text, which must not be one of a few tokens.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from mtp_jax.models.ctc import best_labels
 from mtp_jax.models.decoders.whisper import WhisperDecoder
 from mtp_jax.models.encoders.conformer import Conformer, frames_mask
 from mtp_jax.models.encoders.whisper import WhisperEncoder
-from mtp_jax.models.kv_cache import CrossCache, KVCache
+from mtp_jax.models.kv_cache import CrossCache, KVCache, no_tokens
 from mtp_jax.models.layers import Linear
 from mtp_jax.models.recogniser import Encoded, Recogniser
 from mtp_jax.models.whisper_heads import WhisperHeads
+from mtp_jax.models.whisper_timestamps import RULES, apply_rules, rule_features
 from mtp_jax.tokenizer.whisper_tokens import DETECTED, WhisperTokens
 
 _NEVER = float(np.finfo(np.float32).min)  # logit of a token that may not be
@@ -153,9 +154,12 @@ class WhisperRecogniser(Recogniser):
             jnp.concatenate([real, text_real], axis=1),
             self._cross(encoded),
         )
+        hidden = hidden[:, x.shape[1] - 1 :]
+        before = jnp.broadcast_to(jnp.arange(-1, tokens.shape[1] - 1), tokens.shape)
+        hidden = self._marked(self._with_rules(hidden, tokens, before), first=1)
         if self.is_initializing():
-            self.draft_logits(self._marked(hidden[:, -1:], first=0))
-        return self._marked(hidden[:, x.shape[1] - 1 :], first=1), encoded
+            self.draft_logits(hidden[:, -1:])
+        return hidden, encoded
 
     def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The tokens before the text, as of every `Recogniser`."""
@@ -164,7 +168,10 @@ class WhisperRecogniser(Recogniser):
 
     def cache(self, encoded: Encoded, slots: int) -> KVCache:
         """An empty cache for the tokens before the text and for the text."""
-        return self.decoder.empty_cache(self._cross(encoded), slots)
+        cache = self.decoder.empty_cache(self._cross(encoded), slots)
+        if not self.special.timestamps:
+            return cache
+        return dataclasses.replace(cache, tokens=no_tokens(len(encoded.audio), slots))
 
     def extend_prompt(
         self, x: jax.Array, real: jax.Array, position_offset: jax.Array, cache: KVCache
@@ -172,15 +179,29 @@ class WhisperRecogniser(Recogniser):
         """Feeds a part [B, S, D] of the prompt; hidden states [B, S, E]."""
         del position_offset  # positions are learnt, and count from the first token
         hidden, filled = self._decode(x, real, cache)
-        return self._marked(hidden, first=hidden.shape[1]), cast(KVCache, filled)
+        nothing = no_tokens(len(x), 1), jnp.full(real.shape, -1)
+        hidden = self._marked(self._with_rules(hidden, *nothing), first=hidden.shape[1])
+        return hidden, cast(KVCache, filled)
 
     def extend(
         self, tokens: jax.Array, count: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
         """Feeds the first int32[B] `count` of int32[B, S] `tokens`; hidden states [B, S, E]."""
-        real = jnp.arange(tokens.shape[1]) < count[:, None]
-        hidden, longer = self._decode(self.decoder.embed(tokens), real, cache)
-        return self._marked(hidden, first=0), cast(KVCache, longer)
+        return self.extend_real(tokens, jnp.arange(tokens.shape[1]) < count[:, None], cache)
+
+    def extend_real(
+        self, tokens: jax.Array, real: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """`extend` by those of int32[B, S] `tokens` that are bool[B, S] `real`."""
+        hidden, decoded = self._decode(self.decoder.embed(tokens), real, cache)
+        longer = cast(KVCache, decoded)
+        if cache.tokens is not None:
+            positions, slots = cache.place(real)
+            at = jnp.arange(len(slots))[:, None], slots
+            kept = cache.tokens.at[at].set(tokens, mode="drop")
+            longer = dataclasses.replace(longer, tokens=kept)
+            hidden = self._with_rules(hidden, kept, positions - cache.start[:, None])
+        return self._marked(hidden, first=0), longer
 
     def attention(self, encoded: Encoded, tokens: jax.Array, length: jax.Array) -> jax.Array:
         """Where in the audio each token of a text is spoken, by the decoder's alignment heads.
@@ -215,8 +236,16 @@ class WhisperRecogniser(Recogniser):
 
     @property
     def hidden_width(self) -> int:
-        """D + 1, or 2 D + 1 where heads 2..M have layers of their own."""
-        return self.config.whisper_decoder.width * (2 if self.config.heads.layers else 1) + 1
+        """D, or 2 D where heads 2..M have layers of their own, and what the rules need."""
+        decoder = self.config.whisper_decoder.width * (2 if self.config.heads.layers else 1)
+        return decoder + (RULES if self.special.timestamps else 0) + 1
+
+    def _with_rules(self, hidden: jax.Array, tokens: jax.Array, slot: jax.Array) -> jax.Array:
+        """[B, S, D'] and, with timestamps, behind it `rule_features` of tokens and slots."""
+        if not self.special.timestamps:
+            return hidden
+        features = rule_features(tokens, slot, self.special)
+        return jnp.concatenate([hidden, features.astype(hidden.dtype)], axis=-1)
 
     @property
     def beside_text(self) -> tuple[str, ...]:
@@ -238,14 +267,21 @@ class WhisperRecogniser(Recogniser):
 
     def of_later_heads(self, hidden: jax.Array) -> jax.Array:
         """[..., D], what heads 2..M read of hidden states [..., E]."""
-        own = hidden[..., -self.config.whisper_decoder.width - 1 : -1]
-        return own if self.config.heads.layers else self.heads.alone(own)
+        width = self.config.whisper_decoder.width
+        if self.config.heads.layers:
+            return hidden[..., width : 2 * width]
+        return self.heads.alone(hidden[..., :width])
 
     def next_token(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits at hidden states [..., E]; of what may not be there the lowest."""
-        first = self._among(self.special.suppressed_first) & (hidden[..., -1:] > 0)
-        never = self._among(self.special.suppressed) | first
-        return jnp.where(never, _NEVER, self.decoder.unembed(self.of_head_1(hidden)))
+        first = hidden[..., -1:] > 0
+        never = self._among(self.special.suppressed)
+        never = never | self._among(self.special.suppressed_first) & first
+        logits = jnp.where(never, _NEVER, self.decoder.unembed(self.of_head_1(hidden)))
+        if not self.special.timestamps:
+            return logits
+        rules = hidden[..., -RULES - 1 : -1]
+        return apply_rules(logits, rules, first, self.special, self.vocabulary.eos)
 
     def _among(self, tokens: tuple[int, ...]) -> np.ndarray:
         """bool[V], which tokens are some of these."""

@@ -104,10 +104,9 @@ def with_sizes(config: Config) -> Config:
         )
     if config.pretrained.model:
         decoder, _ = whisper_decoder_architecture(resolve(config.pretrained.model))
-        lora = config.whisper_decoder.lora
-        config = dataclasses.replace(
-            config, whisper_decoder=dataclasses.replace(decoder, lora=lora)
-        )
+        own = config.whisper_decoder
+        decoder = dataclasses.replace(decoder, timestamps=own.timestamps, lora=own.lora)
+        config = dataclasses.replace(config, whisper_decoder=decoder)
     if config.pretrained.decoder:
         llama = llama_architecture(resolve(config.pretrained.decoder))
         kept = (*RUNNING, "prompt_before", "prompt_after", "lora")

@@ -24,6 +24,7 @@ log = logging.getLogger("mtp_jax")
 START = "<|startoftranscript|>"
 RULES = "generation_config.json"
 _TIMES = 1501  # 0.00 to 30.00 s in steps of 0.02 s
+_LATEST = "max_initial_timestamp_index"
 _SUPPRESSED = (("suppress_tokens", "begin_suppress_tokens"), ("suppress_ids", "suppress_ids_begin"))
 
 
@@ -74,6 +75,7 @@ class WhisperTokenizer(HuggingFaceTokenizer):
             for name, other in zip(*_SUPPRESSED, strict=True)
         }
         self._rules["is_multilingual"] = multilingual
+        self._rules[_LATEST] = _latest_beginning(rules)
         self.special = WhisperTokens(
             start=start,
             previous=token("<|startofprev|>"),
@@ -84,6 +86,7 @@ class WhisperTokenizer(HuggingFaceTokenizer):
             translate=tasks[1],
             suppressed=tuple(self._rules[_SUPPRESSED[0][0]]),
             suppressed_first=tuple(self._rules[_SUPPRESSED[0][1]]),
+            latest_beginning=self._rules[_LATEST],
         )
 
     def _files(self, name: str) -> dict[str, bytes]:
@@ -119,3 +122,13 @@ def _tokens(rules: dict[str, Any], names: tuple[str, ...], size: int) -> list[in
     ):
         raise TokenizerError(f"goes with a {names[0]} that is no list of its tokens")
     return [token for token in found if token >= 0]
+
+
+def _latest_beginning(rules: dict[str, Any]) -> int:
+    """The last time that a text may begin at; 1.00 s, as in OpenAI's code, if none is named."""
+    found = rules.get(_LATEST)
+    if found is None:
+        return 50
+    if type(found) is not int or not 0 <= found < _TIMES:
+        raise TokenizerError(f"goes with a {_LATEST} that is none of its {_TIMES} times")
+    return found

@@ -13,6 +13,7 @@ from mtp_jax.decoding import Decoded
 from mtp_jax.inference.programs import Inference
 from mtp_jax.inference.runner import Runner
 from mtp_jax.transcription.confidence import Calibration, uncalibrated
+from mtp_jax.transcription.phrases import Span, of_words, phrase_spans
 from mtp_jax.transcription.repetition import find_repetition, trim_repetitions
 from mtp_jax.transcription.results import Segment, Token, Word
 from mtp_jax.transcription.segmentation import Chunk
@@ -33,6 +34,7 @@ class _Row(NamedTuple):
         end: the token EOS, if it was reached.
         looped: a repetition was trimmed.
         invented: nobody speaks, and what was written is left out.
+        phrases: of each token, where the model tells their times.
     """
 
     text: Text
@@ -41,6 +43,7 @@ class _Row(NamedTuple):
     end: Token | None
     looped: bool
     invented: bool = False
+    phrases: list[Span] | None = None
 
 
 class SegmentAssembler:
@@ -54,6 +57,8 @@ class SegmentAssembler:
         self._tokenizer = runner.tokenizer
         self._aligner = make_aligner(runner)
         special = runner.model.vocabulary.whisper
+        self._first_time = special.first_time if special else runner.tokenizer.vocab_size
+        self._timestamps = special is not None and special.timestamps
         self._languages = {token: code for code, token in special.languages} if special else {}
 
     def segments(
@@ -119,16 +124,23 @@ class SegmentAssembler:
         if tokens and tokens[-1] == self._tokenizer.eos:
             places.pop()
             end = Token(tokens.pop(), "", call.pop(), float(np.exp(log_probs.pop())), -1)
-        looped = False
-        if find_repetition(tokens):
+        # What repeats itself does so at other times, which are no words.
+        places = [j for j in places if tokens[j] < self._first_time]
+        words, looped = [tokens[j] for j in places], False
+        if find_repetition(words):
 
             def likelihood(text: Sequence[int]) -> float | None:
                 return self._aligner.likelihood(inference, i, text)
 
-            places, looped = trim_repetitions(tokens, likelihood, ended=end is not None)
-            tokens, call, log_probs = ([x[j] for j in places] for x in (tokens, call, log_probs))
+            kept, looped = trim_repetitions(words, likelihood, ended=end is not None)
+            places = [places[j] for j in kept]
+        phrases = None
+        if self._timestamps:
+            spans = phrase_spans(tokens, self._first_time)
+            phrases = [spans[j] for j in places]
+        tokens, call, log_probs = ([x[j] for j in places] for x in (tokens, call, log_probs))
         text = Text(tokens, spell(self._tokenizer, tokens), places, False)
-        return _Row(text, call, log_probs, end, looped)
+        return _Row(text, call, log_probs, end, looped, phrases=phrases)
 
     def _segment(
         self,
@@ -148,6 +160,11 @@ class SegmentAssembler:
         else:
             spans, evidence[:, 1] = np.minimum(found.spans, seconds), found.scores
             log_probs = found.log_probs or log_probs
+        phrases: list[Span] = []
+        if row.phrases is not None and words:
+            phrases = of_words(row.phrases, spelled.word, len(words))
+            phrases = [(min(a, seconds), min(b, seconds)) for a, b in phrases]
+            spans = np.clip(spans, *np.array(phrases).T[..., None])
         if kind == "decoder" and words:  # tokens may spell none
             np.add.at(evidence[:, 0], spelled.word, log_probs)
         sure = calibration(evidence, kind) if calibration else uncalibrated(evidence, kind)
@@ -170,6 +187,7 @@ class SegmentAssembler:
             looped=row.looped,
             complete=kind == "ctc" or row.end is not None or row.invented,
             evidence=tuple((float(a), float(b)) for a, b in evidence),
+            phrases=tuple((start + a, start + b) for a, b in phrases),
         )
 
 

@@ -24,6 +24,7 @@ def load(
     pretrained: str = "",
     silence: float | None = None,
     dtype: str = "",
+    timestamps: bool = False,
 ) -> Transcriber:
     """Loads a model to transcribe with.
 
@@ -36,6 +37,7 @@ def load(
         silence: seconds of it that a Whisper hears behind each chunk; its own by default.
         dtype: of matrix products, "float32" or "bfloat16"; by default as trained, of a Whisper
             float32 on a CPU and bfloat16 elsewhere.
+        timestamps: of a Whisper: segments are the phrases whose times it writes itself.
 
     Raises:
         ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is none of these.
@@ -48,7 +50,7 @@ def load(
     startup.start(workdir.read_config().data.cache_dir)  # before anything asks for a device
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        runner = load_recognizer(workdir, mesh, pretrained, silence, dtype)
+        runner = load_recognizer(workdir, mesh, pretrained, silence, dtype, timestamps)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     return Transcriber(runner, default_tau(workdir), calibration_of(workdir), batch_size)

@@ -136,8 +136,9 @@ class Recording:
             self._end(self._transcript())
 
     def _settle(self, segment: Segment) -> None:
-        self.segments.append(segment)
-        self._emit(segment)
+        for part in segment.by_phrase():
+            self.segments.append(part)
+            self._emit(part)
 
     def _end(self, outcome: Transcript | Exception) -> None:
         self.outcome, self.covered = outcome, self.seconds

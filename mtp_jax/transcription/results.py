@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 
@@ -42,12 +43,12 @@ class Token(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segment:
-    """What was decoded at once.
+    """What was decoded at once, or a phrase of it.
 
     Attributes:
         start, end: s from the beginning of the recording.
         words: in order.
-        tokens: in order, EOS last where it was reached.
+        tokens: in order, EOS last where it was reached; of Whisper's times none.
         decoder_calls: that it took, the pass over the audio included.
         aligned: False where the encoder's output has no room for the words, and they are spread
             evenly over the segment.
@@ -58,6 +59,8 @@ class Segment:
         proposed, accepted: drafts of heads 2..M that were put to the test, and those that passed.
         language: code of the one that is spoken, as it was given or detected; empty of models that
             know one only.
+        phrases: of each word when its phrase begins and ends, in s, as a Whisper with timestamps
+            says; else empty.
     """
 
     start: float
@@ -72,6 +75,7 @@ class Segment:
     proposed: int = 0
     accepted: int = 0
     language: str = ""
+    phrases: tuple[tuple[float, float], ...] = ()
 
     @property
     def text(self) -> str:
@@ -90,7 +94,29 @@ class Segment:
             words=self.words[first:stop],
             evidence=self.evidence[first:stop],
             tokens=tokens,
+            phrases=self.phrases[first:stop],
         )
+
+    def by_phrase(self) -> list[Segment]:
+        """A segment for each phrase; itself where none is known.
+
+        The first has the decoder calls and drafts of all, and the last has EOS.
+        """
+        parts: list[Segment] = []
+        first = 0
+        for (start, end), words in itertools.groupby(self.phrases):
+            stop = first + len(list(words))
+            part = self.kept(first, stop)
+            start, end = (min(max(x, self.start), self.end) for x in (start, end))
+            part = dataclasses.replace(part, start=start, end=end, phrases=())
+            if first:
+                part = dataclasses.replace(part, decoder_calls=0, proposed=0, accepted=0)
+            if stop < len(self.phrases):
+                said = tuple(token for token in part.tokens if token.word >= 0)
+                part = dataclasses.replace(part, tokens=said)
+            parts.append(part)
+            first = stop
+        return parts or [self]
 
 
 @dataclasses.dataclass(frozen=True)

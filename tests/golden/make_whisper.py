@@ -9,7 +9,8 @@ The folder has config.json, generation_config.json, tokenizer.json and safetenso
 ``expected.npz`` holds ``features`` float32[B, T, Z]; ``text`` int32[B, S] and, behind the tokens
 that begin it, ``logits`` float32[B, S + 1, V]; ``languages`` int32[B], as detected; ``greedy``
 int32[B, L], without the tokens before the text and with EOS behind its end, in the language
-detected; and ``translated``, the same of translations from German, behind an earlier text.
+detected; ``translated``, the same of translations from German, behind an earlier text; and
+``timed`` and ``timed_translated``, these with timestamps.
 """
 
 from __future__ import annotations
@@ -79,6 +80,12 @@ def model(ids: dict[str, int], size: int, rng: np.random.Generator) -> transform
         if name.endswith("embed_tokens.weight"):
             x[eos] *= 1.5  # texts end
         parameter.data = torch.from_numpy(x.astype(np.float32))
+    # Times are now likely and now not, and now the earliest is the likeliest and now the latest.
+    common, slope = rng.normal(size=(2, 16))
+    place = np.linspace(-1, 1, TIMES)[:, None]
+    embedding = whisper.model.decoder.embed_tokens.weight.data
+    times = common + slope * place + 0.2 * rng.normal(size=(TIMES, 16))
+    embedding[-TIMES:] = torch.from_numpy(times.astype(np.float32))
     whisper.generation_config = transformers.GenerationConfig(
         eos_token_id=eos,
         bos_token_id=eos,
@@ -91,6 +98,7 @@ def model(ids: dict[str, int], size: int, rng: np.random.Generator) -> transform
         lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
         task_to_id={name: ids[f"<|{name}|>"] for name in ("transcribe", "translate")},
         is_multilingual=True,
+        max_initial_timestamp_index=50,
         alignment_heads=[[0, 1], [1, 0]],
         max_length=64,
     )
@@ -130,29 +138,42 @@ def made_with(seed: int) -> dict[str, np.ndarray]:
         languages = whisper.detect_language(encoder_outputs=encoded)
         begin = np.tile(start, (ROWS, 1))
         begin[:, 1] = languages.numpy()
-        options = {"do_sample": False, "max_new_tokens": LENGTH, "return_timestamps": False}
-        greedy = [  # one by one: transformers decodes a batch in one language
-            whisper.generate(
-                scored[i : i + 1], decoder_input_ids=torch.from_numpy(begin[i : i + 1]), **options
-            )
-            for i in range(ROWS)
-        ]
         german = [*earlier, start[0], ids["<|de|>"], ids["<|translate|>"], start[3]]
-        translated = [
-            whisper.generate(scored[i : i + 1], decoder_input_ids=torch.tensor([german]), **options)
-            for i in range(ROWS)
-        ]
 
-    def joined(rows: list[torch.Tensor], first: int) -> np.ndarray:
-        return np.concatenate([text_only(row, first, eos) for row in rows])
+        def texts(begin: np.ndarray, timed: bool) -> np.ndarray:
+            """Row by row: transformers decodes a batch in one language."""
+            options = {"do_sample": False, "max_new_tokens": LENGTH, "return_timestamps": timed}
+            if timed:
+                begin = begin[:, :-1]  # without <|notimestamps|>
+                options |= {
+                    "suppress_tokens": [5, 7, 11, *range(start[0], start[3] + 1)],
+                    # Else it decodes what it takes for the rest of the audio.
+                    "force_unique_generate_call": True,
+                    "return_dict_in_generate": True,
+                }
+            rows = []
+            for i in range(ROWS):
+                given = torch.from_numpy(begin[i : i + 1])
+                made = whisper.generate(scored[i : i + 1], decoder_input_ids=given, **options)
+                if timed:
+                    made = made.sequences[:, begin.shape[1] :]
+                rows.append(text_only(made, 0, eos))
+            return np.concatenate(rows)
+
+        german = np.tile(german, (ROWS, 1))
+        found = {
+            "greedy": texts(begin, False),
+            "translated": texts(german, False),
+            "timed": texts(begin, True),
+            "timed_translated": texts(german, True),
+        }
 
     return {
         "features": features,
         "text": text,
         "logits": logits[:, len(start) - 1 :].numpy(),
         "languages": languages.numpy().astype(np.int32),
-        "greedy": joined(greedy, 0),
-        "translated": joined(translated, 0),
+        **found,
     }
 
 
