@@ -4,6 +4,7 @@ python -m bench.scaling train FILE.json ...
 python -m bench.scaling growth FILE.json ...
 python -m bench.scaling decode FILE.json ...
 python -m bench.scaling calls FILE.json ...
+python -m bench.scaling models FILE.json ...
 """
 
 from __future__ import annotations
@@ -124,6 +125,31 @@ def calls(rows: list[Row]) -> str:
     return table(head, lines)
 
 
+def models(rows: list[Row]) -> str:
+    """Of ``--model``: calls of each width, and the acceptance that wide ones need."""
+    widths = sorted({row["width"] for row in rows if "width" in row})
+    head = ["run", "utterances", "mesh", "GiB", "to the first token ms"]
+    head += [f"{w} wide ms" for w in widths] + [f"{w} wide pays from" for w in widths[1:]]
+    batches: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        batches.setdefault((row["file"], row["rows"]), []).append(row)
+    lines = []
+    for (file, size), group in batches.items():
+        if not all(row["fits"] for row in group):
+            lines.append([file, str(size), "does not fit", *[""] * (len(head) - 3)])
+            continue
+        peak, shares = max(row["peak_bytes"] for row in group), [r["acceptance"] for r in group[1:]]
+        lines.append(
+            [
+                *(file, str(size), group[0]["mesh"], f"{peak / GIB:.1f}"),
+                f"{group[0]['before_seconds'] * 1e3:.1f}",
+                *(f"{row['call_seconds'] * 1e3:.2f}" for row in group),
+                *("never" if share is None else f"{share:.2f}" for share in shares),
+            ]
+        )
+    return table(head, lines)
+
+
 if __name__ == "__main__":
-    tables = {"train": train, "growth": growth, "decode": decode, "calls": calls}
+    tables = {"train": train, "growth": growth, "decode": decode, "calls": calls, "models": models}
     print(tables[sys.argv[1]](read(sys.argv[2:])))

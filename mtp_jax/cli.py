@@ -70,12 +70,19 @@ class ConfigFlag:
 
     Args:
         meaning: of the config, for --help.
+        required: whether the command has no other way to be told what to do.
     """
 
-    def __init__(self, meaning: str) -> None:
+    def __init__(self, meaning: str, required: bool = True) -> None:
         config_flags.DEFINE_config_file("config", None, f"{meaning}: a file or name of configs/")
         flags.FLAGS["config"].parser = _ConfigParser()
-        flags.mark_flag_as_required("config")
+        if required:
+            flags.mark_flag_as_required("config")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is one."""
+        return flags.FLAGS["config"].value is not None
 
     @property
     def value(self) -> Config:

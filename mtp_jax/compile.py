@@ -4,12 +4,17 @@
         [--utterances_per_chip=16] [--seconds=15] [--tokens=64] [--strategy=greedy,verify]
         [--notrain] [--sweep] [--calls=1,8,64 --call_widths=1,4] [--profile] [--output=FILE.json]
         [--config.mesh.fsdp=16 ...]
+    python -m mtp_jax.compile --model=whisper-large-v3 --topology=v5e:2x2
 
 TOPOLOGY is v5e, v5p or v6e and the chips along each axis: v5e:4x4, v5p:4x4x4, v6e:16x16. The
 compiler is the real one, from the package ``libtpu``; docs/scaling.md says how its output becomes
 seconds, and what to make of them. --sweep compiles the training step on every mesh of data x fsdp
 x tensor that can hold it. --calls estimates single decoder calls at these batch sizes. Neither
 data nor weights are needed: models on the Hub are known by name.
+
+--model names a whole model in place of a config: its decoding is planned, in bfloat16, with as many
+heads as calls are wide, each time on a mesh that suits the batch. With a config, the same is said
+of ``config.pretrained.model`` by --calls.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from typing import Any
 from absl import flags
 
 from mtp_jax import cli
-from mtp_jax.config import Config, ConfigError
+from mtp_jax.config import Config, ConfigError, from_config_dict, load_config
 from mtp_jax.decoding import registry
 from mtp_jax.paths import check_writable_file, to_path, write_whole
 
@@ -39,7 +44,8 @@ def planned() -> tuple[str, ...]:
     return registry.names(lambda entry: entry.calls_decoder and not entry.needs_ctc_hypothesis)
 
 
-_CONFIG = cli.ConfigFlag("the run")
+_CONFIG = cli.ConfigFlag("the run", required=False)
+_MODEL = flags.DEFINE_string("model", "", "in place of a config: a whole model, by name or folder")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "of the slice, as in v5e:4x4", required=True)
 _TRAIN = flags.DEFINE_bool("train", True, "compile the training step")
 _STRATEGY = flags.DEFINE_list("strategy", list(planned()), "to compile; empty for none")
@@ -49,8 +55,10 @@ _EACH = flags.DEFINE_integer(
 )
 _SECONDS = flags.DEFINE_float("seconds", 0.0, "an utterance; default: the longest bucket")
 _TOKENS = flags.DEFINE_integer("tokens", 0, "an utterance; default: config.data.max_tokens")
-_CALLS = flags.DEFINE_list("calls", [], "batch sizes of single decoder calls to estimate")
-_WIDTHS = flags.DEFINE_list("call_widths", ["1", "4"], "tokens that these are wide")
+_CALLS = flags.DEFINE_list(
+    "calls", [], "batch sizes of single decoder calls to estimate; with --model 1,8,32"
+)
+_WIDTHS = flags.DEFINE_list("call_widths", ["1", "4", "8"], "tokens that these are wide")
 _PROFILE = flags.DEFINE_bool("profile", False, "list the operations that take most time")
 _CODEGEN = flags.DEFINE_bool("codegen", False, "generate machine code too: ten times as long")
 _OUTPUT = flags.DEFINE_string("output", None, "file for all figures, as JSON")
@@ -66,7 +74,9 @@ def main(argv: list[str]) -> None:
     output = to_path(_OUTPUT.value) if _OUTPUT.value else None
     if output:
         check_writable_file(output, "output")
-    config, vocabulary = sized(_CONFIG.value)
+    config, vocabulary = sized(given := _given_config())
+    whole = bool(given.pretrained.model)
+    sizes = sizes or [1, 8, 32] * bool(_MODEL.value)
 
     from mtp_jax.planning.chips import Slice  # imported late: errors in flags come at once
     from mtp_jax.planning.plan import Planner
@@ -78,13 +88,11 @@ def main(argv: list[str]) -> None:
     seconds = _SECONDS.value or config.data.bucket_seconds[-1]
     tokens = _TOKENS.value or config.data.max_tokens
     each = _EACH.value * where.chips
-    data, fsdp, _ = planner.sizes()
     load = Load(each or config.data.batch_size, seconds, tokens)
-    if not _SWEEP.value and load.rows % (data * fsdp):
-        raise ConfigError(
-            f"a batch of {load.rows} utterances cannot be shared out over {data * fsdp} devices:"
-            " give --utterances_per_chip, or another config.mesh"
-        )
+    if not (_SWEEP.value or _MODEL.value):
+        data, fsdp, _ = planner.sizes()
+        for size in sizes or [load.rows]:
+            check_shares(size, data * fsdp)
     rows: list[dict[str, Any]] = []
 
     def show(row: dict[str, Any]) -> None:
@@ -96,6 +104,10 @@ def main(argv: list[str]) -> None:
             show(row)
         best = min((r for r in rows if r["fits"]), key=lambda r: r["step_seconds"], default=None)
         print(f"best: {best['mesh']} (data x fsdp x tensor)" if best else "no mesh fits")
+    elif sizes and whole:
+        for size in sizes:
+            for row in planner.widths(Load(size, seconds, tokens), sorted({1, *widths})):
+                show(row)
     elif sizes:
         prompt = round(seconds * 100) // frames_per_embedding(config) + 1
         for size in sizes:
@@ -108,6 +120,36 @@ def main(argv: list[str]) -> None:
             show(planner.decode(name, load))
     if output:
         write_whole(output, (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def check_shares(rows: int, devices: int) -> None:
+    """Raises `ConfigError` if a batch of so many utterances is not one of equal shares."""
+    if rows % devices:
+        raise ConfigError(
+            f"a batch of {rows} utterances cannot be shared out over {devices} devices:"
+            " give --utterances_per_chip, or another config.mesh"
+        )
+
+
+def _given_config() -> Config:
+    """The config, or one that plans decoding of the model.
+
+    Raises:
+        flags.Error: not one of the two is given.
+    """
+    if _CONFIG.is_given == bool(_MODEL.value):
+        raise flags.Error("give --config, or --model, but not both")
+    return model_config(_MODEL.value) if _MODEL.value else _CONFIG.value
+
+
+def model_config(model: str) -> Config:
+    """Heads as configs/add_heads.py adds them to a `model`, activations in bfloat16."""
+    config = from_config_dict(load_config("add_heads"))
+    return dataclasses.replace(
+        config,
+        pretrained=dataclasses.replace(config.pretrained, model=model),
+        train=dataclasses.replace(config.train, dtype="bfloat16"),
+    )
 
 
 def numbers(flag: str, values: list[str]) -> list[int]:
@@ -141,8 +183,6 @@ def sized(config: Config) -> tuple[Config, Any]:
     from mtp_jax.pretrained.published_sizes import with_published_sizes
     from mtp_jax.pretrained.sizes import completed
 
-    if config.pretrained.model:
-        raise ConfigError("config.pretrained.model is a whole Whisper, which is not planned yet")
     whole, size = with_published_sizes(config)
     whole = completed(whole)
     # With the names of its parts, as their tokenizers lie beside them.
@@ -157,7 +197,7 @@ def report(row: dict[str, Any], hbm: float, profile: bool = False) -> str:
         return f"{name} on {row['mesh']}: does not fit: {row['why']}"
     gib = 2**30
     head = f"{name} on {row['topology']}, mesh {row['mesh']}, {row['rows']} utterances"
-    if name == "call":
+    if "width" in row:
         head += f", {row['width']} wide"
     lines = [
         head,
@@ -192,6 +232,10 @@ def report(row: dict[str, Any], hbm: float, profile: bool = False) -> str:
             f" {_ms(row['call_seconds'])} a call; {slow:,.0f} tokens/s at one a call, {fast:,.0f}"
             " at the most"
         )
+    if "acceptance" in row:
+        share = row["acceptance"]
+        when = "pay from an acceptance of {:.2f}".format
+        lines.append(f"  drafts     {'never pay' if share is None else when(share)}")
     if profile:
         lines += [f"    {_ms(seconds):>10}  {what}" for what, seconds in row["spent"].items()]
     return "\n".join(lines)

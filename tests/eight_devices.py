@@ -40,11 +40,12 @@ from mtp_jax.distributed.sharding import (
 from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.runner import Runner
-from mtp_jax.models.recogniser import Vocabulary, call
+from mtp_jax.models.recogniser import Recogniser, Vocabulary, call
 from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import TrainState, init_state, make_train_step
 from mtp_jax.training.word_hashes import Spelling
+from tests.tiny_whisper import tiny_whisper
 
 V, B, T, L = 16, 8, 3200, 6
 MODEL = SpeechLlama(
@@ -75,6 +76,7 @@ SPELLING = Spelling(
     characters=jnp.ones(V, jnp.int32).at[:3].set(0),
     starts=jnp.arange(V) % 2 == 0,
 )
+WHISPER = tiny_whisper(Heads("latent", 3, layers=1), optim=MODEL.config.optim)
 # MWER takes long to compile: two meshes are enough for it.
 PLAIN = MODEL.clone(config=dataclasses.replace(MODEL.config, mwer=Mwer()))
 RUNS = {
@@ -84,6 +86,8 @@ RUNS = {
     "data": (PLAIN, configs.Mesh(data=-1)),
     "fsdp": (PLAIN, configs.Mesh(data=1, fsdp=8)),
     "data_and_tensor": (PLAIN, configs.Mesh(data=4, tensor=2)),
+    "whisper_one": (WHISPER, configs.Mesh(data=1)),
+    "whisper_fsdp_and_tensor": (WHISPER, configs.Mesh(data=2, fsdp=2, tensor=2)),
 }
 STRATEGIES = {
     "ctc": CtcGreedy(),
@@ -170,33 +174,40 @@ def run(out: Path) -> None:
         }
         np.savez(out / f"{name}.npz", **jax.device_get(arrays))
         states[name] = state, shardings
-        if name in ("one", "fsdp_and_tensor"):
-            decode_all(out, name, mesh, state)
+        if name.endswith(("one", "fsdp_and_tensor")) and not name.startswith("plain"):
+            decode_all(out, name, model, mesh, state)
     (out / "shards.json").write_text(json.dumps(shards))
     with Checkpoints(out / "run") as checkpoints:
         checkpoints.save(states["fsdp"][0])
         checkpoints.wait()
         for name, (state, shardings) in states.items():
+            if name.startswith("whisper"):
+                continue
             restored = checkpoints.restore(state, shardings)
             assert jax.tree.map(lambda x: x.sharding, restored) == shardings
             np.savez(out / f"restored_{name}.npz", **jax.device_get(parts(restored)))
 
 
-def decode_all(out: Path, name: str, mesh: jax.sharding.Mesh, state: TrainState) -> None:
-    """Tokens and calls of every strategy, and what one device holds of a cache."""
-    runner = Runner(MODEL, state.model_params, Pieces(), mesh)
+def decode_all(
+    out: Path, name: str, model: Recogniser, mesh: jax.sharding.Mesh, state: TrainState
+) -> None:
+    """Tokens and calls of every strategy, and what one device holds of the caches."""
+    runner = Runner(model, state.model_params, Pieces(), mesh)
     found = {}
     for label, strategy in STRATEGIES.items():
+        if label == "ctc" and not model.vocabulary.has_ctc:
+            continue
         found[label] = [
             [[*h.tokens], h.calls, [[*a.tokens] for a in h.nbest]]
             for h in decode_source(runner, SOURCE, [batch(0)], strategy).hypotheses
         ]
     with use_mesh(mesh):
-        prefill = jax.jit(lambda p, e: call(SpeechLlama.prefill, MODEL, p, e, 4)[1].keys)
-        encoded = jax.jit(lambda p, b: encode(MODEL, p, b))
+        prefill = jax.jit(lambda p, e: call(Recogniser.prefill, model, p, e, 4)[1])
+        encoded = jax.jit(lambda p, b: encode(model, p, b))
         placed = runner.place(batch(0))
-        keys = prefill(state.model_params, encoded(state.model_params, placed))
-    found["cache"] = [keys.sharding.shard_shape(keys.shape), keys.shape]
+        cache = prefill(state.model_params, encoded(state.model_params, placed))
+    kept = {"text": cache.keys} | ({"audio": cache.cross.keys[0]} if cache.cross else {})
+    found["caches"] = {k: [x.sharding.shard_shape(x.shape), x.shape] for k, x in kept.items()}
     (out / f"decoded_{name}.json").write_text(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""MWER on tiny real models: lists, scores, errors and gradients."""
+"""MWER on tiny real models of both kinds: lists, scores, errors and gradients."""
 
 from __future__ import annotations
 
@@ -12,43 +12,70 @@ import numpy as np
 import optax
 import pytest
 
-from mtp_jax.config import Mwer
+from mtp_jax.config import Heads, Mwer
 from mtp_jax.data import Batch
 from mtp_jax.decoding import BeamSearch, NBest, PrefixBeam, Strategy, registry
+from mtp_jax.inference import decoder_functions
 from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.models.params import by_path
-from mtp_jax.models.recogniser import Encoded, call
+from mtp_jax.models.recogniser import Encoded, Recogniser, call
 from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.training.mwer import mwer_loss, sequence_log_probs, with_reference, word_errors
 from mtp_jax.training.step import loss_fn
 from mtp_jax.training.word_hashes import Spelling
 from tests.test_decoder_functions import LIMIT, PLAIN, build, drawn, encode
+from tests.tiny_whisper import drawn_params, tiny_whisper
 
-# Pieces: specials, word starts, continuations.
+# Pieces: specials, word starts, continuations; and those that only a Whisper has.
 SPELLING = Spelling(
-    hash=jnp.array([0, 0, 0, 0, *range(11, 18)], jnp.uint32),
-    power=jnp.array([1, 1, 1, 1, *[101] * 7], jnp.uint32),
-    characters=jnp.array([0, 0, 0, 0, *[1] * 7], jnp.int32),
-    starts=jnp.array([False] * 4 + [True, False, True, False, True, False, True]),
+    hash=jnp.array([0, 0, 0, 0, *range(11, 18), *[0] * 8], jnp.uint32),
+    power=jnp.array([1, 1, 1, 1, *[101] * 7, *[1] * 8], jnp.uint32),
+    characters=jnp.array([0, 0, 0, 0, *[1] * 7, *[0] * 8], jnp.int32),
+    starts=jnp.array([False] * 4 + [True, False, True, False, True, False, True] + [False] * 8),
 )
+KINDS = pytest.mark.parametrize("kind", ["speech_llama", "whisper"])
 
 
-def with_options(model: SpeechLlama, **options: Any) -> SpeechLlama:
+def with_options(model: Recogniser, **options: Any) -> Recogniser:
     mwer = dataclasses.replace(Mwer(weight=1.0, beams=3), **options)
-    return SpeechLlama(dataclasses.replace(model.config, mwer=mwer), model.vocabulary)
+    return model.clone(config=dataclasses.replace(model.config, mwer=mwer))
 
 
-def case(**options: Any) -> tuple[SpeechLlama, Any, Encoded, Batch]:
-    """A model, its parameters, encoded audio, and references that are not what it says."""
-    model, params = build("latent", PLAIN)
-    features, frames = drawn()
+@functools.cache
+def recogniser(kind: str) -> tuple[Recogniser, Any]:
+    """A model and its parameters."""
+    if kind == "speech_llama":
+        return build("latent", PLAIN)
+    model = tiny_whisper(Heads(count=4))
+    return model, drawn_params(model)
+
+
+def references() -> tuple[np.ndarray, np.ndarray]:
+    """Texts that no model says, and their lengths."""
     rng = np.random.default_rng(0)
     length = np.array([7, 3, 0, 12, 1, 9, 5, 8], np.int32)
     tokens = rng.integers(4, 11, (8, 14)).astype(np.int32)
     for row, n in enumerate(length):
         tokens[row, max(n - 1, 0) :] = 2
-    batch = Batch(features, frames, tokens, length, np.arange(8, dtype=np.int32))
-    encoded = encode(model, params, features, frames)
+    return tokens, length
+
+
+def waveforms() -> Batch:
+    audio = np.random.default_rng(0).normal(size=(8, 3000)) * 3000
+    given = audio.astype(np.int16), np.full(8, 3000, np.int32)
+    return Batch(*given, *references(), np.arange(8, dtype=np.int32))
+
+
+def case(kind: str = "speech_llama", **options: Any) -> tuple[Recogniser, Any, Encoded, Batch]:
+    """A model, its parameters, encoded audio, and references that are not what it says."""
+    model, params = recogniser(kind)
+    if kind == "whisper":
+        batch = waveforms()
+        encoded = quick_jit(decoder_functions.encode, static_argnums=0)(model, params, batch)
+    else:
+        features, frames = drawn()
+        batch = Batch(features, frames, *references(), np.arange(8, dtype=np.int32))
+        encoded = encode(model, params, features, frames)
     return with_options(model, **options), params, encoded, batch
 
 
@@ -57,12 +84,12 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 
 @functools.partial(quick_jit, static_argnums=0)
-def loss_of(model: SpeechLlama, params: Any, encoded: Encoded, batch: Batch) -> Any:
+def loss_of(model: Recogniser, params: Any, encoded: Encoded, batch: Batch) -> Any:
     return mwer_loss(model, params, encoded, batch.tokens, batch.token_length, SPELLING)
 
 
 @functools.partial(quick_jit, static_argnums=0)
-def gradient_of(model: SpeechLlama, params: Any, encoded: Encoded, batch: Batch) -> Any:
+def gradient_of(model: Recogniser, params: Any, encoded: Encoded, batch: Batch) -> Any:
     def loss(params: Any) -> Any:
         return mwer_loss(model, params, encoded, batch.tokens, batch.token_length, SPELLING)
 
@@ -76,7 +103,7 @@ step_loss = functools.partial(quick_jit, static_argnums=0)(loss_fn)
 SEARCH = PrefixBeam(3, width=4)
 
 
-def search(model: SpeechLlama, params: Any, encoded: Encoded, strategy: Strategy = SEARCH) -> NBest:
+def search(model: Recogniser, params: Any, encoded: Encoded, strategy: Strategy = SEARCH) -> NBest:
     active = jnp.ones(len(encoded.length), bool)
     decode = quick_jit(
         lambda: strategy.decode(bind_decoder(model, params, encoded), active, LIMIT).nbest
@@ -86,9 +113,10 @@ def search(model: SpeechLlama, params: Any, encoded: Encoded, strategy: Strategy
     return nbest
 
 
+@KINDS
 @pytest.mark.parametrize("strategy", [BeamSearch(3), PrefixBeam(3), PrefixBeam(5, width=3)])
-def test_hypotheses_are_scored_as_the_search_scored_them(strategy: Strategy) -> None:
-    model, params, encoded, _ = case()
+def test_hypotheses_are_scored_as_the_search_scored_them(strategy: Strategy, kind: str) -> None:
+    model, params, encoded, _ = case(kind)
     nbest = search(model, params, encoded, strategy)
     got = log_probs_of(model, params, encoded, nbest)
     expected = jnp.sum(nbest.log_probs, axis=2)
@@ -96,9 +124,17 @@ def test_hypotheses_are_scored_as_the_search_scored_them(strategy: Strategy) -> 
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("search", registry.names(lambda entry: entry.makes_nbest))
-def test_every_search_makes_the_lists_that_it_is_asked_for(search: str) -> None:
-    model, params, encoded, batch = case(search=search)
+@pytest.mark.parametrize(
+    ("kind", "search"),
+    [
+        (kind, entry.name)
+        for kind in ("speech_llama", "whisper")
+        for entry in map(registry.get, registry.names(lambda entry: entry.makes_nbest))
+        if kind == "speech_llama" or not entry.needs_ctc_hypothesis
+    ],
+)
+def test_every_search_makes_the_lists_that_it_is_asked_for(kind: str, search: str) -> None:
+    model, params, encoded, batch = case(kind, search=search)
     loss, metrics = loss_of(model, params, encoded, batch)
     assert metrics["nbest_size"] == 3
     assert np.isfinite(loss)
@@ -153,10 +189,17 @@ def test_the_reference_joins_a_list_that_lacks_it() -> None:
     assert not same.real[:, 3].any()
 
 
-@pytest.mark.parametrize("options", [{}, {"all_heads": True, "reference": True}])
-def test_the_gradient_is_that_of_the_expected_errors(options: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("speech_llama", {}),
+        ("speech_llama", {"all_heads": True, "reference": True}),
+        ("whisper", {"all_heads": True, "reference": True}),
+    ],
+)
+def test_the_gradient_is_that_of_the_expected_errors(kind: str, options: dict[str, bool]) -> None:
     """Along random directions, by finite differences; the search itself adds none."""
-    model, params, encoded, batch = case(**options)
+    model, params, encoded, batch = case(kind, **options)
     (loss, metrics), gradient = gradient_of(model, params, encoded, batch)
     assert np.isfinite(loss)
     assert metrics["oracle_errors"] <= metrics["nbest_errors"]
@@ -186,12 +229,13 @@ def test_a_step_without_errors_to_tell_apart_changes_nothing() -> None:
     assert all(np.isfinite(x) for x in metrics.values())
 
 
-def test_the_loss_of_a_step_weighs_both() -> None:
-    model, params, _, batch = case(weight=2.0, cross_entropy=0.25)
-    plain = SpeechLlama(dataclasses.replace(model.config, mwer=Mwer()), PLAIN)
-    audio = np.random.default_rng(0).normal(size=(8, 3000)) * 3000
-    batch = batch._replace(audio=audio.astype(np.int16), audio_length=np.full(8, 3000, np.int32))
+@KINDS
+def test_the_loss_of_a_step_weighs_both(kind: str) -> None:
+    """Of waveforms: the lists are made in the step."""
+    given, params = recogniser(kind)
+    model, batch = with_options(given, weight=2.0, cross_entropy=0.25), waveforms()
     both, metrics = step_loss(model, params, batch, None, SPELLING)
-    alone, _ = step_loss(plain, params, batch, None)
+    alone, _ = step_loss(with_options(given, weight=0.0), params, batch, None)
     assert float(both) == pytest.approx(0.25 * float(alone) + 2 * float(metrics["mwer"]), rel=1e-4)
     assert metrics["loss"] == both
+    assert metrics["nbest_size"] == 3

@@ -10,6 +10,7 @@ from mtp_jax.config import Mesh
 from mtp_jax.planning import hlo, memory, roofline
 from mtp_jax.planning.chips import CHIPS, Chip, Slice, TopologyError
 from mtp_jax.planning.collectives import groups, seconds_of
+from mtp_jax.planning.drafts import acceptance_needed, decoding_meshes
 from mtp_jax.planning.meshes import factorisations
 
 # 1000 operations, 100 bytes of memory and 10 bytes of a link a second.
@@ -94,9 +95,15 @@ def test_loops_that_depend_on_data_are_told_apart_by_what_is_traced_within():
     text = LOOP.replace("direction=LT", "direction=NE")
     labels = "dim_labels=bf_io->bf"
     named = text.replace(labels, labels + ', metadata={op_name="jit(f)/Model.read/dot"}')
-    trips = {"Model.read/": 4, "": 1}
+    trips = {"Model.read/": 4, "Model.extend/": 3, "": 1}
     assert estimate(hlo.parse(named), loop_trips=trips).flops == 4 * 2000
     assert estimate(hlo.parse(text), loop_trips=trips).flops == 2000
+    # The product is one that another loop has as well.
+    lines = named.splitlines()
+    for i in (n for n, line in enumerate(lines) if "get-tuple-element(%arg), index=" in line):
+        index = lines[i].rsplit("=", 1)[1]
+        lines[i] += f', metadata={{op_name="jit(f)/Model.extend/{index}"}}'
+    assert estimate(hlo.parse("\n".join(lines)), loop_trips=trips).flops == 3 * 2000
 
 
 def test_a_loop_may_take_steps_of_two():
@@ -240,6 +247,25 @@ def test_memory_at_the_worst_moment():
 def test_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         hlo.parse("nothing")
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+@pytest.mark.parametrize("ratio", [1.0, 1.3, 1.9])
+def test_drafts_pay_where_a_call_yields_as_many_tokens_as_it_takes_longer(ratio, width):
+    share = acceptance_needed(ratio, width)
+    assert sum(share**i for i in range(width)) == pytest.approx(ratio)
+
+
+def test_drafts_that_cost_nothing_always_pay_and_too_dear_ones_never():
+    assert acceptance_needed(0.9, 4) == 0
+    assert acceptance_needed(4.1, 4) is None
+    assert acceptance_needed(4.0, 4) == pytest.approx(1)
+
+
+def test_chips_that_a_batch_does_not_need_split_the_matrices():
+    found = [(m.data, m.fsdp, m.tensor) for m in decoding_meshes(8, 12)]
+    assert found == [(4, 1, 2), (2, 1, 4), (1, 1, 8)]
+    assert [m.tensor for m in decoding_meshes(4, 1)] == [4]
 
 
 @pytest.mark.parametrize("chips", [1, 2, 8, 12, 64])

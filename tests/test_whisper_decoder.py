@@ -69,12 +69,15 @@ def test_greedy_tokens_equal_those_of_transformers(runner, expected, encode, nam
     np.testing.assert_array_equal(texts(decoded, runner.tokenizer.eos), expected[name])
 
 
-@pytest.mark.parametrize("row", [0, 2, 5])
-def test_a_row_decodes_as_it_does_alone(runner, encode, row):
-    together = decode(runner, encode(), Greedy())
-    alone = decode(runner, encode(slice(row, row + 1)), Greedy())
-    np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
-    assert together.calls[row] == alone.calls[0]
+@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(3), PrefixBeam(3)])
+def test_a_row_decodes_as_it_does_alone(runner, encode, strategy):
+    together = decode(runner, encode(), strategy)
+    for row in (0, 2, 5):
+        alone = decode(runner, encode(slice(row, row + 1)), strategy)
+        np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+        assert together.calls[row] == alone.calls[0]
+        if together.nbest is not None:
+            np.testing.assert_array_equal(together.nbest.tokens[row], alone.nbest.tokens[0])
 
 
 def test_frames_beyond_the_length_change_nothing(runner, expected):
@@ -148,10 +151,21 @@ def test_a_beam_of_one_is_greedy(runner, encode, strategy):
     np.testing.assert_allclose(got.log_probs, greedy.log_probs, rtol=1e-4, atol=1e-5)
 
 
-def test_hypotheses_of_a_beam_have_the_probability_that_their_tokens_have(runner, encode):
-    """They share the audio's keys and values; each is scored again in a row of its own."""
+@pytest.mark.parametrize("strategy", [BeamSearch(4), PrefixBeam(4, width=3)])
+def test_hypotheses_have_the_probability_that_their_tokens_have(runner, encode, strategy):
+    """They share the audio's keys and values; each is scored again in a row of its own.
+
+    No two are alike, and the likeliest stands first.
+    """
     encoded = encode(slice(0, 2))
-    nbest = decode(runner, encoded, BeamSearch(4), limit=6).nbest
+    decoded = decode(runner, encoded, strategy, limit=6)
+    nbest = decoded.nbest
+    assert nbest.real.all()
+    np.testing.assert_array_equal(nbest.tokens[:, 0], decoded.tokens)
+    total = np.asarray(jnp.sum(nbest.log_probs, axis=2))
+    assert np.all(total[:, :-1] >= total[:, 1:])
+    for row in range(2):
+        assert len({tuple(text) for text in np.asarray(nbest.tokens[row])}) == 4
     for k in range(4):
         functions = bind_decoder(runner.model, runner.params, encoded)
         hidden, cache = functions.prefill(8)

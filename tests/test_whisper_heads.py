@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -31,6 +32,8 @@ from mtp_jax.config import (
 )
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Greedy, Verify
+from mtp_jax.distributed import sharding
+from mtp_jax.inference.decoder_functions import bind_decoder, encode
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
@@ -99,10 +102,10 @@ def batch(folder):
     )
 
 
-def untrained(folder, heads):
+def untrained(folder, heads, dtype="float32"):
     """The golden model with random heads."""
     whole = load(open_model_folder(FOLDER))
-    config = config_of(folder, heads=heads)
+    config = config_of(folder, heads=heads, train=Train(dtype=dtype))
     model = whole.model.clone(config=config)
     fresh = jax.tree.map(
         lambda x: x.unbox() if hasattr(x, "unbox") else x,
@@ -130,6 +133,21 @@ def test_verify_is_greedy_whatever_the_heads_draft(folder, batch, heads):
     np.testing.assert_array_equal(verify.tokens, greedy.tokens)
     assert np.all(verify.calls <= greedy.calls)
     assert int(verify.proposed.sum()) > 0
+
+
+def test_verify_is_greedy_in_bfloat16(folder, batch, monkeypatch):
+    """Of the decoder too, which would run in float32 on a CPU."""
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    runner = untrained(folder, Heads(count=4, layers=1), "bfloat16")
+    greedy = runner.run(batch, Greedy(4)).decoded
+    verify = runner.run(batch, Verify()).decoded
+    np.testing.assert_array_equal(verify.tokens, greedy.tokens)
+    assert np.all(verify.calls <= greedy.calls)
+    assert int(verify.length.sum()) > ROWS
+    scores = jax.jit(
+        lambda p, b: bind_decoder(runner.model, p, encode(runner.model, p, b)).prefill(4)
+    ).eval_shape(runner.params, batch)
+    assert (scores[0].dtype, scores[1].keys.dtype) == (jnp.bfloat16, jnp.bfloat16)
 
 
 def test_heads_learn_from_audio_alone(folder, batch, tmp_path):

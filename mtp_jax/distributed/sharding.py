@@ -31,6 +31,10 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
+# Axes whose size a tokenizer gives: they stay whole where their mesh axes do not divide it.
+_GIVEN = ("vocab",)
+
+
 class MeshError(ValueError):
     """A mesh, or something laid over it, that does not divide; the message says what does."""
 
@@ -142,6 +146,8 @@ def batch_divisor(mesh: jax.sharding.Mesh) -> int:
 def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
     """Shardings of the parameters whose logically annotated shapes are `boxed`.
 
+    A vocabulary that its mesh axis does not divide (Whisper has 51,865 tokens) stays whole.
+
     Args:
         boxed: what ``jax.eval_shape(model.init, ...)`` gives, annotations still around the leaves.
 
@@ -172,6 +178,18 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
     jax.tree_util.tree_map_with_path(
         check_names, logical, is_leaf=lambda x: isinstance(x, PartitionSpec)
     )
+    shapes = nn.unbox(boxed)
+
+    def without_odd(spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> PartitionSpec:
+        def is_odd(axis: str | None, size: int) -> bool:
+            return axis in _GIVEN and size % _parts(mesh, _mesh_axes(rules[axis])) > 0
+
+        pairs = zip(spec, shape.shape, strict=False)
+        return PartitionSpec(*(None if is_odd(axis, size) else axis for axis, size in pairs))
+
+    logical = jax.tree.map(
+        without_odd, logical, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
     shardings = nn.logical_to_mesh_sharding(logical, mesh, RULES)
 
     def check(path: Any, shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
@@ -185,5 +203,5 @@ def parameter_shardings(boxed: Any, mesh: jax.sharding.Mesh) -> Any:
                     " choose a mesh or a model size that divides"
                 )
 
-    jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)
+    jax.tree_util.tree_map_with_path(check, shapes, shardings)
     return shardings

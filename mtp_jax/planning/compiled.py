@@ -26,6 +26,7 @@ from mtp_jax import interrupts
 from mtp_jax.config import Config, from_config_dict
 from mtp_jax.models.recogniser import Vocabulary
 from mtp_jax.tokenizer.merges import Merges
+from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
 
 # These only read what the compiler made.
 _READERS = (
@@ -33,6 +34,7 @@ _READERS = (
     "collectives",
     "compiled",
     "costs",
+    "drafts",
     "hlo",
     "memory",
     "meshes",
@@ -95,7 +97,12 @@ def _vocabulary(values: dict[str, Any]) -> Vocabulary:
         space = merges.pop("space")
         arrays = {name: np.array(numbers, np.int32) for name, numbers in merges.items()}
         merges = Merges(**arrays, space=space)
-    return Vocabulary(**values | prompt | {"merges": merges})
+    whisper = values["whisper"]
+    if whisper is not None:
+        languages = {"languages": tuple((code, token) for code, token in whisper["languages"])}
+        tokens = {name: tuple(whisper[name]) for name in ("suppressed", "suppressed_first")}
+        whisper = WhisperTokens(**whisper | languages | tokens)
+    return Vocabulary(**values | prompt | {"merges": merges, "whisper": whisper})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mtp_jax.models.params import merge
 from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.planning.programs import Load, batch
 from mtp_jax.training.optimizer import make_optimizer
-from mtp_jax.training.step import abstract_state, loss_fn
+from mtp_jax.training.step import abstract_state, counted_heads, loss_fn
 
 
 def train_step_flops(model: Recogniser, mesh: jax.sharding.Mesh, load: Load) -> float:
@@ -38,11 +38,18 @@ def train_step_flops(model: Recogniser, mesh: jax.sharding.Mesh, load: Load) -> 
     rows = jax.tree.map(lambda x: x.update(sharding=None), batch(model, mesh, load, True))
     traced = jax.make_jaxpr(jax.grad(loss))(state.params, others, rows)
     needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
-    # The logits are made anew for their gradient.
-    width, size = c.decoder.width, model.vocabulary.size
-    parts = max(1, round(size / c.loss.columns))
-    logits = load.rows * load.tokens * c.heads.count * -(-size // parts) * parts
-    return count(needed) - 2.0 * logits * width
+    # Logits are made anew for their gradient.
+    decoder = c.whisper_decoder if c.whisper_decoder.present else c.decoder
+
+    def columns(tokens: int) -> int:
+        """With those that fill the last part of them."""
+        parts = max(1, round(tokens / c.loss.columns))
+        return -(-tokens // parts) * parts
+
+    size = model.vocabulary.size
+    first, *later = counted_heads(model, state.model_params)
+    logits = first * columns(size) + sum(later) * columns(c.heads.vocabulary or size)
+    return count(needed) - 2.0 * load.rows * load.tokens * logits * decoder.width
 
 
 def count(jaxpr: Any) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mtp_jax.models.recogniser import Recogniser, Vocabulary
 from mtp_jax.planning import hlo, memory, model_flops, programs, roofline
 from mtp_jax.planning.chips import Slice
 from mtp_jax.planning.compiled import DoesNotFit, Task, compiled
+from mtp_jax.planning.drafts import acceptance_needed, decoding_meshes
 from mtp_jax.planning.meshes import factorisations
 from mtp_jax.planning.programs import Load
 from mtp_jax.training.optimizer import make_optimizer
@@ -87,11 +88,16 @@ class Planner:
 
     def state_bytes(self) -> float:
         """Bytes of the training state on one chip."""
-        shapes, shardings = self.state()
-        each = jax.tree.map(
-            lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, shapes, shardings
-        )
-        return float(sum(jax.tree.leaves(each)))
+        return programs.bytes_of(programs.placed(*self.state()))
+
+    def parameter_bytes(self) -> float:
+        """Bytes of the parameters on one chip, as a decoder holds them.
+
+        Raises:
+            sharding.MeshError: the mesh does not divide one.
+        """
+        mesh: Any = AbstractMesh(self.sizes(), sharding.AXES)
+        return programs.bytes_of(programs.parameters(self.model, mesh))
 
     def train(self, load: Load) -> Row:
         """The training step."""
@@ -138,6 +144,57 @@ class Planner:
         seconds = row.pop("once") - row.pop("before")
         return row | {"width": width, "call_seconds": seconds}
 
+    def widths(self, load: Load, widths: Sequence[int]) -> Iterator[Row]:
+        """Decoding in calls of each of `widths`, the first of which is 1.
+
+        Where the config names no mesh, it is the first of `decoding_meshes` that greedy decoding
+        fits on. Of a wide call, ``acceptance`` is that of drafts from which it pays; None if none.
+        """
+        planner, narrow = self._on_first_that_fits(load)
+        yield narrow
+        for width in widths[1:] if narrow["fits"] else ():
+            row = planner.width(load, width)
+            if row["fits"]:
+                ratio = row["call_seconds"] / narrow["call_seconds"]
+                row |= {"acceptance": acceptance_needed(ratio, width)}
+            yield row
+
+    def width(self, load: Load, width: int) -> Row:
+        """Decoding in calls so wide: greedily, or by verifying what as many heads draft."""
+        layers = self.config.heads.layers if width > 1 else 0
+        heads = dataclasses.replace(self.config.heads, count=width, layers=layers)
+        planner = dataclasses.replace(self, config=dataclasses.replace(self.config, heads=heads))
+        return planner.decode("verify" if width > 1 else "greedy", load) | {"width": width}
+
+    def _on_first_that_fits(self, load: Load) -> tuple[Planner, Row]:
+        """With greedy decoding there; the last mesh, if it fits on none."""
+        if self.config.mesh != Mesh():
+            return self, self.width(load, 1)
+        planner, row = self, Row()
+        for mesh in decoding_meshes(self.where.chips, load.rows):
+            planner = self.on(mesh)
+            if why := planner._cannot_hold("the parameters alone take", planner.parameter_bytes):
+                row = planner._names("greedy", load) | {"fits": False, "why": why}
+            else:
+                row = planner.width(load, 1)
+            if row["fits"]:
+                break
+        return planner, row
+
+    def _cannot_hold(self, what: str, held: Callable[[], float]) -> str:
+        """Why a chip cannot hold `what`, of so many bytes; empty if it can."""
+        try:
+            size = held()
+        except sharding.MeshError as error:
+            return str(error)
+        return f"{what} {size / 2**30:.1f} GiB" if size > self.where.chip.hbm_bytes else ""
+
+    def _names(self, program: str, load: Load) -> Row:
+        """What a row is about."""
+        data, fsdp, tensor = self.sizes()
+        row: Row = {"program": program, "mesh": f"{data}x{fsdp}x{tensor}"}
+        return row | {"topology": self.topology, "chips": self.where.chips, **vars(load)}
+
     def sweep(self, load: Load) -> Iterator[Row]:
         """The training step on every mesh of the slice that its state fits on."""
         for mesh in factorisations(self.where.chips):
@@ -146,13 +203,7 @@ class Planner:
             if load.rows % (mesh.data * mesh.fsdp):
                 yield {"mesh": shape, "fits": False, "why": "the batch does not divide"}
                 continue
-            try:
-                state = planner.state_bytes()
-            except sharding.MeshError as error:
-                yield {"mesh": shape, "fits": False, "why": str(error)}
-                continue
-            if state > self.where.chip.hbm_bytes:
-                why = f"the state alone takes {state / 2**30:.1f} GiB"
+            if why := planner._cannot_hold("the state alone takes", planner.state_bytes):
                 yield {"mesh": shape, "fits": False, "why": why}
                 continue
             yield planner.train(load)
@@ -163,9 +214,7 @@ class Planner:
     def _row(
         self, program: str, load: Load, **options: int
     ) -> tuple[Row, roofline.Estimate | None]:
-        data, fsdp, tensor = self.sizes()
-        row: Row = {"program": program, "mesh": f"{data}x{fsdp}x{tensor}"}
-        row |= {"topology": self.topology, "chips": self.where.chips, **vars(load)}
+        row = self._names(program, load)
         task = Task(
             config=self.config,
             vocabulary=self.vocabulary,
@@ -183,11 +232,13 @@ class Planner:
         # The longest prompt fills all of its blocks; else each loop counts once.
         has_prompt = program not in ("train", "call")
         trips = {programs.READS_PROMPT: self._prompt_blocks(load)} if has_prompt else {}
-        estimate = roofline.estimate(module, self.where, made.coordinates, trips | {"": 1})
+        calls = trips | {programs.EXTENDS: 1, "": 1}
+        estimate = roofline.estimate(module, self.where, made.coordinates, calls)
         temporary = memory.temporary_bytes(module)
         peak = made.peak or made.arguments + temporary
         if program != "train":
-            still = roofline.estimate(module, self.where, made.coordinates, trips | {"": 0})
+            none = dict.fromkeys(calls, 0) | trips
+            still = roofline.estimate(module, self.where, made.coordinates, none)
             row |= {"before": still.seconds, "once": estimate.seconds}
         if program == "call":  # without what comes before the loop
             estimate.add(still, -1)

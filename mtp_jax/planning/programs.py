@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -20,11 +21,13 @@ from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.params import products_type
 from mtp_jax.models.recogniser import Encoded, Recogniser, call
+from mtp_jax.models.speech_features import encoded_frames
 from mtp_jax.planning.chips import Slice, TopologyError
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import abstract_state, make_train_step
 
-READS_PROMPT = "SpeechLlama.extend_prompt/"  # in the traced names of the prefill's blocks
+# In the traced names of the prefill's blocks, and of the decoder's calls.
+READS_PROMPT, EXTENDS = ".extend_prompt/", ".extend/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +206,7 @@ def batch(model: Recogniser, mesh: jax.sharding.Mesh, load: Load, training: bool
     c = model.config
     kind, audio = Batch, array(round(load.seconds * rate), dtype=jnp.int16)
     if c.whisper.cached and training:
-        frames = round(load.seconds * 50)
+        frames = encoded_frames(round(load.seconds * rate), c)
         kind, audio = FeatureBatch, array(frames, c.whisper.width, dtype=jnp.float16)
     return kind(
         audio=audio,
@@ -219,3 +222,11 @@ def batch(model: Recogniser, mesh: jax.sharding.Mesh, load: Load, training: bool
 def placed(shapes: Any, shardings: Any) -> Any:
     """`shapes`, each with its sharding."""
     return jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings)
+
+
+def bytes_of(placed: Any) -> int:
+    """Bytes of shapes with shardings, on one chip."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(placed)
+    )

@@ -80,8 +80,9 @@ def estimate(
         module: optimised for `where`.
         where: the slice.
         coordinates: of each chip, in the order of the program's ids.
-        loop_trips: how often loops run whose trips depend on the data, by what the traced name of
-            an operation within has in it; the first one that fits counts, and "" fits all.
+        loop_trips: how often loops run whose trips depend on the data, by a part of traced names:
+            that which most operations within have in theirs counts, and "" where none has any. (The
+            compiler may let two loops share a computation, under a name from one of them.)
     """
     return _walk(module, module.computations[module.entry], where, coordinates, loop_trips)
 
@@ -113,8 +114,7 @@ def _walk(
             inner = Estimate(open_loops=trips is None)
             once = _walk(module, body, where, coordinates, loop_trips)
             if trips is None:
-                names = _traced_names(module, body)
-                trips = next(n for part, n in loop_trips.items() if any(part in x for x in names))
+                trips = _trips(_traced_names(module, body), loop_trips)
             inner.add(once, trips)
         elif i.opcode in ("call", "conditional"):
             branches = [
@@ -230,6 +230,13 @@ def _traced_names(module: Module, computation: Computation) -> set[str]:
     found = {_traced_name(i) for i in computation.instructions}
     called = {name for i in computation.instructions for name in i.called}
     return found.union(*(_traced_names(module, module.computations[name]) for name in called))
+
+
+def _trips(names: set[str], loop_trips: Mapping[str, int]) -> int:
+    """Of a loop with these traced names within."""
+    counts = {part: sum(part in name for name in names) for part in loop_trips if part}
+    most = max(counts, key=counts.__getitem__, default="")
+    return loop_trips[most if counts.get(most) else ""]
 
 
 def _traced_name(instruction: Instruction) -> str:

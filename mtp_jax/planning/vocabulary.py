@@ -8,6 +8,7 @@ from pathlib import Path
 from mtp_jax.config import Config, ConfigError
 from mtp_jax.models.build import vocabulary_of
 from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.pretrained.published_sizes import whisper_tokens
 from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.tokenizer.merges import merges_as_many
 from mtp_jax.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -40,18 +41,23 @@ def planned_vocabulary(config: Config, published: int = 0) -> Vocabulary:
     if tokenizer and not (c.retrained and isinstance(tokenizer, SentencePieceTokenizer)):
         plain = dataclasses.replace(config.adaptor, retokenized=False)
         known = vocabulary_of(dataclasses.replace(config, adaptor=plain), tokenizer)
+    elif config.whisper_decoder.present:
+        special = whisper_tokens(published)
+        known = Vocabulary(published, bos=special.start, eos=special.start - 1, whisper=special)
     else:
         known = Vocabulary(published or c.vocab_size, bos=1, eos=2)
-    merges = merges_as_many(known.size, labels) if config.adaptor.retokenized else None
+    merged = config.adaptor.retokenized or (known.whisper is not None and bool(labels))
+    merges = merges_as_many(known.size, labels) if merged else None
     return dataclasses.replace(known, labels=labels, merges=merges)
 
 
 def _existing(config: Config) -> Tokenizer | None:
     """The tokenizers that the run begins with, if they are on this machine."""
-    source = config.init_from or config.tokenizer.model or config.pretrained.decoder
+    parts = config.pretrained
+    source = config.init_from or config.tokenizer.model or parts.model or parts.decoder
     if not source or not Path(source).expanduser().exists():
         return None
     tokenizer = Tokenizer.load(Path(source).expanduser())
-    if config.pretrained.ctc and not config.init_from:
-        return tokenizer.with_ctc(Tokenizer.load(config.pretrained.ctc).ctc)
+    if parts.ctc and not config.init_from:
+        return tokenizer.with_ctc(Tokenizer.load(parts.ctc).ctc)
     return tokenizer

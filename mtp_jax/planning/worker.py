@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
 import sys
 import threading
@@ -54,7 +53,7 @@ def compile_task(task: Task, result: Path, dump: Path) -> None:
     def keep(text: str, peak: int | None) -> None:
         values = {
             "text": text,
-            "arguments": sum(_local_bytes(x) for x in jax.tree.leaves(given)),
+            "arguments": programs.bytes_of(given),
             "coordinates": programs.coordinates(mesh, where),
             "peak": peak,
             "seconds": time.perf_counter() - start,
@@ -77,11 +76,6 @@ def compile_task(task: Task, result: Path, dump: Path) -> None:
     memory = done.memory_analysis()
     peak = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
     keep(done.as_text(), peak)
-
-
-def _local_bytes(x: Any) -> int:
-    size: int = x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
-    return size
 
 
 def _scheduled(folder: Path) -> str:

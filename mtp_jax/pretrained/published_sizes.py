@@ -6,8 +6,14 @@ From their config.json on the Hub. What is not here is read from the model's fol
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
-from mtp_jax.config import Config, ConfigError, Decoder, RopeScaling, Whisper
+from mtp_jax.config import Config, ConfigError, Decoder, RopeScaling, Whisper, WhisperDecoder
+from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
+
+Size = TypeVar("Size")
 
 _SIZES = (
     "width",
@@ -54,23 +60,76 @@ LLAMAS = {
         _llama(128256, 4096, 32, 32, 8, 128, 14336, theta=5e5, tied=False), _LLAMA_31
     ),
 }
-# The encoder, and its mel bins.
-WHISPERS = {
-    f"openai/whisper-{name}": (Whisper(width=width, layers=layers, heads=heads), bins)
-    for name, width, layers, heads, bins in (
-        ("tiny", 384, 4, 6, 80),
-        ("base", 512, 6, 8, 80),
-        ("small", 768, 12, 12, 80),
-        ("medium", 1024, 24, 16, 80),
-        ("large-v2", 1280, 32, 20, 80),
-        ("large-v3", 1280, 32, 20, 128),
-        ("large-v3-turbo", 1280, 32, 20, 128),
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperSize:
+    """A whole Whisper.
+
+    Attributes:
+        encoder, decoder: sizes.
+        mel_bins: Z.
+        vocab_size: V; it tells English models from multilingual ones, and large-v3 from both.
+    """
+
+    encoder: Whisper
+    decoder: WhisperDecoder
+    mel_bins: int
+    vocab_size: int
+
+
+ENGLISH, MULTILINGUAL, CANTONESE = 51_864, 51_865, 51_866  # the last has a language more
+
+
+def _whisper(
+    width: int, layers: int, text_layers: int, vocab_size: int, mel_bins: int = 80
+) -> WhisperSize:
+    heads = width // 64
+    return WhisperSize(
+        encoder=Whisper(width=width, layers=layers, heads=heads),
+        decoder=WhisperDecoder(width=width, layers=text_layers, heads=heads),
+        mel_bins=mel_bins,
+        vocab_size=vocab_size,
     )
+
+
+_SMALLER = (("tiny", 384, 4), ("base", 512, 6), ("small", 768, 12), ("medium", 1024, 24))
+WHISPERS = {
+    **{f"openai/whisper-{x}": _whisper(d, n, n, MULTILINGUAL) for x, d, n in _SMALLER},
+    **{f"openai/whisper-{x}.en": _whisper(d, n, n, ENGLISH) for x, d, n in _SMALLER},
+    "openai/whisper-large-v2": _whisper(1280, 32, 32, MULTILINGUAL),
+    "openai/whisper-large-v3": _whisper(1280, 32, 32, CANTONESE, 128),
+    "openai/whisper-large-v3-turbo": _whisper(1280, 32, 4, CANTONESE, 128),
+    "distil-whisper/distil-large-v3": _whisper(1280, 32, 2, CANTONESE, 128),
 }
+
+
+def whisper_tokens(vocab_size: int) -> WhisperTokens:
+    """The special tokens of a published vocabulary, languages without their codes.
+
+    EOS is the token before ``start``.
+    """
+    languages = 100 if vocab_size == CANTONESE else 99  # the English models' tokenizers have them
+    start = vocab_size - 1501 - 6 - languages - 1  # times, tasks and marks
+    translate = start + 1 + languages
+    multilingual = vocab_size != ENGLISH
+    return WhisperTokens(
+        start=start,
+        previous=translate + 3,
+        no_speech=translate + 4,
+        no_timestamps=translate + 5,
+        languages=tuple((str(t), t) for t in range(start + 1, translate) if multilingual),
+        transcribe=translate + 1 if multilingual else -1,
+        translate=translate if multilingual else -1,
+        suppressed=(start, *range(translate, translate + 5)),
+        suppressed_first=(220, start - 1),
+    )
 
 
 def with_published_sizes(config: Config) -> tuple[Config, int]:
     """`config` with the sizes of the models on the Hub that it begins with.
+
+    A whole model may go by the last part of its name. What is a folder is left alone.
 
     Returns:
         The config, which names none of them any more, and the size of the decoder's vocabulary; 0
@@ -80,21 +139,21 @@ def with_published_sizes(config: Config) -> tuple[Config, int]:
         ConfigError: one of them is not known here.
     """
     parts, size = config.pretrained, 0
-    if parts.encoder.startswith("hf://"):
-        theirs, bins = WHISPERS.get(name := _name(parts.encoder), (None, 0))
-        if theirs is None:
-            raise ConfigError(_unknown("encoder", name, tuple(WHISPERS)))
-        ours = config.whisper
-        whisper = dataclasses.replace(
-            theirs, padded=ours.padded, cached=ours.cached, lora=ours.lora
+    if parts.model and not Path(parts.model).expanduser().exists():
+        whole = _found("model", parts.model, WHISPERS)
+        config = dataclasses.replace(
+            _with_encoder(config, whole),
+            whisper_decoder=dataclasses.replace(whole.decoder, lora=config.whisper_decoder.lora),
+            pretrained=dataclasses.replace(parts, model=""),
+            data=dataclasses.replace(config.data, text="as_is"),  # "greedy" needs a model
         )
-        front_end = dataclasses.replace(config.front_end, flavour="whisper", mel_bins=bins)
+        return config, whole.vocab_size
+    if parts.encoder.startswith("hf://"):
+        config = _with_encoder(config, _found("encoder", parts.encoder, WHISPERS))
         parts = dataclasses.replace(parts, encoder="")
-        config = dataclasses.replace(config, whisper=whisper, front_end=front_end, pretrained=parts)
+        config = dataclasses.replace(config, pretrained=parts)
     if parts.decoder.startswith("hf://"):
-        llama = LLAMAS.get(name := _name(parts.decoder))
-        if llama is None:
-            raise ConfigError(_unknown("decoder", name, tuple(LLAMAS)))
+        llama = _found("decoder", parts.decoder, LLAMAS)
         sizes = {f: getattr(llama.decoder, f) for f in _SIZES}
         decoder, size = dataclasses.replace(config.decoder, **sizes), llama.vocab_size
         parts = dataclasses.replace(parts, decoder="")
@@ -102,12 +161,27 @@ def with_published_sizes(config: Config) -> tuple[Config, int]:
     return config, size
 
 
-def _name(source: str) -> str:
-    return source.removeprefix("hf://").strip("/")
-
-
-def _unknown(field: str, name: str, known: tuple[str, ...]) -> str:
-    return (
-        f"config.pretrained.{field}=hf://{name} is not among the models whose sizes are known"
-        f" ({', '.join(known)}): give the folder of its config.json"
+def _with_encoder(config: Config, theirs: WhisperSize) -> Config:
+    """`config` with a Whisper encoder of these sizes, which runs as its own was to."""
+    own: dict[str, Any] = {
+        name: getattr(config.whisper, name) for name in ("padded", "cached", "silence", "lora")
+    }
+    return dataclasses.replace(
+        config,
+        whisper=dataclasses.replace(theirs.encoder, **own),
+        front_end=dataclasses.replace(
+            config.front_end, flavour="whisper", mel_bins=theirs.mel_bins
+        ),
     )
+
+
+def _found(field: str, source: str, known: Mapping[str, Size]) -> Size:
+    name = source.removeprefix("hf://").strip("/")
+    short = {full.split("/")[1]: full for full in known}
+    name = short.get(name, name) if field == "model" else name
+    if name not in known:
+        raise ConfigError(
+            f"config.pretrained.{field}={source} is not among the models whose sizes are known"
+            f" ({', '.join(known)}): give the folder of its config.json"
+        )
+    return known[name]
