@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grain
@@ -92,7 +92,7 @@ def train_batches(
             f"config.data.batch_size ({data.batch_size}) must be a multiple of {shares}, "
             "over which each batch is shared out"
         )
-    lengths = _lengths(source, tokenizer, "the tokenizer") + 1  # EOS
+    lengths = _lengths(source, _tokens, tokenizer, "the tokenizer") + 1  # EOS
     kept = np.flatnonzero(lengths <= data.max_tokens)
     report = Report(source.title, len(kept), source.problems)
     for i in np.flatnonzero(lengths > data.max_tokens).tolist():
@@ -102,6 +102,9 @@ def train_batches(
         raise DataError(f"{source.title} has nothing to train on; skipped: {report.skipped()}")
     bounds = _bounds(data.bucket_seconds, rate)
     has_labels = tokenizer.ctc is not tokenizer
+    labels: Sequence[int] | np.ndarray = ()
+    if has_labels:
+        labels = _lengths(source, _labels, tokenizer.ctc, "CTC's tokenizer")[kept]
     plan = TrainPlan(
         samples=_samples(source, rate)[kept],
         tokens=lengths[kept],
@@ -109,7 +112,7 @@ def train_batches(
         rows=_rows_per_bucket(data, shares),
         speeds=config.augment.speeds,
         seed=config.seed,
-        labels=_lengths(source, tokenizer.ctc, "CTC's tokenizer")[kept] if has_labels else (),
+        labels=labels,
     )
     load = _Loader(source, tokenizer, kept, report, has_labels)
     dataset = grain.MapDataset.range(start, _STEPS).map(
@@ -137,7 +140,7 @@ def eval_batches(
     every = np.arange(len(source.utterances))
     plan = evaluation_plan(
         samples=_samples(source, rate),
-        tokens=_lengths(source, tokenizer) + 1,
+        tokens=_lengths(source, _tokens, tokenizer) + 1,
         bounds=_bounds(config.evaluation.bucket_seconds or data.bucket_seconds, rate),
         rows=batch_size,
     )
@@ -204,7 +207,7 @@ class _Loader:
             batch.tokens[row, : len(text)] = text
             batch.token_length[row] = len(text)
             if self._labels and batch.labels is not None and batch.label_length is not None:
-                label = self._tokenizer.ctc.encode(self._source.utterances[index].text)
+                label = _labels(self._tokenizer.ctc, self._source.utterances[index])
                 batch.labels[row, : len(label)] = label
                 batch.label_length[row] = len(label)
             batch.index[row] = index
@@ -215,9 +218,18 @@ def _tokens(tokenizer: Tokenizer, utterance: Utterance) -> Sequence[int]:
     return tokenizer.encode(utterance.text) if utterance.tokens is None else utterance.tokens
 
 
-def _lengths(source: Source, tokenizer: Tokenizer, warned_of: str = "") -> np.ndarray:
+def _labels(ctc: Tokenizer, utterance: Utterance) -> Sequence[int]:
+    return ctc.encode(utterance.text)
+
+
+def _lengths(
+    source: Source,
+    ids_of: Callable[[Tokenizer, Utterance], Sequence[int]],
+    tokenizer: Tokenizer,
+    warned_of: str = "",
+) -> np.ndarray:
     """int32[N] tokens of each text, EOS apart; warns of what they do not spell, if asked to."""
-    ids = (_tokens(tokenizer, utterance) for utterance in source.utterances)
+    ids = (ids_of(tokenizer, utterance) for utterance in source.utterances)
     pairs = ((len(text), tokenizer.unknown in text) for text in ids)
     found = np.fromiter(pairs, [("length", np.int32), ("unspelled", bool)])
     if warned_of and (unspelled := int(found["unspelled"].sum())):

@@ -30,7 +30,7 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer
         workdir: keeps the tokenizer.
         train: source whose text a new tokenizer is trained on. What a model has written itself
             (``config.data.text="greedy"``) may be in any language, and hold a letter that stands
-            nowhere else: such texts are left out, and so are those that never ended.
+            hardly anywhere else: such texts are left out.
 
     Raises:
         TokenizerError: none can be had, or a pretrained LLaMA would lose the one it came with.
@@ -43,10 +43,9 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer
 
 def _texts(config: Config, train: Source) -> list[str]:
     """What tokenizers are trained on."""
+    texts = [utterance.text for utterance in train.utterances]
     if config.data.text != "greedy":
-        return [utterance.text for utterance in train.utterances]
-    most = config.data.max_tokens
-    texts = [u.text for u in train.utterances if len(u.tokens or ()) < most]
+        return texts
     found = collections.Counter(letter for text in texts for letter in set(text))
     rare = {letter for letter, count in found.items() if count < _RARE * len(texts)}
     return [text for text in texts if rare.isdisjoint(text)]
