@@ -138,9 +138,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax.evaluation.compare import table_rows
     from mtp_jax.inference.load import load
 
-    runner = load(
-        workdir, pretrained=_PRETRAINED.value, silence=_SILENCE.value, dtype=_DTYPE.value
-    )
+    runner = load(workdir, pretrained=_PRETRAINED.value, silence=_SILENCE.value, dtype=_DTYPE.value)
     vocabulary = runner.model.vocabulary
     usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
     if not {*(_STRATEGY.value or ())} <= {*usable}:

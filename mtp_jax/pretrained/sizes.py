@@ -104,8 +104,8 @@ def with_sizes(config: Config) -> Config:
         )
     if config.pretrained.model:
         decoder, _ = whisper_decoder_architecture(resolve(config.pretrained.model))
-        own = config.whisper_decoder
-        decoder = dataclasses.replace(decoder, timestamps=own.timestamps, lora=own.lora)
+        ours = config.whisper_decoder
+        decoder = dataclasses.replace(decoder, timestamps=ours.timestamps, lora=ours.lora)
         config = dataclasses.replace(config, whisper_decoder=decoder)
     if config.pretrained.decoder:
         llama = llama_architecture(resolve(config.pretrained.decoder))
