@@ -104,8 +104,8 @@ def with_sizes(config: Config) -> Config:
         )
     if config.pretrained.model:
         decoder, _ = whisper_decoder_architecture(resolve(config.pretrained.model))
-        ours = config.whisper_decoder
-        decoder = dataclasses.replace(decoder, timestamps=ours.timestamps, lora=ours.lora)
+        asked = config.whisper_decoder
+        decoder = dataclasses.replace(decoder, timestamps=asked.timestamps, lora=asked.lora)
         config = dataclasses.replace(config, whisper_decoder=decoder)
     if config.pretrained.decoder:
         llama = llama_architecture(resolve(config.pretrained.decoder))
