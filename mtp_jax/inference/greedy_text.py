@@ -16,6 +16,7 @@ from mtp_jax.config import Config, Heads, Lora
 from mtp_jax.data import DataError, Source, eval_batches
 from mtp_jax.decoding import Greedy
 from mtp_jax.inference.encoder_cache import audio_digest
+from mtp_jax.inference.fallback import MAX_COMPRESSION, compression
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
@@ -103,9 +104,11 @@ def _write_all(
             decoded = jax.device_get(runner.run(batch, Greedy()).decoded)
             for row in np.flatnonzero(batch.index >= 0):
                 tokens = decoded.tokens[row, : decoded.length[row]].tolist()
-                ended = bool(tokens) and tokens[-1] == runner.tokenizer.eos
-                # What has no end repeats itself; of an empty text heads 2..M learn nothing.
-                known[audio[todo[batch.index[row]]]] = tokens[:-1] if ended else []
+                if tokens and tokens[-1] == runner.tokenizer.eos:
+                    tokens.pop()
+                # Of what repeats itself nothing is learnt.
+                repeats = compression(runner.tokenizer.decode(tokens)) > MAX_COMPRESSION
+                known[audio[todo[batch.index[row]]]] = [] if repeats else tokens
                 bar.update()
             if n % _KEEP_EVERY == _KEEP_EVERY - 1:
                 _keep(file, known)
