@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ from mtp_jax.transcription.word_times import CtcAligner
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
 from tests.test_whisper_heads import RATE, batch, config_of, folder  # noqa: F401
 
-LABELS = 60
+LABELS = 18
 HEADS = Heads(count=3, layers=1, detached=True)
 FROZEN = ("whisper/*", "decoder/*", "heads/*")
 
@@ -58,6 +59,24 @@ def trained(folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def reader(folder, tmp_path_factory):
+    """One that learns transcripts, as the random model's own text is no language."""
+    path = tmp_path_factory.mktemp("read")
+    lines = [json.loads(line) for line in (folder / "audio.jsonl").read_text().splitlines()]
+    said = [f"{a} {b}" for a in ("the", "hand", "sea") for b in ("and", "that", "den", "a")]
+    for line, text in zip(lines, said, strict=True):
+        line |= {"text": text, "audio_filepath": str(folder / line["audio_filepath"])}
+    manifest = path / "said.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = ctc_config(folder, tokenizer=Tokenizer(ctc_vocab_size=14))
+    data = dataclasses.replace(
+        config.data, text="as_is", **dict.fromkeys(("train", "dev", "test"), str(manifest))
+    )
+    runner, _ = run_of(dataclasses.replace(config, data=data), path / "run")
+    return runner, said
+
+
+@pytest.fixture(scope="module")
 def model(trained):
     runner, _ = trained
     return Transcriber(runner, batch_size=2)
@@ -70,26 +89,31 @@ def texts(tokenizer, decoded):
     ]
 
 
-def test_it_learns_what_the_model_writes_and_changes_nothing(trained, batch):
+def test_nothing_of_the_model_changes(trained, batch):
     runner, workdir = trained
     before, after = load(open_model_folder(FOLDER)).params, by_path(runner.params)
     for path, x in by_path(before).items():
         np.testing.assert_array_equal(x, after[path], err_msg=path)
     own = {path.partition("/")[0] for path in after if path not in runner.imported}
     assert own == {"encoder", "ctc"}
-    written = texts(runner.tokenizer, runner.run(batch, Greedy()).decoded)
     read = texts(runner.tokenizer.ctc, runner.run(batch, CtcGreedy()).decoded)
-    assert sum(a == b for a, b in zip(written, read, strict=True)) > len(written) / 2
     again = load(workdir)
     assert texts(again.tokenizer.ctc, again.run(batch, CtcGreedy()).decoded) == read
 
 
-def test_the_hypothesis_is_in_the_decoders_tokens(trained, batch):
+def test_it_learns_to_read(reader, batch):
+    runner, said = reader
+    read = texts(runner.tokenizer.ctc, runner.run(batch, CtcGreedy()).decoded)
+    assert sum(a == b for a, b in zip(said, read, strict=True)) > len(said) / 2
+
+
+def test_the_hypothesis_is_in_the_decoders_tokens(reader, batch):
     """They are those of the tokenizer, of the text behind a space."""
-    runner, _ = trained
+    runner, _ = reader
     found = jax.jit(lambda params: encode(runner.model, params, batch))(runner.params)
     tokens, length = jax.device_get(found.ctc_hypothesis)
     read = texts(runner.tokenizer.ctc, runner.run(batch, CtcGreedy()).decoded)
+    assert any(read)
     for row, text in enumerate(read):
         assert tokens[row, : length[row]].tolist() == runner.tokenizer.encode(f" {text}")
 
@@ -107,7 +131,7 @@ def test_drafts_of_ctc_change_no_text(trained, batch, seed):
     verify = other.run(batch, Verify(4)).decoded
     np.testing.assert_array_equal(verify.tokens, greedy.tokens)
     assert np.all(verify.calls <= greedy.calls)
-    assert seed or int(verify.calls.sum()) < 0.7 * int(greedy.calls.sum())
+    assert seed or int(verify.calls.sum()) < int(greedy.calls.sum())
     plain = other.run(batch, PrefixBeam(2, width=4)).decoded
     drafted = other.run(batch, PrefixBeam(2, width=4, ctc_width=4)).decoded
     np.testing.assert_array_equal(drafted.tokens, plain.tokens)
