@@ -1,15 +1,19 @@
 """How far a model's word times are from where a speech synthesiser says its words are.
 
-    python -m bench.word_times --model=DIR [--count=200] [--noisy]
+    python -m bench.word_times --model=DIR [--count=200] [--noisy] [--silence=30]
+        [--split=test] [--seed=0]
 
 The synthesiser is that of the embedded corpus; it tells where words begin (of words run into one,
 such as "on the", where the first does) and words follow each other without a pause, so that the
 next one's beginning is taken for a word's end. The texts are those that were said, aligned as
 transcribing aligns them (by CTC, or by a Whisper's attention): times are measured, not recognition.
+``--silence`` is what a Whisper's encoder hears behind a sentence, in seconds. What is chosen is
+chosen on another split or seed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 from typing import Any
@@ -29,7 +33,10 @@ from mtp_jax.transcription.spelling import spell
 from mtp_jax.transcription.word_times import Text, make_aligner
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, an export or a Whisper", required=True)
-_COUNT = flags.DEFINE_integer("count", 200, "sentences of the corpus's test")
+_COUNT = flags.DEFINE_integer("count", 200, "sentences of the corpus")
+_SPLIT = flags.DEFINE_enum("split", "test", grammar.SPLITS, "of the corpus")
+_SEED = flags.DEFINE_integer("seed", 0, "of the corpus")
+_SILENCE = flags.DEFINE_float("silence", None, "seconds behind a sentence; default: the model's")
 _NOISY = flags.DEFINE_bool("noisy", False, "in rooms and noise")
 _BATCH = 4
 
@@ -64,11 +71,16 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     model = mtp_jax.load(_MODEL.value, batch_size=_BATCH)
+    if _SILENCE.value is not None:
+        c = model.runner.model.config
+        c = dataclasses.replace(c, whisper=dataclasses.replace(c.whisper, silence=_SILENCE.value))
+        model.runner.model = model.runner.model.clone(config=c)
     tokenizer, aligner = model.runner.tokenizer, make_aligner(model.runner)
-    texts = list(itertools.islice(grammar.sentences("test", 0), _COUNT.value))
+    split, seed = _SPLIT.value, _SEED.value
+    texts = list(itertools.islice(grammar.sentences(split, seed), _COUNT.value))
     starts, ends = [], []
     for at in range(0, len(texts) - _BATCH + 1, _BATCH):
-        said = [corpus.utterance(texts[i], 0, "test", i, _NOISY.value) for i in range(at, at + 4)]
+        said = [corpus.utterance(texts[i], seed, split, i, _NOISY.value) for i in range(at, at + 4)]
         waves = [soundfile.read(io.BytesIO(item.flac), dtype="int16")[0] for item in said]
         given = np.full((_BATCH, 64), tokenizer.eos)
         rows = []
@@ -84,7 +96,7 @@ def main(argv: list[str]) -> None:
             Given(jnp.float32(given), jnp.float32(length)),
             with_alignment=True,
         )
-        for item, found in zip(said, aligner.times(inference, rows), strict=True):
+        for item, found in zip(said, aligner.times(inference, rows, waves), strict=True):
             truth = np.array(item.word_starts)
             if found is not None and len(found.spans) == len(truth):
                 starts += list(found.spans[:, 0] - truth)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from mtp_jax.models.whisper import WhisperRecogniser
 from mtp_jax.tokenizer.whisper_tokens import DETECTED
 
 PROMPT_BLOCK = 64  # positions of the prompt that one forward pass of the prefill takes
+ATTENTION_BLOCK = 32  # positions of a text whose attention one forward pass finds
 
 
 def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
@@ -53,8 +54,45 @@ def no_speech(model: Recogniser, params: Any, encoded: Encoded) -> jax.Array:
 def attention(
     model: Recogniser, params: Any, encoded: Encoded, tokens: jax.Array, length: jax.Array
 ) -> jax.Array:
-    """`WhisperRecogniser.attention` to the audio of int32[B] `length` of int32[B, L] tokens."""
-    return call(WhisperRecogniser.attention, _decoder(model), params, encoded, tokens, length)
+    """Where in the audio the decoder's alignment heads look for each token of a text.
+
+    The text is fed in blocks, as far as the longest of the batch goes: a short one costs no more
+    than its length.
+
+    Args:
+        model, params: a Whisper.
+        encoded: the audio.
+        tokens: int32[B, L], of int32[B] `length`.
+
+    Returns:
+        float32[B, L, T], weights that sum to 1 over the frames, at the position that predicts each
+        token; 0 behind the last block.
+    """
+    model = _decoder(model)
+    start = cast(jax.Array, encoded.start)
+    (rows, before), limit = start.shape, tokens.shape[1]
+    fed = before + limit - 1  # the last token predicts nothing that is asked for
+    blocks = -(-fed // ATTENTION_BLOCK)
+    padding = ((0, 0), (0, blocks * ATTENTION_BLOCK - fed))
+    real = jnp.concatenate([start >= 0, jnp.arange(limit - 1) < length[:, None] - 1], axis=1)
+    text = jnp.where(real, jnp.concatenate([start, tokens[:, :-1]], axis=1), 0)
+    text, real = jnp.pad(text, padding), jnp.pad(real, padding)
+
+    def block(state: tuple[jax.Array, jax.Array, KVCache]) -> tuple[jax.Array, jax.Array, KVCache]:
+        at, weights, cache = state
+        now, real_now = (
+            jax.lax.dynamic_slice_in_dim(x, at, ATTENTION_BLOCK, 1) for x in (text, real)
+        )
+        found, cache = call(WhisperRecogniser.attention, model, params, now, real_now, cache)
+        weights = jax.lax.dynamic_update_slice_in_dim(weights, found, at, 1)
+        return at + ATTENTION_BLOCK, weights, cache
+
+    weights = jnp.zeros((rows, blocks * ATTENTION_BLOCK, encoded.audio.shape[1]))
+    cache = call(Recogniser.cache, model, params, encoded, fed)
+    end = before + jnp.max(length) - 1
+    state = jnp.int32(0), weights, cache
+    _, weights, _ = jax.lax.while_loop(lambda state: state[0] < end, block, state)
+    return weights[:, before - 1 : before - 1 + limit]
 
 
 def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFunctions:

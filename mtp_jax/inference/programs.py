@@ -25,8 +25,8 @@ class Inference:
         frames: int32[B] real frames of what follows.
         ctc_log_probs: float32[B, T, labels + 1], the last class is the blank; None unless wanted,
             and without a CTC head.
-        attention: float32[B, L, T], the higher the likelier that a token is spoken in a frame; None
-            unless wanted, and of decoders that do not attend to the audio.
+        attention: float32[B, L, T], how each token's prediction weighs the frames; None unless
+            wanted, and of decoders that do not attend to the audio.
         start: int32[B, P], of such a decoder: the tokens before the text, a detected language
             among them.
         no_speech: float32[B], of a Whisper: the probability that nobody speaks; None unless

@@ -182,36 +182,23 @@ class WhisperRecogniser(Recogniser):
         hidden, longer = self._decode(self.decoder.embed(tokens), real, cache)
         return self._marked(hidden, first=0), cast(KVCache, longer)
 
-    def attention(self, encoded: Encoded, tokens: jax.Array, length: jax.Array) -> jax.Array:
-        """Where in the audio each token of a text is spoken, by the decoder's alignment heads.
-
-        A head's weights are normalised over the tokens, frame by frame, and smoothed by a median
-        over seven frames; then the heads are averaged (Whisper, timing.py).
+    def attention(
+        self, tokens: jax.Array, real: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """How positions weigh the audio, in the mean of the decoder's alignment heads.
 
         Args:
-            encoded: the audio.
-            tokens: int32[B, L], of int32[B] `length`; the query of a token stands before it.
+            tokens: int32[B, S], of which bool[B, S] are `real`; those of the prompt too.
+            cache: what was seen before.
 
         Returns:
-            float32[B, L, T], the higher the likelier; 0 at frames that are padding.
+            float32[B, S, T], which sum to 1 over the frames, and the longer cache.
         """
-        cross = self._cross(encoded)
-        x, real, _ = self.prompt(encoded)
-        text_real = jnp.arange(tokens.shape[1]) < length[:, None]
-        _, _, queries = self.decoder(
-            jnp.concatenate([x, self.decoder.embed(tokens)], axis=1),
-            jnp.concatenate([real, text_real], axis=1),
-            cross,
-        )
-        c = self.config.whisper_decoder
+        c, cross = self.config.whisper_decoder, cast(CrossCache, cache.cross)
+        _, longer, queries = self.decoder(self.decoder.embed(tokens), real, cache)
         upper = [(i, n) for i in range(c.layers // 2, c.layers) for n in range(c.heads)]
-        own = queries[:, :, x.shape[1] - 1 : -1]
-        weights = self.decoder.attention(own, cross, c.alignment_heads or tuple(upper))
-        counted = text_real[..., None]
-        mean = jnp.mean(weights, axis=2, keepdims=True, where=counted)
-        spread = jnp.std(weights, axis=2, keepdims=True, where=counted)
-        smooth = _median((weights - mean) / (spread + 1e-6), cross.real)
-        return jnp.mean(smooth, axis=0)
+        weights = self.decoder.attention(queries, cross, c.alignment_heads or tuple(upper))
+        return jnp.mean(weights, axis=0), cast(KVCache, longer)
 
     @property
     def hidden_width(self) -> int:
@@ -256,13 +243,3 @@ class WhisperRecogniser(Recogniser):
         logits = super().draft_logits(hidden)
         never = jnp.array(self._among(self.special.suppressed))
         return jnp.where(never[self.draft_tokens(jnp.arange(logits.shape[-1]))], _NEVER, logits)
-
-
-def _median(x: jax.Array, real: jax.Array) -> jax.Array:
-    """Of [A, B, S, T] the median of seven frames around each; 0 where bool[B, T] is not `real`."""
-    half = 3
-    x = jnp.where(real[:, None], x, 0.0)
-    frames = x.shape[-1]
-    wide = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (half, half)), mode="reflect")
-    seven = jnp.stack([wide[..., i : i + frames] for i in range(2 * half + 1)])
-    return jnp.where(real[:, None], jnp.sort(seven, axis=0)[half], 0.0)

@@ -81,7 +81,8 @@ class SegmentAssembler:
             inference, decoded=decoded, frames=frames, no_speech=no_speech
         )
         rows = [self._row(inference, i, kind) for i in range(len(chunks))]
-        times = self._aligner.times(inference, [row.text for row in rows])
+        texts, audio = [row.text for row in rows], [chunk.audio for chunk in chunks]
+        times = self._aligner.times(inference, texts, audio)
         segments = []
         for i, (row, found, chunk) in enumerate(zip(rows, times, chunks, strict=True)):
             seconds = len(chunk.audio) / sample_rate

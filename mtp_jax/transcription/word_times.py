@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -10,16 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.audio.log_mel import feature_length
+from mtp_jax.config import Config
 from mtp_jax.inference.programs import Inference
 from mtp_jax.inference.runner import Runner
 from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.transcription.alignment import Alignment, align
+from mtp_jax.transcription.attention_times import (
+    FRAME_SECONDS,
+    align_attention,
+    frames_early,
+    silent_frames,
+    until_silence,
+)
 from mtp_jax.transcription.spelling import Spelled, labels_of, spell
 
 UNALIGNED = -20.0  # log-probability of a word that has no place in the audio
 _LABELS = 32  # columns of CTC come to the host in multiples of it: few shapes
+_SAID = "%‰&@#*/§"  # signs that Unicode calls punctuation
 _ONSET, _DECAY = 0.5, 2.0  # frames by which CTC is late with a word, and early with its end
-_ATTENTION_SECONDS = 0.02  # of a frame of Whisper's encoder
 
 
 class Text(NamedTuple):
@@ -58,13 +67,17 @@ class Aligner(Protocol):
     def likelihood(self, inference: Inference, row: int, tokens: Sequence[int]) -> float | None:
         """Log-probability of a text in a row of a batch; None where it is not known."""
 
-    def times(self, inference: Inference, texts: Sequence[Text]) -> list[WordTimes | None]:
-        """Of each row; None where the audio has no room for the words."""
+    def times(
+        self, inference: Inference, texts: Sequence[Text], audio: Sequence[np.ndarray]
+    ) -> list[WordTimes | None]:
+        """Of each row, which is int16[T] `audio`; None where that has no room for the words."""
 
 
 def make_aligner(runner: Runner) -> Aligner:
     """That of a model: CTC's where it has a CTC head."""
-    return CtcAligner(runner) if runner.model.vocabulary.has_ctc else AttentionAligner()
+    if runner.model.vocabulary.has_ctc:
+        return CtcAligner(runner)
+    return AttentionAligner(runner.model.config)
 
 
 class CtcAligner:
@@ -91,8 +104,11 @@ class CtcAligner:
         found = align(table, labels)
         return -np.inf if found is None else found.score
 
-    def times(self, inference: Inference, texts: Sequence[Text]) -> list[WordTimes | None]:
+    def times(
+        self, inference: Inference, texts: Sequence[Text], audio: Sequence[np.ndarray]
+    ) -> list[WordTimes | None]:
         """As of every `Aligner`."""
+        del audio  # CTC has heard it
         ctc = inference.ctc_log_probs
         assert ctc is not None
         frames = np.asarray(inference.frames)
@@ -125,41 +141,61 @@ class CtcAligner:
 
 
 class AttentionAligner:
-    """By the monotonic path through the weights of the decoder's alignment heads.
+    """By the weights of the decoder's alignment heads, and by where the audio is silent.
 
-    A token is spoken from the frame at which the path comes to it until it comes to the next one;
-    the last, until it comes to EOS.
+    A word lasts from the first frame of what is said of it to the last: its punctuation may stand
+    in a pause.
+
+    Args:
+        config: of the model.
     """
+
+    def __init__(self, config: Config) -> None:
+        self._sample_rate = config.front_end.sample_rate
+        self._early = frames_early(config.whisper_decoder.alignment_heads)
 
     def likelihood(self, inference: Inference, row: int, tokens: Sequence[int]) -> float | None:
         """Not known: attention says where a token is spoken, not whether."""
         return None
 
-    def times(self, inference: Inference, texts: Sequence[Text]) -> list[WordTimes | None]:
+    def times(
+        self, inference: Inference, texts: Sequence[Text], audio: Sequence[np.ndarray]
+    ) -> list[WordTimes | None]:
         """As of every `Aligner`."""
-        attention, frames, length = jax.device_get(
-            (inference.attention, inference.frames, inference.decoded.length)
-        )
+        weights, length = jax.device_get((inference.attention, inference.decoded.length))
         found: list[WordTimes | None] = []
-        for i, text in enumerate(texts):
-            weights = np.asarray(attention[i, : length[i], : frames[i]], np.float64)
-            no_blank = ((0, 0), (0, 1))  # every frame is of a token
-            table = np.pad(weights.T, no_blank, constant_values=-np.inf)
-            path = align(table, range(len(weights)))
-            found.append(path and self._times(text, path))
+        for i, (text, samples) in enumerate(zip(texts, audio, strict=True)):
+            silent = silent_frames(samples, self._sample_rate)
+            own = np.asarray(weights[i, : length[i], : len(silent)], np.float64)
+            path = align_attention(own, silent[: own.shape[1]], self._early)
+            found.append(path and self._times(text, path, silent))
         return found
 
-    def _times(self, text: Text, path: Alignment) -> WordTimes:
-        count = len(text.spelled.words)
-        spans = np.zeros((count, 2))
-        word = np.array(text.spelled.word, int)
-        for w in range(count):
-            mine = np.array(text.places, int)[word == w]
+    def _times(self, text: Text, path: Alignment, silent: np.ndarray) -> WordTimes:
+        word, places = np.array(text.spelled.word, int), np.array(text.places, int)
+        said = np.array([not _is_punctuation(added) for added in text.spelled.added], bool)
+        rows, following = set(places[said].tolist()), len(silent)
+        spans = np.zeros((len(text.spelled.words), 2))
+        for w in reversed(range(len(spans))):
+            mine = places[(word == w) & said]
+            if not len(mine):
+                mine = places[word == w]
+            spans[w] = following
             if len(mine):
-                spans[w] = path.first[mine[0]], path.last[mine[-1]] + 1
-            elif w:
-                spans[w] = spans[w - 1, 1]
-        return WordTimes(spans * _ATTENTION_SECONDS, np.zeros(count))
+                end, behind = int(path.last[mine[-1]]) + 1, int(mine[-1]) + 1
+                if behind < len(path.last) and behind not in rows:
+                    end = min(until_silence(end, silent), following)
+                spans[w] = path.first[mine[0]], end
+            following = int(spans[w, 0])
+        return WordTimes(spans * FRAME_SECONDS, np.zeros(len(spans)))
+
+
+def _is_punctuation(text: str) -> bool:
+    """Whether it has signs, none of which is said."""
+    signs = [sign for sign in text if not sign.isspace()]
+    return bool(signs) and all(
+        unicodedata.category(sign).startswith("P") and sign not in _SAID for sign in signs
+    )
 
 
 def word_spans(
