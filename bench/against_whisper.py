@@ -2,14 +2,15 @@
 
     python -m bench.against_whisper --model=FOLDER --data=dev.jsonl [--count=20] [--language=en]
         [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER] [--compute_types=float32,int8]
-        [--python=PATH] [--silence=30] [--threads=2] [--timestamps]
+        [--python=PATH] [--silence=30] [--dtype=bfloat16] [--threads=2] [--timestamps]
 
 Utterances go one by one through every program, each in a process of its own, in turn; the first
 one warms up and does not count. Greedy, no voice activity detection; timestamps with
 ``--timestamps`` only. Of `transformers` the tokens are compared: where they differ, the difference
 of our two greatest logits is printed. WER is that of all texts under Whisper's normaliser. Programs
 whose weights are not named are left out. ``--silence`` is what our encoder hears behind an
-utterance, in seconds. Where the other programs are in another environment, name its interpreter.
+utterance, in seconds, ``--dtype`` the type of our products. Where the other programs are in another
+environment, name its interpreter.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 from absl import app, flags, logging
 
 import mtp_jax.inference.load
+from mtp_jax import cli
 from mtp_jax.config import Data
 from mtp_jax.data import Batch, open_source
 from mtp_jax.decoding import Greedy, Verify
@@ -44,6 +46,7 @@ _CT2 = flags.DEFINE_string("ct2_model", "", "the same weights for faster-whisper
 _TYPES = flags.DEFINE_list("compute_types", ["float32", "int8"], "of faster-whisper")
 _PYTHON = flags.DEFINE_string("python", sys.executable, "one that has the other programs")
 _SILENCE = flags.DEFINE_float("silence", None, "seconds behind an utterance; default: the model's")
+_DTYPE = cli.dtype_flag()
 _TIMESTAMPS = flags.DEFINE_bool("timestamps", False, "texts hold times")
 _THREADS = flags.DEFINE_integer("threads", 2, "of the other programs", lower_bound=1)
 
@@ -112,7 +115,10 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     runner = mtp_jax.inference.load.load(
-        open_model_folder(_MODEL.value), silence=_SILENCE.value, timestamps=_TIMESTAMPS.value
+        open_model_folder(_MODEL.value),
+        silence=_SILENCE.value,
+        dtype=_DTYPE.value,
+        timestamps=_TIMESTAMPS.value,
     )
     special = runner.model.vocabulary.whisper
     assert special is not None
