@@ -132,7 +132,7 @@ def test_a_batch_that_fails_fails_its_jobs_and_closes_their_files(model, tmp_pat
     def broken(*unused: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(model, "prepare", broken)
+    monkeypatch.setattr(model, "decode", broken)
     engine, last = Engine(model, 0.0, 3600.0, Metrics()), queue.Queue()
     job = engine.submit(str(path), model.strategy("verify"), "verify", last.put)
     until(lambda: job.parked)
