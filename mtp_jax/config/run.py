@@ -284,8 +284,9 @@ class Train:
     """The loop around the training step.
 
     Attributes:
-        dtype: of activations, "float32" or "bfloat16"; parameters are float32. On a CPU a decoder
-            that decodes is float32 whatever this says.
+        dtype: of activations, "float32" or "bfloat16"; parameters are float32. On a CPU the
+            activations of a decoder that decodes are float32 whatever this says, and its matrices
+            too where the CPU has no units for bfloat16.
         log_every: steps between TensorBoard scalars.
         dev_every: steps between greedy decodings of dev, which choose the best checkpoint. Where
             a Whisper's text stays, and CTC is trained, it is CTC that decodes.

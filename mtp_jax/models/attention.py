@@ -141,8 +141,8 @@ def attend_across(q: jax.Array, keys: jax.Array, values: jax.Array, real: jax.Ar
 
 def _across_at_once(q: jax.Array, keys: jax.Array, values: jax.Array, real: jax.Array) -> jax.Array:
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    shares = _shares(product("bsnh,bnht->bnst", q, keys), real).astype(q.dtype)
-    return product("bnst,bnth->bsnh", shares, values).astype(q.dtype)
+    weights = _softmax(product("bsnh,bnht->bnst", q, keys), real).astype(q.dtype)
+    return product("bnst,bnth->bsnh", weights, values).astype(q.dtype)
 
 
 def _across_by_row(q: jax.Array, keys: jax.Array, values: jax.Array, real: jax.Array) -> jax.Array:
@@ -152,13 +152,13 @@ def _across_by_row(q: jax.Array, keys: jax.Array, values: jax.Array, real: jax.A
     scores = matmul_by_row(
         q.reshape(-1, width, size), keys.reshape(-1, size, frames), 1, jnp.float32
     )
-    shares = _shares(scores.reshape(rows, heads, width, frames), real).astype(q.dtype)
+    weights = _softmax(scores.reshape(rows, heads, width, frames), real).astype(q.dtype)
     y = matmul_by_row(
-        shares.reshape(-1, width, frames), values.reshape(-1, frames, size), 1, q.dtype
+        weights.reshape(-1, width, frames), values.reshape(-1, frames, size), 1, q.dtype
     )
     return jnp.moveaxis(y.reshape(rows, heads, width, size), 1, 2)
 
 
-def _shares(scores: jax.Array, real: jax.Array) -> jax.Array:
+def _softmax(scores: jax.Array, real: jax.Array) -> jax.Array:
     """Softmax of float32[B, N, S, T] scores over the real frames, bool[B, T]."""
     return jax.nn.softmax(jnp.where(real[:, None, None], scores, jnp.finfo(jnp.float32).min))

@@ -6,9 +6,9 @@ maps followed by the shared un-embedding. *Residual* heads are those of Medusa (
 the state itself and behind it the SiLU of a D x D map, then the un-embedding. All start equal to
 the LM head (our reading of the paper): independent heads as copies of it, latent maps as the
 identity, residual ones at zero. Latent and independent heads that are added to a finished model
-start at zero (`mtp_jax.training.initialization`). Beyond the paper, decoder layers of their own may
-stand before them, and they may draft but the tokens that occur often (as in FR-Spec, arXiv
-2502.14856), as a wrong draft costs a call, never a token.
+and are not detached start with logits of zero (`mtp_jax.training.initialization`). Beyond the
+paper, decoder layers of their own may stand before them, and they may draft but the tokens that
+occur often (as in FR-Spec, arXiv 2502.14856), as a wrong draft costs a call, never a token.
 """
 
 from __future__ import annotations
@@ -127,13 +127,13 @@ class Heads(nn.Module):
             hidden: [..., D]; `lm_head`: [V, D], the un-embedding of head 1.
             head: which.
         """
-        return self._logits(self._made(hidden, head - 2), lm_head)[0]
+        return self._logits(self._mapped(hidden, head - 2), lm_head)[0]
 
     def all(self, hidden: jax.Array, lm_head: jax.Array) -> jax.Array:
         """float32[..., M - 1, V or N] logits of heads 2..M, as of one."""
         if self.config.count == 1:
             return jnp.zeros((*hidden.shape[:-1], 0, self.vocab_size), jnp.float32)
-        return jnp.moveaxis(self._logits(self._made(hidden), lm_head), 0, -2)
+        return jnp.moveaxis(self._logits(self._mapped(hidden), lm_head), 0, -2)
 
     def projections(
         self, first: jax.Array, later: jax.Array, lm_head: jax.Array
@@ -154,15 +154,18 @@ class Heads(nn.Module):
                 of_first,
                 *(Projection(slice(m + 1, m + 2), later[None], k, tokens) for m, k in kernels),
             ]
-        made = self._made(later)
+        made = self._mapped(later)
         if self.config.detached or tokens is not None:
             # Detached heads read a kernel that gets no gradient.
             kernel = self.unembedding(self.alone(lm_head))
             return [of_first, Projection(slice(1, None), made, kernel, tokens)]
         return [Projection(slice(None), jnp.concatenate([first[None], made]), lm_head)]
 
-    def _made(self, hidden: jax.Array, head: jax.Array | int | None = None) -> jax.Array:
-        """[m, ..., D or V] of one of heads 2..M, counted from 0, or of all: states, or logits."""
+    def _mapped(self, hidden: jax.Array, head: jax.Array | int | None = None) -> jax.Array:
+        """[m, ..., D] states of one of heads 2..M, counted from 0, or of all.
+
+        Of independent heads they are the logits, [m, ..., V or N].
+        """
         kernel = self.kernel if head is None else self.kernel[head][None]
         hidden = hidden.astype(self.dtype)
         made = jnp.einsum("...d,mdx->m...x", hidden, kernel.astype(self.dtype))

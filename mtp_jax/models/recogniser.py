@@ -172,7 +172,7 @@ class Recogniser(nn.Module):
         raise NotImplementedError
 
     @property
-    def beside_text(self) -> tuple[str, ...]:
+    def auxiliary(self) -> tuple[str, ...]:
         """How the paths of parameters begin that have no part in what head 1 says."""
         return ("heads/",)
 

@@ -235,7 +235,7 @@ class WhisperRecogniser(Recogniser):
         return jnp.concatenate([hidden, features.astype(hidden.dtype)], axis=-1)
 
     @property
-    def beside_text(self) -> tuple[str, ...]:
+    def auxiliary(self) -> tuple[str, ...]:
         """As of every `Recogniser`: nothing of CTC has a part in it either."""
         return ("heads/", "encoder/", "ctc/")
 

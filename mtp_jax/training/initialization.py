@@ -97,9 +97,9 @@ def _added_heads(
     """What heads that are added to a finished model begin with.
 
     Their logits are zero: as copies of the LM head they would be sure and wrong, and spoil the
-    model. Detached heads cannot spoil it, and begin as copies: behind layers of their own they
-    learn several times as fast. These layers are copies of the decoder's last ones, where `parts`
-    has these.
+    model. Detached heads cannot spoil it, and begin as copies, so that a gradient reaches their
+    own layers from the first step. These layers are copies of the decoder's last ones, where
+    `parts` has these.
 
     Args:
         new: paths of all new parameters.

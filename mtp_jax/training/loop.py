@@ -192,8 +192,8 @@ class _Loop:
         self._monitor = LossMonitor(config.train.max_loss_ratio)
         self._rate = learning_rate(config.optim)
         self._dev_strategy: Strategy = Greedy()
-        trained, beside_text = by_path(shardings.params), runner.model.beside_text
-        if all(path.startswith(beside_text) for path in trained) and "ctc/kernel" in trained:
+        trained, auxiliary = by_path(shardings.params), runner.model.auxiliary
+        if all(path.startswith(auxiliary) for path in trained) and "ctc/kernel" in trained:
             self._dev_strategy = CtcGreedy()  # the decoder's own text stays
 
     def run(self, state: TrainState, batches: Iterator[Batch]) -> TrainState:

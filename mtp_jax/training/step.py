@@ -268,7 +268,7 @@ def counted_heads(model: Recogniser, params: Any) -> tuple[bool, ...]:
     """
     c, is_frozen = model.config, frozen(model.config)
     trained = [path for path in by_path(params) if not is_frozen(path)]
-    first = any(not path.startswith(model.beside_text) for path in trained)
+    first = any(not path.startswith(model.auxiliary) for path in trained)
     own = any(path.startswith("heads/") for path in trained)
     later = c.loss.head_weight > 0 and (own or (first and not c.heads.detached))
     extra = [later, *[later and c.loss.head_decay > 0] * (c.heads.count - 2)]
