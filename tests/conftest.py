@@ -1,5 +1,6 @@
 """Where tests run, and what they share."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -53,6 +54,19 @@ def pytest_configure(config):
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{QUICK_TO_COMPILE} {flags}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_freed():
+    """Behind each file: a program takes several memory maps, of which Linux allows 65,530.
+
+    A worker that runs half of all tests would need more, and LLVM crashes where it gets none.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 # Imported late: importing JAX would read the environment before it is set.

@@ -171,7 +171,7 @@ def test_what_heads_do_not_draft_is_no_target_of_theirs(kind):
     params = params | {"heads": own | {"tokens": tokens}}
     text = np.array([[1, 4, 2], [6, 5, 4]], np.int32)
     length, every = np.array([3, 2], np.int32), (True,) * M
-    loss, by_head = heads_loss(few, params, HIDDEN, text, length, every)
+    loss, by_head = heads_loss(few, params, HIDDEN, text, length, every, None)
     drafts = call(SpeechLlama.draft_logits, few, params, HIDDEN)
     nats = -jax.nn.log_softmax(drafts)
     # Head 2 has the targets 4, 2 (unknown) and 5 (unknown), head 3 the target 2 (unknown).

@@ -124,6 +124,8 @@ def untrained(folder, heads, dtype="float32"):
         Heads("independent", 3, layers=2),
         Heads("independent", 3, vocabulary=300),
         Heads("residual", 3, layers=1),
+        Heads("serial", 4),
+        Heads("serial", 3, layers=1, vocabulary=300),
     ],
 )
 def test_verify_is_greedy_whatever_the_heads_draft(folder, batch, heads):

@@ -320,7 +320,9 @@ class Heads:
 
     Attributes:
         kind: "independent" (a D x V projection each), "latent" (a D x D map each, then the shared
-            un-embedding) or "residual" (as latent, but the SiLU of the map is added to the state).
+            un-embedding), "residual" (as latent, but the SiLU of the map is added to the state) or
+            "serial" (one block for all heads, which takes the state of the head before and the
+            token that this one drafted, and looks at the audio again; of a Whisper only).
         count: M, head 1 (the LM head) included; 1 is the plain model.
         layers: of heads 2..M alone, between the decoder's and theirs, each like one of the
             decoder's. They look at the audio and the text by themselves, so that what drafts need
@@ -338,7 +340,7 @@ class Heads:
     vocabulary: int = 0
 
     def __post_init__(self) -> None:
-        one_of(self.kind, ("independent", "latent", "residual"), "heads.kind")
+        one_of(self.kind, ("independent", "latent", "residual", "serial"), "heads.kind")
         check(self.vocabulary >= 0, "heads.vocabulary", "must not be negative")
         check(self.count >= 1, "heads.count", "must be 1 or more")
         check(self.layers >= 0, "heads.layers", "must not be negative")
@@ -347,3 +349,13 @@ class Heads:
             "heads.layers",
             f"({self.layers}) needs config.heads.count of 2 or more: they are of heads 2..M",
         )
+
+    @property
+    def serial(self) -> bool:
+        """Whether each head takes the token that the one before it drafted."""
+        return self.kind == "serial" and self.count > 1
+
+    @property
+    def own_states(self) -> bool:
+        """Whether heads 2..M read another state than head 1."""
+        return self.layers > 0 or self.serial

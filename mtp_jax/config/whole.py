@@ -83,6 +83,17 @@ class Config:
             "needs heads that draft every token: set config.heads.vocabulary to 0",
         )
         check(
+            not (self.mwer.all_heads and self.heads.serial),
+            "mwer.all_heads",
+            "needs heads that draft independently: config.heads.kind must not be 'serial'",
+        )
+        check(
+            not self.heads.serial or self.whisper_decoder.present or bool(self.pretrained.model),
+            "heads.kind",
+            "('serial') needs a decoder that attends to the audio: set config.pretrained.model to"
+            " a Whisper",
+        )
+        check(
             not self.tokenizer.retrained or bool(self.init_from),
             "tokenizer.retrained",
             "needs config.init_from; a run of its own trains its tokenizer anyway",

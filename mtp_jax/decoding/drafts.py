@@ -49,8 +49,9 @@ def head_drafts(model: DecoderFunctions) -> DraftSource:
     def draft(
         state: Any, hidden: jax.Array, predicted: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, Any]:
-        drafts = model.draft(hidden).tokens
-        return jnp.concatenate([_last(predicted, count), drafts], axis=1), state
+        last = _last(predicted, count)
+        drafts = model.draft(hidden, last[:, 0]).tokens
+        return jnp.concatenate([last, drafts], axis=1), state
 
     return DraftSource(model.heads, (), draft)
 

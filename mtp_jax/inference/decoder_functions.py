@@ -108,7 +108,7 @@ def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFun
         prefill=functools.partial(_prefill, model, params, encoded),
         extend=lambda *args: call(Recogniser.extend, model, params, *args),
         next_token=lambda hidden: call(Recogniser.next_token, model, params, hidden),
-        draft=functools.partial(_draft, model, params),
+        draft=functools.partial(_draft, model, params, encoded),
         heads=model.config.heads.count,
         eos=model.vocabulary.eos,
         ctc_labels=None if logits is None else DraftText(*best_labels(logits, encoded.ctc_length)),
@@ -126,10 +126,28 @@ def _decoder(model: Recogniser) -> Recogniser:
     return in_type(model, "float32") if sharding.platform() == "cpu" else model
 
 
-def _draft(model: Recogniser, params: Any, hidden: jax.Array) -> Drafts:
-    """The most likely token of each of heads 2..M, independently of one another."""
+def _draft(
+    model: Recogniser, params: Any, encoded: Encoded, hidden: jax.Array, last: jax.Array
+) -> Drafts:
+    """The most likely token of each of heads 2..M, of serial ones given those before it."""
+    if model.config.heads.serial:
+        return _draft_serially(model, params, encoded, hidden, last)
     places, log_probs = most_likely(call(Recogniser.draft_logits, model, params, hidden))
     return Drafts(call(Recogniser.draft_tokens, model, params, places), jnp.exp(log_probs))
+
+
+def _draft_serially(
+    model: Recogniser, params: Any, encoded: Encoded, hidden: jax.Array, last: jax.Array
+) -> Drafts:
+    def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[Any, tuple[jax.Array, ...]]:
+        state, logits = call(Recogniser.next_draft, model, params, encoded, *carry)
+        place, log_prob = most_likely(logits)
+        token = call(Recogniser.draft_tokens, model, params, place)
+        return (state, token), (token, jnp.exp(log_prob))
+
+    start = call(Recogniser.of_later_heads, model, params, hidden), last
+    _, drafts = jax.lax.scan(step, start, length=model.config.heads.count - 1)
+    return Drafts(*(jnp.moveaxis(x, 0, 1) for x in drafts))
 
 
 def _prefill(

@@ -180,8 +180,18 @@ class Recogniser(nn.Module):
         """float32[..., V] logits of one `head`, 2 <= head <= M, at hidden states [..., E]."""
         return self.heads(self.of_later_heads(hidden), self.decoder.unembedding(), head)
 
-    def projections(self, hidden: jax.Array) -> list[Projection]:
-        """How each head's logits are made of hidden states [..., E], for losses."""
+    def projections(
+        self, hidden: jax.Array, targets: jax.Array, encoded: Encoded
+    ) -> list[Projection]:
+        """How each head's logits are made of the states of a known text, for losses.
+
+        Args:
+            hidden: [B, L, E].
+            targets: int32[M, B, L], what each head is to predict there; serial heads take those of
+                the heads before them.
+            encoded: the audio.
+        """
+        del targets, encoded
         first, later = self.of_head_1(hidden), self.of_later_heads(hidden)
         return self.heads.projections(first, later, self.decoder.unembedding())
 
@@ -200,6 +210,21 @@ class Recogniser(nn.Module):
     def draft_logits(self, hidden: jax.Array) -> jax.Array:
         """float32[..., M - 1, V or N] logits of heads 2..M at hidden states [..., E]."""
         return self.heads.all(self.of_later_heads(hidden), self.decoder.unembedding())
+
+    def next_draft(
+        self, encoded: Encoded, state: jax.Array, token: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """A step of serial heads, which begin with what `of_later_heads` gives.
+
+        Args:
+            encoded: the audio of B utterances.
+            state: [B K, D], of the head before.
+            token: int32[B K], which that head drafted.
+
+        Returns:
+            The state of the next head, and its float32[B K, V or N] logits.
+        """
+        raise NotImplementedError
 
     def draft_tokens(self, places: jax.Array) -> jax.Array:
         """The tokens of int32[...] places in the logits of heads 2..M."""

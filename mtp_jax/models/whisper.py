@@ -19,6 +19,7 @@ from mtp_jax.models.ctc import best_labels
 from mtp_jax.models.decoders.whisper import WhisperDecoder
 from mtp_jax.models.encoders.conformer import Conformer, frames_mask
 from mtp_jax.models.encoders.whisper import WhisperEncoder
+from mtp_jax.models.heads import Projection
 from mtp_jax.models.kv_cache import CrossCache, KVCache, no_tokens
 from mtp_jax.models.layers import Linear
 from mtp_jax.models.recogniser import Encoded, Recogniser
@@ -94,7 +95,7 @@ class WhisperRecogniser(Recogniser):
     def _attend_to(self, audio: jax.Array, real: jax.Array) -> CrossCache:
         """Keys and values of the decoder's layers, and behind them of the heads' own."""
         cross = self.decoder.attend_to(audio, real)
-        if not self.config.heads.layers:
+        if not self.config.heads.own_states:
             return cross
         return cross + self.heads.attend_to(audio, real)
 
@@ -102,7 +103,7 @@ class WhisperRecogniser(Recogniser):
         self, x: jax.Array, real: jax.Array, cache: KVCache | CrossCache
     ) -> tuple[jax.Array, KVCache | None]:
         """Hidden states of `x` [B, S, D], without the mark, and the longer cache."""
-        run_above = self.heads.run if self.config.heads.layers else None
+        run_above = self.heads.run if self.config.heads.own_states else None
         hidden, longer, _ = self.decoder(x, real, cache, run_above)
         return hidden, longer
 
@@ -158,7 +159,10 @@ class WhisperRecogniser(Recogniser):
         before = jnp.broadcast_to(jnp.arange(-1, tokens.shape[1] - 1), tokens.shape)
         hidden = self._marked(self._with_rules(hidden, tokens, before), first=1)
         if self.is_initializing():
-            self.draft_logits(hidden[:, -1:])
+            if self.config.heads.serial:
+                self.next_draft(encoded, self.of_later_heads(hidden[:, -1]), tokens[:, -1])
+            else:
+                self.draft_logits(hidden[:, -1:])
         return hidden, encoded
 
     def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -223,8 +227,8 @@ class WhisperRecogniser(Recogniser):
 
     @property
     def hidden_width(self) -> int:
-        """D, or 2 D where heads 2..M have layers of their own, and what the rules need."""
-        decoder = self.config.whisper_decoder.width * (2 if self.config.heads.layers else 1)
+        """D, or 2 D where heads 2..M read other states, and what the rules need."""
+        decoder = self.config.whisper_decoder.width * (2 if self.config.heads.own_states else 1)
         return decoder + (RULES if self.special.timestamps else 0) + 1
 
     def _with_rules(self, hidden: jax.Array, tokens: jax.Array, slot: jax.Array) -> jax.Array:
@@ -255,7 +259,7 @@ class WhisperRecogniser(Recogniser):
     def of_later_heads(self, hidden: jax.Array) -> jax.Array:
         """[..., D], what heads 2..M read of hidden states [..., E]."""
         width = self.config.whisper_decoder.width
-        if self.config.heads.layers:
+        if self.config.heads.own_states:
             return hidden[..., width : 2 * width]
         return self.heads.alone(hidden[..., :width])
 
@@ -276,6 +280,31 @@ class WhisperRecogniser(Recogniser):
 
     def draft_logits(self, hidden: jax.Array) -> jax.Array:
         """As of every `Recogniser`; of what no text holds the lowest."""
-        logits = super().draft_logits(hidden)
+        return self._that_may_be(super().draft_logits(hidden))
+
+    def _that_may_be(self, logits: jax.Array) -> jax.Array:
+        """Logits [..., V or N] of heads 2..M, the lowest of what no text holds."""
         never = jnp.array(self._among(self.special.suppressed))
         return jnp.where(never[self.draft_tokens(jnp.arange(logits.shape[-1]))], _NEVER, logits)
+
+    def projections(
+        self, hidden: jax.Array, targets: jax.Array, encoded: Encoded
+    ) -> list[Projection]:
+        """As of every `Recogniser`."""
+        if not self.config.heads.serial:
+            return super().projections(hidden, targets, encoded)
+        return self.heads.serial_projections(
+            self.of_head_1(hidden),
+            self.of_later_heads(hidden),
+            self.decoder.embed(targets[:-1]),
+            self._cross(encoded),
+            self.decoder.unembedding(),
+        )
+
+    def next_draft(
+        self, encoded: Encoded, state: jax.Array, token: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """As of every `Recogniser`."""
+        token = self.decoder.embed(token)[:, None]
+        state = self.heads.step(state[:, None], token, self._cross(encoded))[:, 0]
+        return state, self._that_may_be(self.heads.read(state, self.decoder.unembedding()))

@@ -98,8 +98,8 @@ def _added_heads(
 
     Their logits are zero: as copies of the LM head they would be sure and wrong, and spoil the
     model. Detached heads cannot spoil it, and begin as copies, so that a gradient reaches their
-    own layers from the first step. These layers are copies of the decoder's last ones, where
-    `parts` has these.
+    own layers from the first step. These layers, and the block of serial heads, are copies of the
+    decoder's last ones, where `parts` has these.
 
     Args:
         new: paths of all new parameters.
@@ -112,9 +112,11 @@ def _added_heads(
         if path == "heads/kernel" and not detached:
             x = np.zeros(shapes[path].shape, np.float32)
         elif path.startswith("heads/") and (source := _copied(path)) in parts:
-            whole = np.asarray(multihost.to_host(parts[source]))
-            stacked = path.startswith(("heads/layers/", "heads/cross/"))
-            x = whole[-shapes[path].shape[0] :] if stacked else whole
+            x = np.asarray(multihost.to_host(parts[source]))
+            if path.startswith(("heads/layers/", "heads/cross/")):
+                x = x[-shapes[path].shape[0] :]
+            elif path.startswith("heads/block/"):
+                x = x[-1]
         else:
             continue
         found[path] = multihost.place_whole(x, shardings[path])
@@ -123,7 +125,7 @@ def _added_heads(
 
 def _copied(path: str) -> str:
     """Path of the decoder's parameter that one of the heads' layers begins as a copy of."""
-    own = path.removeprefix("heads/")
+    own = path.removeprefix("heads/").replace("block/", "layers/")
     return f"decoder/final_{own}" if own.startswith("norm/") else f"decoder/{own}"
 
 

@@ -222,7 +222,7 @@ def loss_fn(
     )
 
     counted = counted_heads(model, params)
-    loss, by_head = heads_loss(model, params, hidden, tokens, length, counted)
+    loss, by_head = heads_loss(model, params, hidden, tokens, length, counted, encoded)
     labels, label_length = tokens, jnp.maximum(length - 1, 0)  # CTC has no EOS
     if batch.labels is not None:
         labels, label_length = seen(batch.labels), seen(batch.label_length)
@@ -282,6 +282,7 @@ def heads_loss(
     tokens: jax.Array,
     length: jax.Array,
     counted: tuple[bool, ...],
+    encoded: Encoded,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted cross-entropy of heads; logits of ``config.loss.columns`` tokens at a time.
 
@@ -290,6 +291,7 @@ def heads_loss(
         hidden: [B, L, E], of which the one at i predicts ``tokens[:, i + m - 1]`` through head m.
         tokens: int32[B, L], EOS included; `length`: int32[B].
         counted: of each head, whether it has a part in this.
+        encoded: the audio.
 
     Returns:
         The loss, and float32[M] nats a token of each head; of others 0. Tokens that a head does not
@@ -303,7 +305,7 @@ def heads_loss(
     weights = losses.head_weights(c.heads.count, c.loss.head_weight, c.loss.head_decay)
     weights = (weights * np.array(counted))[:, None, None] * share
     loss, by_head = jnp.zeros(()), jnp.zeros(c.heads.count)
-    for p in call(Recogniser.projections, model, params, hidden):
+    for p in call(Recogniser.projections, model, params, hidden, targets, encoded):
         if not any(counted[p.heads]):
             continue
         places, known = losses.among(targets[p.heads], p.tokens, model.vocabulary.size)

@@ -8,6 +8,7 @@ low-rank updates are added to their kernels. Checkpoints and exports keep the st
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,9 +52,14 @@ def for_decoding(params: Mapping[str, Any], lora: Lora, dtype: str = "float32") 
     """
     laid_out = dict(params)
     for name, updates in (("decoder", lora), ("heads", Lora())):
-        if "layers" in (module := dict(params.get(name, {}))):
-            layers = jax.jit(_split, static_argnums=1)(module.pop("layers"), updates)
-            laid_out[name] = module | {layer_name(i): layer for i, layer in enumerate(layers)}
+        module = dict(params.get(name, {}))
+        if "layers" in module:
+            layers = _split(module.pop("layers"), updates)
+            module |= {layer_name(i): layer for i, layer in enumerate(layers)}
+        if "block" in module:  # of serial heads, which is alone
+            (module["block"],) = _split(jax.tree.map(lambda x: x[None], module["block"]), Lora())
+        if module:
+            laid_out[name] = module
     if "tokens" in (heads := laid_out.get("heads", {})):
         decoder = laid_out["decoder"]
         rows = jnp.take(decoder.get("lm_head", decoder["embedding"]), heads["tokens"], axis=0)
@@ -62,6 +68,7 @@ def for_decoding(params: Mapping[str, Any], lora: Lora, dtype: str = "float32") 
     return laid_out | products_type(own, dtype)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _split(stacked: Params, lora: Lora) -> list[Params]:
     leaves = by_path(merge_lora(stacked, lora) if lora.rank else stacked)
     count = len(next(iter(leaves.values())))

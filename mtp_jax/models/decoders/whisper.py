@@ -94,18 +94,11 @@ class Layer(nn.Module):
         c, (x, keys, values) = self.config, carry
         linear = functools.partial(Linear, dtype=self.dtype, lora=c.lora)
 
-        def norm(name: str) -> LayerNorm:
-            return LayerNorm(dtype=self.dtype, name=name)
-
         def heads(y: jax.Array) -> jax.Array:
             y = y.reshape(*x.shape[:2], c.heads, -1)
             return constrain(y, "batch", None, "heads", None)
 
-        def added(y: jax.Array, name: str, axis: str) -> jax.Array:
-            y = linear(c.width, (axis, "embed"), True, name=name)(y.reshape(*x.shape[:2], -1))
-            return constrain(x + y, *_WHOLE)
-
-        y = norm("attention_norm")(x)
+        y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
         if self.joined:
             y = linear(3 * c.width, ("embed", "heads"), True, name="query_key_value")(y)
             q, k, v = (heads(part) for part in jnp.split(y, 3, axis=-1))
@@ -124,14 +117,41 @@ class Layer(nn.Module):
             else:
                 given_k, given_v = (by_head(x, c.heads) for x in prompt)
                 y = attend_with_prompt(q, k, v, given_k, given_v, mask)
-        x = added(y, "output", "heads")
-        q = heads(
-            linear(c.width, ("embed", "heads"), True, name="cross_query")(norm("cross_norm")(x))
-        )
-        x = added(attend_across(q, *cross, audio_real), "cross_output", "heads")
-        y = linear(4 * c.width, ("embed", "mlp"), True, name="up")(norm("feedforward_norm")(x))
-        y = constrain(_gelu(y), "batch", None, "mlp")
-        return (added(y, "down", "mlp"), keys, values), q
+        y = linear(c.width, ("heads", "embed"), True, name="output")(y.reshape(*x.shape[:2], -1))
+        x = constrain(x + y, *_WHOLE)
+        x, q = attend_and_transform(c, self.dtype, x, cross, audio_real)
+        return (x, keys, values), q
+
+
+def attend_and_transform(
+    config: Config, dtype: jnp.dtype, x: jax.Array, cross: Cross, audio_real: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Attention to the audio and the GELU layer of the module that calls.
+
+    Args:
+        config, dtype: as in `Layer`.
+        x: [B K, S, D].
+        cross: keys and values of the audio of B utterances; `audio_real`: bool[B, T].
+
+    Returns:
+        [B K, S, D], and the queries [B K, S, N, H] that were put to the audio.
+    """
+    linear = functools.partial(Linear, dtype=dtype, lora=config.lora)
+
+    def norm(x: jax.Array, name: str) -> jax.Array:
+        normed: jax.Array = LayerNorm(dtype=dtype, name=name)(x)
+        return normed
+
+    def added(x: jax.Array, y: jax.Array, name: str, axis: str) -> jax.Array:
+        y = linear(config.width, (axis, "embed"), True, name=name)(y.reshape(*x.shape[:2], -1))
+        return constrain(x + y, *_WHOLE)
+
+    q = linear(config.width, ("embed", "heads"), True, name="cross_query")(norm(x, "cross_norm"))
+    q = constrain(q.reshape(*x.shape[:2], config.heads, -1), "batch", None, "heads", None)
+    x = added(x, attend_across(q, *cross, audio_real), "cross_output", "heads")
+    y = linear(4 * config.width, ("embed", "mlp"), True, name="up")(norm(x, "feedforward_norm"))
+    y = constrain(_gelu(y), "batch", None, "mlp")
+    return added(x, y, "down", "mlp"), q
 
 
 def run_layers(

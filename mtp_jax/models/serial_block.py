@@ -1,0 +1,50 @@
+"""The block of serial heads: a step ahead in the text, by the token that was drafted last.
+
+Its state after m - 1 steps is what head m reads. As the multi-token modules of DeepSeek-V3
+(arXiv 2412.19437) it takes the state before and the embedding of a token, and as EAGLE (arXiv
+2401.15077) it begins from what the decoder hands to its LM head; all heads have one block in
+common. It does not look at the text, which is in the state, but at the audio: so it keeps nothing
+between decoder calls, and a draft that is rejected leaves nothing to take back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.config import Lora, WhisperDecoder
+from mtp_jax.models.decoders.whisper import Cross, attend_and_transform
+from mtp_jax.models.layers import LayerNorm, Linear
+
+
+class SerialBlock(nn.Module):
+    """One step.
+
+    Attributes:
+        config: of the decoder, as one of whose layers it is but for the attention to text.
+        dtype: of activations.
+    """
+
+    config: WhisperDecoder
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, state: jax.Array, token: jax.Array, cross: Cross, audio_real: jax.Array
+    ) -> jax.Array:
+        """The next state.
+
+        Args:
+            state: [B K, S, D], before the norm of whoever reads it.
+            token: [B K, S, D], embeddings of the tokens that were read off it.
+            cross: keys and values of the audio of B utterances; `audio_real`: bool[B, T].
+        """
+        known = (("state_norm", state), ("token_norm", token))
+        both = [LayerNorm(dtype=self.dtype, name=name)(x) for name, x in known]
+        both = jnp.concatenate(both, axis=-1)
+        x = state + Linear(self.config.width, (None, "embed"), dtype=self.dtype, name="join")(both)
+        own = dataclasses.replace(self.config, lora=Lora())
+        return attend_and_transform(own, self.dtype, x, cross, audio_real)[0]

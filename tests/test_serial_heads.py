@@ -1,0 +1,142 @@
+"""Serial heads: each takes the token that the one before it drafted."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtp_jax.config import Config, ConfigError, Heads, Mwer, Pretrained
+from mtp_jax.inference.decoder_functions import bind_decoder
+from mtp_jax.models.decoders.layout import for_decoding
+from mtp_jax.models.recogniser import Recogniser, call
+from mtp_jax.training.losses import shifted_targets
+from tests.tiny_whisper import WHISPER_WINDOW, drawn_params, tiny_whisper
+
+M, ROWS, LENGTH = 4, 3, 7
+FRAMES = round(100 * WHISPER_WINDOW)
+
+
+@pytest.fixture(scope="module", params=[0, 1], ids=["block", "layer_and_block"])
+def model(request):
+    return tiny_whisper(Heads("serial", M, layers=request.param, detached=True))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return drawn_params(model)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return np.random.default_rng(1).integers(4, 10, (ROWS, LENGTH))
+
+
+@pytest.fixture(scope="module")
+def run(model, params, text):
+    """Hidden states of a text, and what the encoder made of the audio before it."""
+    rng = np.random.default_rng(2)
+    features = jnp.asarray(rng.normal(size=(ROWS, FRAMES, 8)), jnp.float32)
+    frames = np.array([FRAMES, FRAMES // 2, FRAMES - 6])
+    length = np.full(ROWS, LENGTH)
+
+    @jax.jit
+    def run(params):
+        speech = call(Recogniser.encode_speech, model, params, features, frames)
+        given = speech, (frames + 1) // 2, text, length
+        return model.apply({"params": params}, *given)
+
+    return run(params)
+
+
+def logits_of(projection):
+    return projection.states @ projection.kernel.T
+
+
+def test_a_head_sees_the_tokens_before_its_own(model, params, text, run):
+    """Steps by tokens of a text are what training makes of it, at every position."""
+    hidden, encoded = run
+    shifted = jax.vmap(shifted_targets, (None, None, 0))
+    targets, real = shifted(text, np.full(ROWS, LENGTH), np.arange(1, M + 1))
+    _, later = call(Recogniser.projections, model, params, hidden, targets, encoded)
+    expected = np.asarray(logits_of(later))
+    suppressed = list(model.special.suppressed)
+    for place in range(LENGTH - M + 1):
+        state = call(Recogniser.of_later_heads, model, params, hidden[:, place])
+        for m in range(2, M + 1):
+            token = text[:, place + m - 2]
+            state, logits = call(Recogniser.next_draft, model, params, encoded, state, token)
+            wanted = expected[m - 2, :, place]
+            assert np.all(real[m - 1, :, place])
+            may_be = np.setdiff1d(np.arange(wanted.shape[-1]), suppressed)
+            np.testing.assert_allclose(logits[:, may_be], wanted[:, may_be], rtol=1e-4, atol=1e-4)
+            assert np.all(logits[:, suppressed] < -1e30)
+
+
+def test_another_token_changes_what_follows_it_alone(model, params, text, run):
+    hidden, encoded = run
+    states = hidden[:, 2]
+    changed = text.copy()
+    changed[:, 3] = np.where(text[:, 3] == 5, 6, 5)
+
+    def chain(tokens):
+        state, found = call(Recogniser.of_later_heads, model, params, states), []
+        for m in range(2, M + 1):
+            token = tokens[:, 2 + m - 2]
+            state, logits = call(Recogniser.next_draft, model, params, encoded, state, token)
+            found.append(logits)
+        return np.stack(found)
+
+    ours, theirs = chain(text), chain(changed)
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    assert np.all(np.any(ours[1:] != theirs[1:], axis=-1))
+
+
+def test_drafts_are_the_likeliest_of_each_step(model, params, run):
+    """Laid out for decoding too, and for hypotheses that share an audio."""
+    hidden, encoded = run
+    last = jnp.array([4, 7, 9])
+    state = call(Recogniser.of_later_heads, model, params, hidden[:, 1])
+    token, expected = last, []
+    for _ in range(M - 1):
+        state, logits = call(Recogniser.next_draft, model, params, encoded, state, token)
+        token = jnp.argmax(logits, axis=-1)
+        expected.append(token)
+    expected = np.stack(expected, axis=1)
+    laid_out = for_decoding(params, model.config.whisper_decoder.lora)
+    for used in (params, laid_out):
+        drafts = bind_decoder(model, used, encoded).draft(hidden[:, 1], last)
+        np.testing.assert_array_equal(drafts.tokens, expected)
+        assert np.all((drafts.probabilities > 0) & (drafts.probabilities <= 1))
+    twice = jnp.repeat(hidden[:, 1], 2, axis=0), jnp.repeat(last, 2)
+    drafts = jax.jit(lambda p, *xs: bind_decoder(model, p, encoded).draft(*xs))(laid_out, *twice)
+    np.testing.assert_array_equal(drafts.tokens, np.repeat(expected, 2, axis=0))
+
+
+def test_only_their_own_parameters_get_a_gradient(model, params, text, run):
+    hidden, encoded = run
+    targets = np.stack([np.roll(text, -m, axis=1) for m in range(M)])
+
+    def loss(params):
+        _, later = call(Recogniser.projections, model, params, hidden, targets, encoded)
+        return jnp.sum(jax.nn.log_softmax(logits_of(later))[..., 5])
+
+    grads = jax.grad(loss)(params)
+    assert all(np.all(x == 0) for x in jax.tree.leaves(grads["decoder"]))
+    assert all(np.any(x != 0) for x in jax.tree.leaves(grads["heads"]["block"]))
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({}, "needs a decoder that attends to the audio"),
+        (
+            {"pretrained": Pretrained(model="folder"), "mwer": Mwer(weight=1.0, all_heads=True)},
+            "needs heads that draft independently",
+        ),
+    ],
+)
+def test_what_serial_heads_cannot_do(groups, said):
+    with pytest.raises(ConfigError, match=said):
+        Config(heads=Heads("serial", 3), **groups)
