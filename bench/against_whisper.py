@@ -1,13 +1,15 @@
 """A Whisper here beside `transformers` and faster-whisper: the same text, and how fast.
 
     python -m bench.against_whisper --model=FOLDER --data=dev.jsonl [--count=20] [--language=en]
-        [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER] [--compute_types=float32,int8]
+        [--pretrained=FOLDER] [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER] [--compute_types=float32,int8]
         [--python=PATH] [--silence=30] [--dtype=bfloat16] [--threads=2] [--timestamps]
 
 Utterances go one by one through every program, each in a process of its own, in turn; the first
 one warms up and does not count. Greedy, no voice activity detection; timestamps with
 ``--timestamps`` only. Of `transformers` the tokens are compared: where they differ, the difference
-of our two greatest logits is printed. WER is that of all texts under Whisper's normaliser. Programs
+of our two greatest logits is printed. A model with heads decodes by verification too: how many of
+its tokens are equal to greedy's, and how much less of calls and time it takes. *Decoder* is the
+time without that of the encoder, which is measured in its turn. WER is that of all texts under Whisper's normaliser. Programs
 whose weights are not named are left out. ``--silence`` is what our encoder hears behind an
 utterance, in seconds, ``--dtype`` the type of our products. Where the other programs are in another
 environment, name its interpreter.
@@ -34,10 +36,12 @@ from mtp_jax.config import Data
 from mtp_jax.data import Batch, open_source
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.evaluation.metrics import word_errors
+from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
 
 _MODEL = flags.DEFINE_string("model", None, "a Whisper, or a workdir with heads", required=True)
+_PRETRAINED = cli.pretrained_flag()
 _DATA = flags.DEFINE_string("data", None, "source of the utterances", required=True)
 _COUNT = flags.DEFINE_integer("count", 20, "utterances", lower_bound=2)
 _LANGUAGE = flags.DEFINE_string("language", "en", "code of their language")
@@ -104,6 +108,19 @@ def ours(runner: Runner, batch: Batch, strategy: Any) -> dict[str, Any]:
     return {"seconds": seconds, "tokens": tokens, "text": text, "calls": int(decoded.calls[0])}
 
 
+_encode = jax.jit(encode, static_argnums=0)
+
+
+def encoder_seconds(runner: Runner, batch: Batch) -> float:
+    """Of all before the decoder; compilation is not counted."""
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        jax.block_until_ready(_encode(runner.model, runner.params, batch))
+        seconds = time.perf_counter() - start
+    return seconds
+
+
 def text_only(tokens: list[int], start: tuple[int, ...], eos: int) -> list[int]:
     """Without the tokens before the text, if they are there, and without EOS."""
     if tokens[: len(start)] == list(start):
@@ -116,6 +133,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     runner = mtp_jax.inference.load.load(
         open_model_folder(_MODEL.value),
+        pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
         dtype=_DTYPE.value,
         timestamps=_TIMESTAMPS.value,
@@ -136,7 +154,7 @@ def main(argv: list[str]) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in (*strategies, *sides)}
     texts: dict[str, list[str]] = {name: [] for name in seconds}
     calls: dict[str, int] = dict.fromkeys(strategies, 0)
-    audio, same = [], 0
+    audio, same, identical, encoding = [], 0, 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         for i in range(min(_COUNT.value, len(source.utterances))):
             wave_ = source.waveform(i)
@@ -158,6 +176,9 @@ def main(argv: list[str]) -> None:
                 texts[name].append(result["text"])
             for name in strategies:
                 calls[name] += found[name]["calls"]
+            if "verify" in found:
+                identical += found["verify"]["tokens"] == found["greedy"]["tokens"]
+                encoding += encoder_seconds(runner, batch) if i else 0.0
             if "transformers" in found:
                 mine, theirs = found["greedy"]["tokens"], found["transformers"]["tokens"]
                 same += mine == theirs
@@ -171,6 +192,14 @@ def main(argv: list[str]) -> None:
                     print(f"{name}: tokens part at {at}, logits differ by {gap:.4f}")
     if "transformers" in sides:
         print(f"greedy tokens equal to transformers': {same} of {len(audio)}")
+    if "verify" in strategies:
+        greedy, verify = (sum(seconds[name][1:]) for name in ("greedy", "verify"))
+        print(
+            f"verify: tokens equal to greedy's {identical} of {len(audio)},"
+            f" {calls['greedy'] / calls['verify']:.2f}x fewer calls,"
+            f" {greedy / verify:.2f}x as fast,"
+            f" decoder {(greedy - encoding) / (verify - encoding):.2f}x"
+        )
     normalizer = "english" if language in ("", "en") else "basic"
     truth = [utterance.text for utterance in source.utterances[: len(audio)]]
     for name in seconds:

@@ -154,10 +154,9 @@ class Toy:
         over = jnp.where(ends(self.seed, state, self.eos_every), 9, -1)
         return jnp.where(token == EOS, over, ordinary).astype(jnp.float32)
 
-    def _draft(self, hidden: jax.Array) -> Drafts:
+    def _draft(self, hidden: jax.Array, last: jax.Array) -> Drafts:
         """The tokens that head 1 would predict next, spoilt as `drafts` says."""
         kind = self.drafts
-        first = jnp.argmax(self._next_token(hidden), axis=-1).astype(jnp.int32)
 
         def ahead(carry: tuple[jax.Array, ...], head: jax.Array) -> tuple[Any, tuple[Any, Any]]:
             state, position, token = carry
@@ -171,7 +170,7 @@ class Toy:
             draft = jnp.where(kind == ALWAYS_EOS, EOS, draft)
             return (state, position + 1, token), (draft, probability)
 
-        start = (hidden[:, 0], hidden[:, 1], first)
+        start = (hidden[:, 0], hidden[:, 1], last)
         _, (tokens, probabilities) = jax.lax.scan(ahead, start, jnp.arange(2, self.heads + 1))
         return Drafts(tokens=tokens.T, probabilities=probabilities.T)
 
