@@ -1,18 +1,19 @@
 """A Whisper here beside `transformers` and faster-whisper: the same text, and how fast.
 
     python -m bench.against_whisper --model=FOLDER --data=dev.jsonl [--count=20] [--language=en]
-        [--pretrained=FOLDER] [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER] [--compute_types=float32,int8]
-        [--python=PATH] [--silence=30] [--dtype=bfloat16] [--threads=2] [--timestamps]
+        [--pretrained=FOLDER] [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER]
+        [--compute_types=float32,int8] [--python=PATH] [--silence=30] [--dtype=bfloat16]
+        [--threads=2] [--timestamps]
 
 Utterances go one by one through every program, each in a process of its own, in turn; the first
 one warms up and does not count. Greedy, no voice activity detection; timestamps with
 ``--timestamps`` only. Of `transformers` the tokens are compared: where they differ, the difference
 of our two greatest logits is printed. A model with heads decodes by verification too: how many of
-its tokens are equal to greedy's, and how much less of calls and time it takes. *Decoder* is the
-time without that of the encoder, which is measured in its turn. WER is that of all texts under Whisper's normaliser. Programs
-whose weights are not named are left out. ``--silence`` is what our encoder hears behind an
-utterance, in seconds, ``--dtype`` the type of our products. Where the other programs are in another
-environment, name its interpreter.
+its texts have the tokens of greedy, and how many times fewer calls and less time it takes.
+*Decoder* is the time without that of the encoder, which is measured in its turn. WER is that of all
+texts under Whisper's normaliser. Programs whose weights are not named are left out. ``--silence``
+is what our encoder hears behind an utterance, in seconds, ``--dtype`` the type of our products.
+Where the other programs are in another environment, name its interpreter.
 """
 
 from __future__ import annotations

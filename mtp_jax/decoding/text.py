@@ -83,10 +83,13 @@ class Emitted:
 def most_likely(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """int32[...] token of the greatest of logits [..., V], and its float32[...] log-probability.
 
-    Ties go to the lowest id.
+    Ties go to the lowest id. (A CPU takes twice as long for `argmax` as for the two reductions.)
     """
-    log_probs = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32), log_probs
+    size = logits.shape[-1]
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    places = jnp.where(logits == best, jnp.arange(size, dtype=jnp.int32), size - 1)
+    log_probs = -jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1))
+    return jnp.min(places, axis=-1), log_probs
 
 
 def select_position(hidden: jax.Array, position: jax.Array) -> jax.Array:
