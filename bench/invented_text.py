@@ -15,8 +15,8 @@ import numpy as np
 from absl import flags
 
 from mtp_jax import cli
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.inference.model_folder import open_model_folder
-from mtp_jax.transcription.segmentation import Chunk
 
 _MODEL = flags.DEFINE_string("model", None, "a Whisper, or a workdir with heads", required=True)
 _SECONDS = flags.DEFINE_list("seconds", ["3", "10", "30"], "how long each sound is")

@@ -17,9 +17,9 @@ from collections.abc import Callable
 import numpy as np
 from absl import app, flags, logging
 
+from mtp_jax.audio.vad import VoiceActivity
 from mtp_jax.config import Data
 from mtp_jax.data import open_source
-from mtp_jax.transcription.vad import VoiceActivity
 
 _SPEECH = flags.DEFINE_string("speech", None, "sources, joined by +", required=True)
 _COUNT = flags.DEFINE_integer("count", 40, "utterances")

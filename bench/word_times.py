@@ -26,9 +26,9 @@ from absl import app, flags, logging
 from flax import struct
 
 import mtp_jax
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.data import corpus, grammar
 from mtp_jax.decoding import Decoded
-from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.spelling import spell
 from mtp_jax.transcription.word_times import Text, make_aligner
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from mtp_jax.audio.reading import AudioError, audio_blocks, audio_seconds, read_audio, refuse
-from mtp_jax.transcription.segmentation import cut
+from mtp_jax.audio.segmentation import cut
 
 RATE = 16_000
 SUFFIXES = ["wav", "flac", "mp3", "ogg", "m4a"]  # read by libsndfile and by FFmpeg

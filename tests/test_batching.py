@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.transcription import batching
 from mtp_jax.transcription.batching import choose, hand_out
 from mtp_jax.transcription.recordings import Recording, Waiting
 from mtp_jax.transcription.results import Segment, Transcript, Word
-from mtp_jax.transcription.segmentation import Chunk
 from tests.recordings import RATE
 
 settings = hypothesis.settings(max_examples=200, deadline=None, derandomize=True)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from mtp_jax.audio.segmentation import MARGIN, PAUSE, Chunk, cut, halves, overlap
+from mtp_jax.audio.vad import WINDOW_SECONDS, VoiceActivity
 from mtp_jax.transcription.repetition import COPIES, find_repetition, trim_repetitions
 from mtp_jax.transcription.results import Segment, Word
-from mtp_jax.transcription.segmentation import MARGIN, PAUSE, Chunk, cut, halves, overlap
 from mtp_jax.transcription.stitching import resolve_overlap, stitch
-from mtp_jax.transcription.vad import WINDOW_SECONDS, VoiceActivity
 
 RATE = 1000
 WINDOW = round(WINDOW_SECONDS * RATE)

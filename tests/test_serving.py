@@ -17,13 +17,13 @@ import soundfile
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.serving.app import Service, Settings
 from mtp_jax.serving.engine import Engine
 from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.transcription.formats import formatted
 from mtp_jax.transcription.results import Segment, Transcript, Word
-from mtp_jax.transcription.segmentation import Chunk
 from tests.recordings import RATE, flac
 
 URL = "/v1/audio/transcriptions"

@@ -101,7 +101,7 @@ def test_what_is_cancelled_while_it_waits_is_let_go(model, tmp_path, monkeypatch
     rng = np.random.default_rng(0)
     soundfile.write(path, rng.integers(-9000, 9000, 200 * RATE).astype(np.int16), RATE)
     speech = lambda self, block: np.ones(len(block) // 512, np.float32)  # noqa: E731
-    monkeypatch.setattr("mtp_jax.transcription.vad.VoiceActivity.feed", speech)
+    monkeypatch.setattr("mtp_jax.audio.vad.VoiceActivity.feed", speech)
     engine, events = Engine(model, 0.0, 3600.0, Metrics()), []
     verify = model.strategy("verify")
     jobs = [engine.submit(str(path), verify, "verify", events.append) for _ in range(2)]
@@ -127,7 +127,7 @@ def test_a_batch_that_fails_fails_its_jobs_and_closes_their_files(model, tmp_pat
     rng = np.random.default_rng(0)
     soundfile.write(path, rng.integers(-9000, 9000, 200 * RATE).astype(np.int16), RATE)
     speech = lambda self, block: np.ones(len(block) // 512, np.float32)  # noqa: E731
-    monkeypatch.setattr("mtp_jax.transcription.vad.VoiceActivity.feed", speech)
+    monkeypatch.setattr("mtp_jax.audio.vad.VoiceActivity.feed", speech)
 
     def broken(*unused: object) -> None:
         raise RuntimeError("out of memory")
@@ -158,7 +158,7 @@ def test_closing_closes_the_files_of_recordings_that_wait(model, tmp_path, monke
     rng = np.random.default_rng(0)
     soundfile.write(path, rng.integers(-9000, 9000, 200 * RATE).astype(np.int16), RATE)
     speech = lambda self, block: np.ones(len(block) // 512, np.float32)  # noqa: E731
-    monkeypatch.setattr("mtp_jax.transcription.vad.VoiceActivity.feed", speech)
+    monkeypatch.setattr("mtp_jax.audio.vad.VoiceActivity.feed", speech)
     engine = Engine(model, 3600.0, 3600.0, Metrics())
     monkeypatch.setattr(engine, "_next_batch", list)  # nothing is decoded
     engine.start()

@@ -23,6 +23,7 @@ import soundfile
 import mtp_jax
 from mtp_jax import interrupts
 from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks, read_audio
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import WorkdirError
 from mtp_jax.data import grammar
@@ -38,7 +39,6 @@ from mtp_jax.transcription.assembly import SegmentAssembler
 from mtp_jax.transcription.confidence import Calibration
 from mtp_jax.transcription.prefetch import prefetch
 from mtp_jax.transcription.results import Segment, Transcript, Word
-from mtp_jax.transcription.segmentation import Chunk
 from tests.recordings import RATE
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Encoder, Heads, Loss, Tokenizer
 from mtp_jax.decoding import CtcGreedy, Greedy, PrefixBeam, Verify
@@ -23,7 +24,6 @@ from mtp_jax.pretrained.sizes import completed
 from mtp_jax.training.loop import train
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import init_state, loss_fn
-from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.transcriber import Transcriber
 from mtp_jax.transcription.word_times import CtcAligner
 from tests.pretrained import GOLDEN_WHISPER as FOLDER

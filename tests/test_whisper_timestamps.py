@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mtp_jax
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.checkpoints.workdir import WorkdirError
 from mtp_jax.config import Config, Data, FrontEnd, Pretrained, WhisperDecoder
 from mtp_jax.decoding import DraftText, Greedy, Verify
@@ -24,7 +25,6 @@ from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.transcription.phrases import of_words, phrase_spans
 from mtp_jax.transcription.results import Segment, Token, Word
-from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.transcriber import Transcriber
 from tests.pretrained import GOLDEN_WHISPER, tensors_of, whisper_folder
 from tests.whisper import LIMIT, decode, encoder, expected, golden_runner, started, texts

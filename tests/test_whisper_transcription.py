@@ -14,6 +14,7 @@ import soundfile
 from starlette.testclient import TestClient
 
 import mtp_jax
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.decoding import Greedy, registry
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
@@ -22,7 +23,6 @@ from mtp_jax.serving.app import Service, Settings
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from mtp_jax.transcription.alignment import align
 from mtp_jax.transcription.repetition import trim_repetitions
-from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.transcriber import Transcriber
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
 

@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from mtp_jax.audio.reading import AudioError, audio_blocks
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.decoding import Strategy
 from mtp_jax.serving.job import Cancelled, Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.transcription.batching import choose, hand_out
 from mtp_jax.transcription.recordings import Event, Waiting
-from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.transcriber import Transcriber
 
 _READERS = 4

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.decoding import Strategy
 from mtp_jax.transcription.recordings import Event, Recording
-from mtp_jax.transcription.segmentation import Chunk
 
 
 class Cancelled(Exception):

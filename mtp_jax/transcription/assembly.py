@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.decoding import Decoded
 from mtp_jax.inference.programs import Inference
 from mtp_jax.inference.runner import Runner
@@ -16,7 +17,6 @@ from mtp_jax.transcription.confidence import Calibration, uncalibrated
 from mtp_jax.transcription.phrases import Span, of_words, phrase_spans
 from mtp_jax.transcription.repetition import find_repetition, trim_repetitions
 from mtp_jax.transcription.results import Segment, Token, Word
-from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.spelling import spell
 from mtp_jax.transcription.word_times import UNALIGNED, Text, WordTimes, make_aligner
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from mtp_jax.audio.segmentation import halves
 from mtp_jax.transcription.recordings import Recording, Waiting
 from mtp_jax.transcription.results import Segment
-from mtp_jax.transcription.segmentation import halves
 
 T = TypeVar("T")
 

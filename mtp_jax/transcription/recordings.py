@@ -8,8 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.transcription.results import Segment, Transcript
-from mtp_jax.transcription.segmentation import Chunk
 from mtp_jax.transcription.stitching import stitch
 
 Place = tuple[int, ...]  # of a chunk; parts of it have its own and theirs behind

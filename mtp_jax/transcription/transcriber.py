@@ -14,6 +14,7 @@ import numpy as np
 
 from mtp_jax import interrupts
 from mtp_jax.audio.reading import AudioError, array_blocks, audio_blocks, log_warning
+from mtp_jax.audio.segmentation import Chunk, cut
 from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decoding import CtcGreedy, DraftsError, Strategy, registry
@@ -25,7 +26,6 @@ from mtp_jax.transcription.confidence import Calibration
 from mtp_jax.transcription.prefetch import prefetch
 from mtp_jax.transcription.recordings import Recording
 from mtp_jax.transcription.results import Segment, Transcript
-from mtp_jax.transcription.segmentation import Chunk, cut
 
 log = logging.getLogger("mtp_jax")
 Key = TypeVar("Key")

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtp_jax.audio.vad import WINDOW_SECONDS, VoiceActivity
 from mtp_jax.audio.waveform import closed
-from mtp_jax.transcription.vad import WINDOW_SECONDS, VoiceActivity
 
 PAUSE = 0.8  # s that always end a piece
 SHORT_PAUSE = 0.1  # s that may end one
