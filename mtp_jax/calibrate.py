@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     from mtp_jax.data import check_sources
 
     sources = _DATA.value or config.data.dev, _CHECK.value or config.data.test
-    check_sources(sources, config.data)
+    check_sources(sources, config.data, needs_text=True)
     cli.start_jax(config)
     from mtp_jax.data import open_source  # imported late: errors in flags come at once
     from mtp_jax.transcription.confidence import (
@@ -79,7 +79,9 @@ def main(argv: list[str]) -> None:
     from mtp_jax.transcription.loading import load
 
     model = load(workdir.path, pretrained=_PRETRAINED.value)
-    dev, test = (open_source(source, config.data, model.sample_rate) for source in sources)
+    dev, test = (
+        open_source(source, config.data, model.sample_rate, needs_text=True) for source in sources
+    )
     weights, checked = {}, {}
     has_ctc = model.runner.model.vocabulary.has_ctc
     for kind in (kind for kind in KINDS if has_ctc or kind != "ctc"):

@@ -70,6 +70,12 @@ def test_sources_are_looked_into(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "folder").mkdir()
     good = f"{tmp_path}/good.jsonl"
+    untold = f"{tmp_path}/untold.jsonl"
+    Path(untold).write_text('{"audio_filepath": "a.wav"}\n')
+    check_sources([untold], Data(text="greedy"))
+    for data, needs_text in ((Data(), None), (Data(text="greedy"), True)):
+        with pytest.raises(DataError, match=r"line 1 is .* add it, as only config\.data\.text"):
+            check_sources([untold], data, needs_text)
     check_sources([good, f"{good}+embedded:dev", "embedded/noisy:test[:3]"], Data())
     for wrong, said in {
         f"{good}x": "is no file or directory",

@@ -153,6 +153,22 @@ def test_a_row_of_verification() -> None:
     json.dumps(made, allow_nan=False)
 
 
+def test_without_transcripts_there_are_calls_and_no_wer(tmp_path: pathlib.Path) -> None:
+    def untold(made: Outcome) -> Outcome:
+        bare = [dataclasses.replace(h, reference="") for h in made.hypotheses]
+        return dataclasses.replace(made, hypotheses=tuple(bare))
+
+    greedy, faster = untold(outcome()), untold(outcome(calls=(2, 2, 1)))
+    made = [
+        row(name, {}, x, greedy, "english") for name, x in (("greedy", greedy), ("verify", faster))
+    ]
+    assert [(r["wer"], r["cer"], r["calls_per_word"]) for r in made] == [(None,) * 3] * 2
+    assert made[1]["call_reduction"] == 2
+    assert "| verify   | 4     | -     | -     | 1.67      | 2.00x" in table(made, 3)
+    results = {"rows": made, "dataset": {"split": ""}, "tau_sweep": None}
+    assert all(file.stat().st_size for file in draw(results, tmp_path))
+
+
 def test_a_head_that_was_never_tested_has_no_acceptance() -> None:
     ours = outcome(proposed=(4, 0), accepted=(0, 0))
     assert row("verify", {}, ours, GREEDY, "none")["acceptance_by_head"] == [0.0, None]

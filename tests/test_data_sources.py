@@ -13,6 +13,7 @@ from mtp_jax.data import DataError, Report, open_source
 
 RATE = 16_000
 DATA = Data(bucket_seconds=(0.5, 1.0))
+GREEDY = dataclasses.replace(DATA, text="greedy")
 
 
 def write(path, samples, start=0, rate=RATE):
@@ -262,6 +263,49 @@ def test_bad_items_of_a_librispeech_tree(tmp_path):
         "84-1-0002": "no text",
         "99-7.trans.txt": "unreadable transcript",
     }
+
+
+def test_text_may_be_missing_where_a_model_writes_it(tmp_path):
+    wave = write(tmp_path / "a.wav", 4000)
+    file = {"audio_filepath": "a.wav"}
+    spec = manifest(
+        tmp_path,
+        file,
+        file | {"text": None},
+        entry("a.wav", " "),
+        entry("a.wav"),
+        entry("a.wav", 5),
+    )
+    source = open_source(spec, GREEDY, RATE)
+    assert [u.text.strip() for u in source.utterances] == ["", "", "", "hello"]
+    assert [(p.id, p.detail) for p in source.problems] == [
+        ("line 5", "text is missing or not a string")
+    ]
+    for i in range(4):
+        np.testing.assert_array_equal(source.waveform(i), wave)
+    for data, needs_text in ((DATA, None), (GREEDY, True)):
+        strict = open_source(spec, data, RATE, needs_text=needs_text)
+        assert [u.text for u in strict.utterances] == ["hello"]
+        assert [(p.id, p.reason) for p in strict.problems] == [
+            *((f"line {n}", "wrong field") for n in (1, 2, 5)),
+            ("a.wav", "no text"),
+        ]
+        assert "add it, as only config.data.text=greedy does without" in strict.problems[0].detail
+
+
+def test_a_librispeech_tree_may_lack_texts_where_a_model_writes_them(tmp_path):
+    waves = librispeech(tmp_path)
+    transcript = tmp_path / "dev-clean" / "84" / "1" / "84-1.trans.txt"
+    transcript.write_text("84-1-0002\n84-1-0001 SAID\n")
+    source = open_source(str(tmp_path), GREEDY, RATE)
+    assert {u.id: u.text for u in source.utterances if u.speaker == "84"} == {
+        "84-1-0002": "",
+        "84-1-0001": "SAID",
+        "84-1-0000": "",
+    }
+    for i, u in enumerate(source.utterances):
+        np.testing.assert_array_equal(source.waveform(i), waves[u.id])
+    assert len(source.utterances) == len(waves) and not source.problems
 
 
 def test_sources_joined_by_plus_are_read_as_one(tmp_path):

@@ -95,6 +95,11 @@ class Data:
         for name in ("batch_size", "max_tokens", "workers", "prefetch"):
             check(getattr(self, name) > 0, f"data.{name}", "must be positive")
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether utterances without a transcript are of no use."""
+        return self.text != "greedy"
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:

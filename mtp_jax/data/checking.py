@@ -17,7 +17,7 @@ from mtp_jax.data.sources import check_dataset, is_dataset, parts_of
 _LINES = 50  # of a manifest
 
 
-def check_sources(specs: Iterable[str], data: Data) -> None:
+def check_sources(specs: Iterable[str], data: Data, needs_text: bool | None = None) -> None:
     """Opens sources as far as that is cheap: no audio is read, and no data set made.
 
     A manifest's first lines are read, folders are looked into, and names of splits compared.
@@ -25,17 +25,18 @@ def check_sources(specs: Iterable[str], data: Data) -> None:
 
     Args:
         specs: as `open_source` takes them.
-        data: as `open_source` takes it.
+        data, needs_text: as `open_source` takes them.
 
     Raises:
         DataError: one of them is no source.
     """
+    needs_text = data.needs_text if needs_text is None else needs_text
     for spec in dict.fromkeys(specs):
         for part in parts_of(spec):
-            _check(part, data)
+            _check(part, needs_text)
 
 
-def _check(spec: str, data: Data) -> None:
+def _check(spec: str, needs_text: bool) -> None:
     path = Path(spec).expanduser()
     if is_dataset(spec):
         check_dataset(spec)
@@ -44,7 +45,7 @@ def _check(spec: str, data: Data) -> None:
             f"source {spec!r} is no file or directory, nor embedded:SPLIT or tfds:NAME:SPLIT"
         )
     elif not path.is_dir():
-        check_manifest(path)
+        check_manifest(path, needs_text)
     elif not is_packed(path) and next(path.rglob("*.trans.txt"), None) is None:
         if not os.access(path, os.R_OK | os.X_OK):
             raise DataError(f"{path} cannot be read: see to its permissions")
@@ -54,13 +55,17 @@ def _check(spec: str, data: Data) -> None:
         )
 
 
-def check_manifest(path: Path) -> None:
+def check_manifest(path: Path, needs_text: bool = True) -> None:
     """Refuses a manifest whose first lines hold no recording.
+
+    Args:
+        path: of the file.
+        needs_text: whether a line without a text holds none.
 
     Raises:
         DataError: it cannot be read, or they do not.
     """
-    first = list(itertools.islice(iterate_manifest(path), _LINES))
+    first = list(itertools.islice(iterate_manifest(path, needs_text), _LINES))
     if any(isinstance(item, Recording) for item in first):
         return
     if not first:

@@ -12,8 +12,13 @@ from mtp_jax.data.files import Recording
 from mtp_jax.data.source import DataError, Problem
 
 
-def read_tree(root: Path) -> tuple[list[Recording], list[Problem]]:
+def read_tree(root: Path, needs_text: bool = True) -> tuple[list[Recording], list[Problem]]:
     """Recordings below `root`, by name, and what could not be used.
+
+    Args:
+        root: of the tree.
+        needs_text: whether a recording that no transcript names is of no use; else its text is
+            empty.
 
     Raises:
         DataError: there is no transcript below `root`.
@@ -38,5 +43,9 @@ def read_tree(root: Path) -> tuple[list[Recording], list[Problem]]:
             untold.pop(key, None)
             speaker = key.split("-")[0]
             recordings.append(Recording(key, chapter / f"{key}.flac", text, speaker, "en"))
-        problems += [Problem(key, "no text", str(file)) for key, file in untold.items()]
+        for key, file in untold.items():
+            if needs_text:
+                problems.append(Problem(key, "no text", str(file)))
+            else:
+                recordings.append(Recording(key, file, "", key.split("-")[0], "en"))
     return recordings, problems

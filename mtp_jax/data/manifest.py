@@ -1,8 +1,9 @@
 """Manifests as NVIDIA NeMo writes them: a JSON object a line.
 
-``audio_filepath`` (relative to the manifest, or absolute) and ``text`` are needed; ``speaker``,
-``lang`` and ``id`` may be given. A line is the part of its file that starts at ``offset``, 0 by
-default, and lasts ``duration`` seconds, or as long as the audio does if that is less.
+``audio_filepath`` (relative to the manifest, or absolute) is needed, and ``text`` unless a model
+writes the texts itself; ``speaker``, ``lang`` and ``id`` may be given. A line is the part of its
+file that starts at ``offset``, 0 by default, and lasts ``duration`` seconds, or as long as the
+audio does if that is less.
 """
 
 from __future__ import annotations
@@ -16,38 +17,43 @@ from typing import Any
 from mtp_jax.data.files import Recording
 from mtp_jax.data.source import DataError, Problem
 
+_WITHOUT_TEXT = ": add it, as only config.data.text=greedy does without"
 _FIELDS = ("audio_filepath", "text", "id", "speaker", "lang", "offset", "duration")
 
 
-def read_manifest(path: Path) -> tuple[list[Recording], list[Problem]]:
+def read_manifest(path: Path, needs_text: bool = True) -> tuple[list[Recording], list[Problem]]:
     """Recordings of the manifest, and the lines that hold none.
+
+    Args:
+        path: of the file.
+        needs_text: whether a line without a text holds none; else its text is empty.
 
     Raises:
         DataError: the file cannot be read.
     """
-    items = list(iterate_manifest(path))
+    items = list(iterate_manifest(path, needs_text))
     return (
         [item for item in items if isinstance(item, Recording)],
         [item for item in items if isinstance(item, Problem)],
     )
 
 
-def iterate_manifest(path: Path) -> Iterator[Recording | Problem]:
-    """The lines of the manifest, one at a time; raises as `read_manifest`."""
+def iterate_manifest(path: Path, needs_text: bool = True) -> Iterator[Recording | Problem]:
+    """The lines of the manifest, one at a time; arguments and errors as of `read_manifest`."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
-                    yield _line(line, number, path.parent)
+                    yield _line(line, number, path.parent, needs_text)
     except OSError as error:
         raise DataError(f"manifest {path} cannot be read: {error.strerror}") from None
 
 
-def _line(line: bytes, number: int, folder: Path) -> Recording | Problem:
+def _line(line: bytes, number: int, folder: Path, needs_text: bool) -> Recording | Problem:
     try:
-        return _recording(json.loads(line.decode()), folder)
+        return _recording(json.loads(line.decode()), folder, needs_text)
     except UnicodeDecodeError:
         return Problem(f"line {number}", "not UTF-8")
     except (json.JSONDecodeError, RecursionError):
@@ -56,14 +62,17 @@ def _line(line: bytes, number: int, folder: Path) -> Recording | Problem:
         return Problem(f"line {number}", "wrong field", str(error))
 
 
-def _recording(entry: Any, folder: Path) -> Recording:
+def _recording(entry: Any, folder: Path, needs_text: bool) -> Recording:
     if not isinstance(entry, dict):
         raise DataError("the line is not a JSON object")
+    if not needs_text and entry.get("text") is None:
+        entry["text"] = ""
     for field in ("audio_filepath", "text"):
         if not isinstance(entry.get(field), str):
             others = ", ".join(str(key) for key in entry if key not in _FIELDS)
             instead = f"; the line has {others} instead" if others and field not in entry else ""
-            raise DataError(f"{field} is missing or not a string{instead}")
+            remedy = _WITHOUT_TEXT if field == "text" and needs_text and not instead else ""
+            raise DataError(f"{field} is missing or not a string{instead}{remedy}")
     for field in _FIELDS[:5]:
         try:
             str(entry.get(field, "")).encode()

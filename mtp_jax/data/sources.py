@@ -27,7 +27,11 @@ MIN_SECONDS = 0.1  # less holds no word; ten feature frames
 
 
 def open_source(
-    spec: str, data: Data, sample_rate: int, max_seconds: float | None = None
+    spec: str,
+    data: Data,
+    sample_rate: int,
+    max_seconds: float | None = None,
+    needs_text: bool | None = None,
 ) -> Source:
     """Opens what `spec` names, less the utterances that cannot be used.
 
@@ -39,17 +43,21 @@ def open_source(
         data: says where things are cached, and how many threads may read.
         sample_rate: Hz of the waveforms.
         max_seconds: that an utterance may be long; by default those of the longest bucket.
+        needs_text: whether utterances without text are left out; by default unless
+            ``data.text`` is "greedy", as a model then writes all texts itself.
 
     Raises:
         DataError: there is no such source, or nothing in it can be used.
     """
-    opened = [_open(part, data, sample_rate) for part in parts_of(spec)]
+    needs_text = data.needs_text if needs_text is None else needs_text
+    longest = data.bucket_seconds[-1] if max_seconds is None else max_seconds
+    opened = [_open(part, data, sample_rate, needs_text) for part in parts_of(spec)]
     whole = opened[0] if len(opened) == 1 else _concatenated(opened)
     if data.text == "plain":
         given = whole.utterances
         alike = View(len(given), lambda i: dataclasses.replace(given[i], text=plain(given[i].text)))
         whole = dataclasses.replace(whole, utterances=alike)
-    usable = _usable(whole, data.bucket_seconds[-1] if max_seconds is None else max_seconds)
+    usable = _usable(whole, longest, needs_text)
     if not usable.utterances:
         skipped = Report(spec, 0, usable.problems).skipped()
         raise DataError(f"source {spec!r} has no utterance that can be used; skipped: {skipped}")
@@ -79,7 +87,7 @@ def check_dataset(spec: str) -> None:
         raise DataError(f"source {spec!r} has no such split: choose of {', '.join(SPLITS)}")
 
 
-def _open(spec: str, data: Data, sample_rate: int) -> Source:
+def _open(spec: str, data: Data, sample_rate: int, needs_text: bool) -> Source:
     path = Path(spec).expanduser()
     dataset = _DATASET.fullmatch(spec)
     if dataset and is_dataset(spec):
@@ -101,7 +109,8 @@ def _open(spec: str, data: Data, sample_rate: int) -> Source:
         )
     if is_packed(path):
         return record_source(path, sample_rate)
-    recordings, problems = read_tree(path) if path.is_dir() else read_manifest(path)
+    read = read_tree if path.is_dir() else read_manifest
+    recordings, problems = read(path, needs_text)
     return file_source(path.name, recordings, problems, sample_rate, data.workers)
 
 
@@ -135,12 +144,12 @@ def _concatenated(sources: Sequence[Source]) -> Source:
     )
 
 
-def _usable(source: Source, max_seconds: float) -> Source:
-    """`source` less utterances without text or of a length that cannot be batched."""
+def _usable(source: Source, max_seconds: float, needs_text: bool) -> Source:
+    """`source` less utterances without a needed text or of a length that cannot be batched."""
 
     def problem(utterance: Utterance) -> Problem | None:
         seconds = utterance.seconds
-        if not utterance.text.strip():
+        if needs_text and not utterance.text.strip():
             return Problem(utterance.id, "no text")
         if seconds <= 0:
             return Problem(utterance.id, "empty audio", text=utterance.text)

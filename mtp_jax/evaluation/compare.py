@@ -103,6 +103,7 @@ def row(
     """One row of the table, from what a strategy and greedy (one token wide) made of the data."""
     references, texts = outcome.references, outcome.texts
     words = word_errors(references, texts, normalize)
+    measured = any(words.units)  # else there are no transcripts
     tested, passed = outcome.proposed, outcome.accepted
     speculative = bool(tested.sum())
     calls = outcome.calls
@@ -110,21 +111,21 @@ def row(
         "strategy": name,
         "options": dict(options),
         "batch_size": outcome.batch_size,
-        "wer": words.percent,
-        "cer": character_errors(references, texts, normalize).percent,
+        "wer": words.percent if measured else None,
+        "cer": character_errors(references, texts, normalize).percent if measured else None,
         "decoder_calls": calls,
         "loop_steps": outcome.loop_steps,
         "tokens": outcome.tokens,
         "call_reduction": greedy.calls / calls if calls else None,
         "tokens_per_call": outcome.tokens / calls if calls else None,
-        "calls_per_word": calls / max(sum(words.units), 1),
+        "calls_per_word": calls / sum(words.units) if measured else None,
         "acceptance_by_head": [
             float(a / p) if p else None for p, a in zip(tested, passed, strict=True)
         ]
         if speculative
         else None,
         "identical_to_greedy": identical(outcome, greedy) if calls else None,
-        "oracle_wer": oracle_word_error_rates(outcome, normalize),
+        "oracle_wer": oracle_word_error_rates(outcome, normalize) if measured else None,
         "at_length_limit": outcome.at_length_limit,
         "rtfx": outcome.audio_seconds / max(outcome.wall_seconds, 1e-9),
         "compile_seconds": outcome.compile_seconds,

@@ -9,10 +9,11 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from mtp_jax.checkpoints.workdir import Workdir, commit, write_json
 from mtp_jax.config import Config, Evaluation
-from mtp_jax.data import Problem, Report, open_source
+from mtp_jax.data import Problem, Report, Source, open_source
 from mtp_jax.distributed import multihost
 from mtp_jax.evaluation.compare import compare, needs_tau
 from mtp_jax.evaluation.metrics import word_errors
@@ -55,7 +56,8 @@ def tune(
     config = runner.model.config
     if not needs_tau(options or config.evaluation, config.heads.count):
         return 1.0
-    dev = open_source(config.data.dev, config.data, config.front_end.sample_rate)
+    rate = config.front_end.sample_rate
+    dev = open_source(config.data.dev, config.data, rate, needs_text=True)
     dev = with_encoder_cache(dev, runner)
     e = config.evaluation
     choice = choose_tau(runner, Task.of(dev, runner), e.taus, max_wer_increase, max(e.batch_sizes))
@@ -110,6 +112,7 @@ def evaluate(
     """
     config = runner.model.config
     source = open_source(data, config.data, config.front_end.sample_rate, math.inf)
+    source = _with_references(source)
     options = options or config.evaluation
     task = Task.of(source, runner, count_left_out)
     rows, outcomes = compare(runner, task, tau, options)
@@ -157,6 +160,18 @@ def evaluate(
     pictures = draw(results, output)
     _print(results, config, [output / "results.json", *pictures])
     return results
+
+
+def _with_references(source: Source) -> Source:
+    """`source` less utterances without a transcript, unless none has one."""
+    told = np.array([bool(utterance.text.strip()) for utterance in source.utterances])
+    if told.all():
+        return source
+    if not told.any():
+        log.warning("%s has no transcripts, so that its WER is not measured", source.title)
+        return source
+    untold = [source.utterances[i].id for i in np.flatnonzero(~told)]
+    return source.subset(np.flatnonzero(told).tolist(), (Problem(i, "no text") for i in untold))
 
 
 def _described(problem: Problem) -> str:

@@ -199,7 +199,7 @@ def draw(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]
                 )
             last = point
     for r in decoded:
-        if r["strategy"] == "greedy" and r["options"].get("width", 1) != 1:
+        if r["wer"] is None or (r["strategy"] == "greedy" and r["options"].get("width", 1) != 1):
             continue
         entry = registry.get(r["strategy"])
         options = ", ".join(f"{k} {v:g}" for k, v in r["options"].items() if k != "width")
