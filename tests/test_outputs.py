@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mtp_jax.audio.folders import shown
 from mtp_jax.transcription import marks, outputs
-from mtp_jax.transcription.finding import Task, find, shown
+from mtp_jax.transcription.finding import Task, find
 from mtp_jax.transcription.marks import Model, mark_path, read_mark
 from mtp_jax.transcription.outputs import Clash, State
 from mtp_jax.transcription.results import Transcript

@@ -7,19 +7,11 @@ import glob
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-# What is taken of a folder. Files of these that hold no audio get a sentence each.
-SUFFIXES = {
-    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd"),
-    *(".caf", ".w64", ".rf64", ".wv", ".mp2", ".sph", ".nist", ".voc", ".spx", ".amr", ".gsm"),
-    *(".mpga", ".mpa", ".m4a", ".m4b", ".m4r", ".aac", ".adts", ".ac3", ".ape", ".tta", ".wma"),
-    *(".mka", ".weba", ".f4a", ".ra", ".rm"),
-    # Pictures beside the sound: their sound is taken.
-    *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".3gp", ".3g2", ".mpeg", ".mpg", ".ts", ".mts"),
-    *(".avi", ".flv", ".wmv", ".ogv", ".asf", ".vob"),
-}
+from mtp_jax.audio.folders import SUFFIXES, AudioFolder, shown
+
 _SHOWN = 3  # names for each reason
 
 
@@ -97,7 +89,7 @@ def find(arguments: Sequence[str], stdin: Path | None = None) -> Found:
                 any_found = True
                 tasks.setdefault(os.path.realpath(each), Task(each, Path(each.name)))
                 continue
-            folder = _Folder(each)
+            folder = AudioFolder(each)
             for file in folder.files():
                 any_found = True
                 tasks.setdefault(os.path.realpath(file), Task(file, file.relative_to(each)))
@@ -108,49 +100,6 @@ def find(arguments: Sequence[str], stdin: Path | None = None) -> Found:
             missing.append(f"{shown(argument)} holds no file with the suffix of a recording")
     left_out = f"{_few(others)} left out: without the suffix of a recording" if others else ""
     return Found(_named(list(tasks.values())), missing, left_out)
-
-
-class _Folder:
-    """A walk through a folder.
-
-    Attributes:
-        others: names of files without the suffix of a recording.
-        unreadable: a sentence for each folder that cannot be read, and link that leads nowhere.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.others: list[str] = []
-        self.unreadable: list[str] = []
-
-    def files(self) -> Iterator[Path]:
-        """Recordings, sorted within each folder; what links lead to comes last."""
-        entered: set[tuple[int, int]] = set()
-        waiting, linked = [self.root], list[Path]()
-        while waiting or linked:
-            if not waiting:
-                waiting, linked = linked[::-1], []
-            folder = waiting.pop()
-            try:
-                status = folder.stat()
-                if (status.st_dev, status.st_ino) in entered:
-                    continue
-                entered.add((status.st_dev, status.st_ino))
-                paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-            except OSError as error:
-                self.unreadable.append(f"{shown(folder)} cannot be read ({error.strerror})")
-                continue
-            folders: list[Path] = []
-            for path in paths:
-                if path.is_dir():
-                    (linked if path.is_symlink() else folders).append(path)
-                elif path.suffix.lower() not in SUFFIXES:
-                    self.others.append(shown(path.relative_to(self.root)))
-                elif path.is_symlink() and not path.exists():
-                    self.unreadable.append(f"{shown(path)} is a link that leads nowhere")
-                else:
-                    yield path
-            waiting += reversed(folders)
 
 
 def few(tasks: Sequence[Task]) -> str:
@@ -184,9 +133,3 @@ def _alike(name: Path) -> str:
 
 def _bare(name: Path) -> Path:
     return name.with_suffix("") if name.suffix.lower() in SUFFIXES else name
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path on one line, whatever its bytes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

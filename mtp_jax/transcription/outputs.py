@@ -11,8 +11,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtp_jax.audio.folders import shown
 from mtp_jax.paths import OutputError
-from mtp_jax.transcription.finding import Task, shown
+from mtp_jax.transcription.finding import Task
 from mtp_jax.transcription.formats import formatted
 from mtp_jax.transcription.marks import Identity, Model, mark_path, read_mark, sha256, write_marked
 from mtp_jax.transcription.results import Transcript
