@@ -329,7 +329,7 @@ def test_a_path_may_hold_a_plus(tmp_path):
 
 @pytest.mark.parametrize("spec", ["", "no/such/file", "tfds:librispeech", "embedded", "a+b"])
 def test_no_such_source(spec):
-    with pytest.raises(DataError, match="is no file or directory, nor embedded:SPLIT or tfds"):
+    with pytest.raises(DataError, match="is no file or directory, nor embedded:SPLIT, tfds"):
         open_source(spec, DATA, RATE)
 
 

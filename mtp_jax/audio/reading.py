@@ -216,6 +216,21 @@ def audio_seconds(source: Source, *, name: str = "") -> float:
     return seconds
 
 
+def reads_parts(source: Source, *, name: str = "") -> bool:
+    """Whether a part of a file is read without decoding all that lies before it.
+
+    Args:
+        source: path of the file, or its contents.
+        name: of the recording, for messages; by default the path.
+
+    Raises:
+        AudioError: the file is missing, not audio or empty.
+    """
+    with opened(source, name or _name(source)) as file:
+        recordings = file.recordings(warn=lambda message: None)
+        return all(recording.frames is not None for recording in recordings)
+
+
 def _name(source: Source) -> str:
     return "the audio" if isinstance(source, bytes) else str(source)
 

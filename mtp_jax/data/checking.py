@@ -8,11 +8,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mtp_jax.config import Data
+from mtp_jax.data.audio_folder import list_audio
 from mtp_jax.data.files import Recording
 from mtp_jax.data.manifest import iterate_manifest
 from mtp_jax.data.records import is_packed
 from mtp_jax.data.source import DataError, Problem
-from mtp_jax.data.sources import check_dataset, is_dataset, parts_of
+from mtp_jax.data.sources import (
+    check_dataset,
+    is_dataset,
+    no_such_source,
+    parts_of,
+    place_of,
+    refuse_without_text,
+)
 
 _LINES = 50  # of a manifest
 
@@ -37,13 +45,15 @@ def check_sources(specs: Iterable[str], data: Data, needs_text: bool | None = No
 
 
 def _check(spec: str, needs_text: bool) -> None:
-    path = Path(spec).expanduser()
+    kind, path = place_of(spec)
     if is_dataset(spec):
         check_dataset(spec)
+    elif kind == "audio":
+        if needs_text:
+            refuse_without_text(spec)
+        list_audio(path)
     elif not spec or not path.exists():
-        raise DataError(
-            f"source {spec!r} is no file or directory, nor embedded:SPLIT or tfds:NAME:SPLIT"
-        )
+        raise no_such_source(spec)
     elif not path.is_dir():
         check_manifest(path, needs_text)
     elif not is_packed(path) and next(path.rglob("*.trans.txt"), None) is None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,38 @@ class Recording:
     offset: float = 0.0
     duration: float | None = None
 
+    def length(self) -> float:
+        """Seconds of the utterance, by the file itself.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        seconds = max(audio_seconds(self.path) - self.offset, 0.0)
+        return seconds if self.duration is None else min(seconds, self.duration)
+
+    def read(self, sample_rate: int) -> np.ndarray:
+        """int16[T] of the utterance, at `sample_rate` in Hz.
+
+        Raises:
+            AudioError: it cannot be read, or not all of it.
+        """
+        # A text of the whole does not go with a part of its audio.
+        return read_audio(self.path, sample_rate, self.offset, self.duration, warn=refuse)
+
+    def digest(self, sample_rate: int) -> str:
+        """SHA-256 that changes with the file, the part of it, and the rate it is read at.
+
+        Raises:
+            AudioError: the file cannot be read.
+        """
+        try:
+            status = self.path.stat()
+            audio = _file_digest(self.path, status.st_size, status.st_mtime_ns).copy()
+        except OSError as error:
+            raise AudioError(f"{self.path} cannot be read: {error.strerror}") from None
+        audio.update(repr((self.offset, self.duration, sample_rate)).encode())
+        return audio.hexdigest()
+
 
 def file_source(
     name: str,
@@ -40,6 +74,7 @@ def file_source(
     problems: Iterable[Problem],
     sample_rate: int,
     workers: int,
+    lengths: Sequence[float] | None = None,
 ) -> Source:
     """A source of `recordings`, whose true lengths are read from the files.
 
@@ -49,26 +84,23 @@ def file_source(
         problems: those found by whoever listed them.
         sample_rate: Hz of the waveforms.
         workers: threads that read them.
+        lengths: seconds of each recording, where they are known; no file is opened then.
     """
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        lengths = list(pool.map(_seconds, recordings))
-    problems = list(problems) + [x for x in lengths if isinstance(x, Problem)]
-    good = [(r, x) for r, x in zip(recordings, lengths, strict=True) if isinstance(x, float)]
+    found: Sequence[float | Problem]
+    if lengths is None:
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            found = list(pool.map(_seconds, recordings))
+    else:
+        found = lengths
+    problems = list(problems) + [x for x in found if isinstance(x, Problem)]
+    good = [(r, x) for r, x in zip(recordings, found, strict=True) if isinstance(x, float)]
     utterances = [Utterance(r.id, r.text, x, r.speaker, r.lang) for r, x in good]
 
     def waveform(i: int) -> np.ndarray:
-        r = good[i][0]
-        # A text of the whole does not go with a part of its audio.
-        return read_audio(r.path, sample_rate, r.offset, r.duration, warn=refuse)
+        return good[i][0].read(sample_rate)
 
     def digest(i: int) -> str:
-        recording = good[i][0]
-        try:
-            audio = hashlib.sha256(recording.path.read_bytes())
-        except OSError as error:
-            raise AudioError(f"{recording.path} cannot be read: {error.strerror}") from None
-        audio.update(repr((recording.offset, recording.duration, sample_rate)).encode())
-        return audio.hexdigest()
+        return good[i][0].digest(sample_rate)
 
     return Source(name, "", utterances, problems, waveform, digest)
 
@@ -78,7 +110,13 @@ def _seconds(recording: Recording) -> float | Problem:
     if not recording.path.is_file():
         return Problem(recording.id, "missing file", str(recording.path), recording.text)
     try:
-        seconds = max(audio_seconds(recording.path) - recording.offset, 0.0)
+        return recording.length()
     except AudioError as error:
         return Problem(recording.id, "unreadable audio", str(error), recording.text)
-    return seconds if recording.duration is None else min(seconds, recording.duration)
+
+
+@functools.lru_cache(maxsize=64)
+def _file_digest(path: Path, size: int, modified: int) -> Any:
+    """SHA-256 of a file, to go on from: a long one may hold hundreds of utterances."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mtp_jax.config import Data
+from mtp_jax.data.audio_folder import read_folder
 from mtp_jax.data.files import file_source
 from mtp_jax.data.grammar import SPLITS
 from mtp_jax.data.librispeech import read_tree
@@ -23,6 +24,8 @@ from mtp_jax.data.views import View
 
 # Name (embedded, its size, or what the catalogue calls it) and split, such as train[:10%].
 _DATASET = re.compile(r"(embedded(?:/([^:/]+))?|tfds:([^:]+)):(.+)")
+# Kinds of folders that do not show what they are.
+_PLACE = re.compile(r"(audio|parquet):(.+)", re.DOTALL)
 MIN_SECONDS = 0.1  # less holds no word; ten feature frames
 
 
@@ -39,7 +42,8 @@ def open_source(
         spec: as in `Data.train`: ``embedded:SPLIT`` (also ``embedded/noisy:SPLIT``, and
             ``embedded/tiny:SPLIT`` for tests),
             ``tfds:NAME[/CONFIG]:SPLIT``, a manifest, a LibriSpeech directory, a folder that
-            `mtp_jax.pack` made, or several of these joined by ``+``.
+            `mtp_jax.pack` made, ``audio:FOLDER``, ``parquet:FOLDER_OR_FILE``, or several of these
+            joined by ``+``.
         data: says where things are cached, and how many threads may read.
         sample_rate: Hz of the waveforms.
         max_seconds: that an utterance may be long; by default those of the longest bucket.
@@ -51,7 +55,7 @@ def open_source(
     """
     needs_text = data.needs_text if needs_text is None else needs_text
     longest = data.bucket_seconds[-1] if max_seconds is None else max_seconds
-    opened = [_open(part, data, sample_rate, needs_text) for part in parts_of(spec)]
+    opened = [_open(part, data, sample_rate, longest, needs_text) for part in parts_of(spec)]
     whole = opened[0] if len(opened) == 1 else _concatenated(opened)
     if data.text == "plain":
         given = whole.utterances
@@ -66,9 +70,37 @@ def open_source(
 
 def parts_of(spec: str) -> list[str]:
     """The sources that `spec` joins by ``+``."""
-    if Path(spec).expanduser().exists():  # a path may have a + in it
+    if place_of(spec)[1].exists():  # a path may have a + in it
         return [spec]
     return [part.strip() for part in spec.split("+")]
+
+
+def place_of(spec: str) -> tuple[str, Path]:
+    """The kind that a spec says its folder or file is of, empty if it says none, and its path."""
+    path, place = Path(spec).expanduser(), _PLACE.fullmatch(spec)
+    if place and not path.exists():
+        return place[1], Path(place[2]).expanduser()
+    return "", path
+
+
+def no_such_source(spec: str) -> DataError:
+    """What is raised for a spec that names nothing."""
+    return DataError(
+        f"source {spec!r} is no file or directory, nor embedded:SPLIT, tfds:NAME:SPLIT,"
+        " audio:FOLDER or parquet:FOLDER"
+    )
+
+
+def refuse_without_text(spec: str) -> None:
+    """Refuses recordings without transcripts where these are needed.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(
+        f"source {spec!r} has no transcripts, which only training with config.data.text=greedy"
+        " can do without: name a source that has some"
+    )
 
 
 def is_dataset(spec: str) -> bool:
@@ -87,8 +119,9 @@ def check_dataset(spec: str) -> None:
         raise DataError(f"source {spec!r} has no such split: choose of {', '.join(SPLITS)}")
 
 
-def _open(spec: str, data: Data, sample_rate: int, needs_text: bool) -> Source:
-    path = Path(spec).expanduser()
+def _open(spec: str, data: Data, sample_rate: int, longest: float, needs_text: bool) -> Source:
+    kind, path = place_of(spec)
+    cache_dir = Path(data.cache_dir).expanduser()
     dataset = _DATASET.fullmatch(spec)
     if dataset and is_dataset(spec):
         check_dataset(spec)
@@ -97,16 +130,20 @@ def _open(spec: str, data: Data, sample_rate: int, needs_text: bool) -> Source:
         from mtp_jax.data.tfds_source import tfds_builder, tfds_source
 
         name, size, catalogued, split = dataset.groups()
-        cache_dir = Path(data.cache_dir).expanduser()
         if catalogued:
             builder = tfds_builder(catalogued, data.tfds_dir)
         else:
             builder = embedded(cache_dir, size or "default")
         return tfds_source(name, builder, split, sample_rate, cache_dir)
-    if not spec or not path.exists():
-        raise DataError(
-            f"source {spec!r} is no file or directory, nor embedded:SPLIT or tfds:NAME:SPLIT"
+    if kind == "audio":
+        if needs_text:
+            refuse_without_text(spec)
+        listed = read_folder(path, longest, sample_rate, cache_dir, data.workers)
+        return file_source(
+            path.name, listed.recordings, listed.problems, sample_rate, data.workers, listed.lengths
         )
+    if not spec or not path.exists():
+        raise no_such_source(spec)
     if is_packed(path):
         return record_source(path, sample_rate)
     read = read_tree if path.is_dir() else read_manifest

@@ -19,6 +19,7 @@ import tqdm
 
 from mtp_jax.audio.reading import AudioError, array_blocks, audio_seconds, read_audio, refuse
 from mtp_jax.audio.waveform import to_int16
+from mtp_jax.data.kept import keep, read_kept
 from mtp_jax.data.source import DataError, Problem, Source, Utterance
 
 # Names under which catalogue datasets keep things, the likeliest first.
@@ -95,7 +96,7 @@ def tfds_source(
     if entries is None:
         bar = tqdm.tqdm(range(count), desc=f"indexing {name}:{split}", delay=2)
         entries = [_entry(examples, i, decoder, f"{split}-{i}") for i in bar]
-        _write_index(path, entries)
+        keep(path, entries)
 
     good = [i for i, entry in enumerate(entries) if "seconds" in entry]
     utterances = [Utterance(**entries[i]) for i in good]
@@ -210,23 +211,10 @@ def _fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
 
 def _read_index(path: Path, count: int) -> list[dict[str, Any]] | None:
     """The index, or None where there is none, or a damaged one."""
+    entries = read_kept(path)
     try:
-        entries = json.loads(path.read_bytes())
         for entry in entries:
             Utterance(**entry) if "seconds" in entry else Problem(**entry)
-    except (OSError, ValueError, TypeError):
+    except TypeError:
         return None
     return entries if len(entries) == count else None
-
-
-def _write_index(path: Path, entries: list[dict[str, Any]]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(entries))
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"the index of a dataset cannot be kept as {path} ({error.strerror}): "
-            "set config.data.cache_dir to a folder that can be written"
-        ) from None
