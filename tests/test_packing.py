@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -24,8 +26,9 @@ from mtp_jax.data.files import Recording
 from mtp_jax.data.packing import pack
 from mtp_jax.data.source import Utterance
 from mtp_jax.paths import OutputError
+from tests.recordings import flac, sentences
 
-RATE = 8000
+RATE, SPEECH = 8000, 16_000
 DATA = Data(bucket_seconds=(0.5, 2.0))
 
 
@@ -122,6 +125,41 @@ def test_killed_and_run_again_it_gives_the_same_files(manifest, packed, tmp_path
     assert files(tmp_path) == files(packed)
     again = pack(str(manifest), tmp_path, sample_rate=RATE, shard_size=4, workers=2)
     assert again == (23, 4, 7, 0)
+
+
+@pytest.fixture(scope="module")
+def untold(tmp_path_factory) -> str:
+    """Recordings without transcripts: a folder with a long one, a table, and a manifest."""
+    folder = tmp_path_factory.mktemp("untold")
+    (folder / "talks").mkdir()
+    [one, other] = sentences(2)
+    pause = np.zeros(SPEECH // 2, np.int16)
+    soundfile.write(folder / "talks" / "a.flac", np.concatenate([one, pause, other]), SPEECH)
+    soundfile.write(folder / "talks" / "b.wav", one[:SPEECH], SPEECH)
+    pq.write_table(pa.table({"audio": [{"bytes": flac(other[:SPEECH])}]}), folder / "x.parquet")
+    (folder / "m.jsonl").write_text('{"audio_filepath": "talks/b.wav"}\n')
+    return f"audio:{folder}/talks+parquet:{folder}/x.parquet+{folder}/m.jsonl"
+
+
+def test_what_has_no_text_is_packed_when_asked(untold, tmp_path):
+    data = Data(bucket_seconds=(2.5,), cache_dir=str(tmp_path / "cache"), text="greedy")
+    more = {"shard_size": 2, "cache_dir": data.cache_dir}
+    with pytest.raises(DataError, match="has no transcripts: add --notranscripts"):
+        pack(untold, tmp_path / "none", **more)
+    asked = {**more, "needs_text": False, "longest": 2.5}
+    made = pack(untold, tmp_path / "packed", **asked)
+    direct = open_source(untold, data, SPEECH)
+    read = open_source(str(tmp_path / "packed"), data, SPEECH)
+    assert list(read.utterances) == list(direct.utterances)
+    assert made.utterances == len(direct.utterances) > 4
+    for i in range(made.utterances):
+        np.testing.assert_array_equal(read.waveform(i), direct.waveform(i))
+    assert pack(untold, tmp_path / "packed", **asked).made == 0
+    for changed, named in (({"longest": 2.0}, "longest"), ({"shard_size": 3}, "shard_size")):
+        with pytest.raises(DataError, match=f"begun with other {named}: choose another folder"):
+            pack(untold, tmp_path / "packed", **asked | changed)
+    with pytest.raises(DataError, match="add it, as only config"):
+        pack(untold.partition("+")[2], tmp_path / "strict", **more)
 
 
 def test_a_folder_of_other_data_is_refused(manifest, packed, tmp_path):

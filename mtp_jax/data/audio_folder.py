@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -29,27 +29,13 @@ from mtp_jax.audio.folders import AudioFolder, shown
 from mtp_jax.audio.reading import AudioError, audio_blocks, audio_seconds, reads_parts, refuse
 from mtp_jax.audio.segmentation import cut
 from mtp_jax.audio.waveform import closed
-from mtp_jax.data.files import Recording
+from mtp_jax.data.files import Listed, Recording
 from mtp_jax.data.kept import keep, read_kept, unwritable
 from mtp_jax.data.source import DataError, Problem
 from mtp_jax.paths import partial_name
 
 _VERSION = 1  # of the cuts: raise it when segmentation or voice activity detection change
 _KEEP_EVERY = 60.0  # s
-
-
-class Listed(NamedTuple):
-    """What a folder holds.
-
-    Attributes:
-        recordings: the utterances, in the order of their files.
-        lengths: seconds of each.
-        problems: files that cannot be used.
-    """
-
-    recordings: list[Recording]
-    lengths: list[float]
-    problems: list[Problem]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from mtp_jax.config import Data
 from mtp_jax.data.audio_folder import list_audio
 from mtp_jax.data.files import Recording
 from mtp_jax.data.manifest import iterate_manifest
+from mtp_jax.data.parquet_source import list_tables
 from mtp_jax.data.records import is_packed
 from mtp_jax.data.source import DataError, Problem
 from mtp_jax.data.sources import (
@@ -52,6 +53,8 @@ def _check(spec: str, needs_text: bool) -> None:
         if needs_text:
             refuse_without_text(spec)
         list_audio(path)
+    elif kind == "parquet":
+        list_tables(path)
     elif not spec or not path.exists():
         raise no_such_source(spec)
     elif not path.is_dir():

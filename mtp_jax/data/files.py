@@ -8,7 +8,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,6 +66,20 @@ class Recording:
             raise AudioError(f"{self.path} cannot be read: {error.strerror}") from None
         audio.update(repr((self.offset, self.duration, sample_rate)).encode())
         return audio.hexdigest()
+
+
+class Listed(NamedTuple):
+    """What a source holds, where it is known already.
+
+    Attributes:
+        recordings: the utterances, in order.
+        lengths: seconds of each.
+        problems: what cannot be used.
+    """
+
+    recordings: list[Recording]
+    lengths: list[float]
+    problems: list[Problem]
 
 
 def file_source(

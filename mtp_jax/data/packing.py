@@ -21,21 +21,24 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import soundfile
 import tqdm
 from safetensors import SafetensorError
 
 from mtp_jax import interrupts
-from mtp_jax.audio.reading import AudioError, read_audio, refuse
+from mtp_jax.audio.reading import AudioError
+from mtp_jax.config import Data
+from mtp_jax.data.audio_folder import list_audio, read_folder
 from mtp_jax.data.checking import check_manifest
 from mtp_jax.data.files import Recording
 from mtp_jax.data.librispeech import read_tree
 from mtp_jax.data.manifest import iterate_manifest
+from mtp_jax.data.parquet_source import list_tables, read_tables
 from mtp_jax.data.records import INDEX, from_lines, shard_name, to_line, write_index
 from mtp_jax.data.source import DataError, Problem, Utterance
-from mtp_jax.data.sources import parts_of
+from mtp_jax.data.sources import parts_of, place_of
 from mtp_jax.paths import PARTIAL, check_writable, partial_name, write_whole
 
 
@@ -61,27 +64,40 @@ def pack(
     sample_rate: int = 16_000,
     shard_size: int = 4096,
     workers: int = 2,
+    needs_text: bool = True,
+    longest: float = 30.0,
+    cache_dir: str = Data.cache_dir,
 ) -> Packed:
-    """Packs manifests or LibriSpeech directories into `folder`.
+    """Packs manifests, LibriSpeech directories, folders of audio or tables into `folder`.
 
     Args:
-        spec: paths, joined by ``+``.
+        spec: paths, ``audio:FOLDER`` or ``parquet:FOLDER_OR_FILE``, joined by ``+``.
         folder: made if need be; one that was begun by the same call is completed.
         sample_rate: Hz that the audio is kept at.
         shard_size: utterances a file.
         workers: processes.
+        needs_text: whether what has no text is left out.
+        longest: seconds of a part of a recording in ``audio:FOLDER``.
+        cache_dir: where it is kept how such a folder is cut, and what is in tables.
 
     Raises:
         DataError: nothing can be read, or the folder holds something else or cannot be written.
         OutputError: the folder cannot be written, as is seen at the start.
         Interrupted: before another file is begun; the same call goes on with it.
     """
-    paths = _check(spec)
+    places = _check(spec, needs_text)
+    options = {
+        "data": spec,
+        "sample_rate": sample_rate,
+        "shard_size": shard_size,
+        "text": None if needs_text else False,
+        "longest": longest if any(kind == "audio" for kind, _ in places) else None,
+    }
     check_writable(folder, "output")
     parts = folder / "parts"
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        finished = _claim(folder / "pack.json", spec, paths, sample_rate, shard_size)
+        finished = _claim(folder / "pack.json", options, [path for _, path in places])
         if finished and (folder / INDEX).is_file():
             return Packed(*_count(_parts(parts)), made=0)
         made, shards = 0, 0
@@ -93,7 +109,9 @@ def pack(
             _ended_at_once(),
         ):
             running: dict[concurrent.futures.Future[int], int] = {}
-            listed = _items(paths)
+            listed = _items(
+                *(places, needs_text, longest, sample_rate, Path(cache_dir).expanduser(), workers)
+            )
             while items := list(itertools.islice(listed, shard_size)):
                 shard, shards = shards, shards + 1
                 digest = _digest(items)
@@ -103,7 +121,9 @@ def pack(
                 interrupts.raise_if_requested()
                 made += 1
                 with interrupts.shielded():  # a process may be started for it
-                    future = pool.submit(_make, folder, shard, items, digest, sample_rate)
+                    future = pool.submit(
+                        *(_make, folder, shard, items, digest, sample_rate, needs_text)
+                    )
                 running[future] = len(items)
                 _wait(running, 2 * workers - 1, bar)  # the manifest is read as fast as it is packed
             _wait(running, 0, bar)
@@ -139,42 +159,69 @@ def _remove_partial(*folders: Path) -> None:
                 file.unlink()
 
 
-def _check(spec: str) -> list[Path]:
-    """What `spec` joins, all of it looked into before any of it is packed."""
-    paths = []
+def _check(spec: str, needs_text: bool) -> list[tuple[str, Path]]:
+    """Kinds and paths of what `spec` joins, all looked into before any of it is packed."""
+    places = []
     for name in parts_of(spec):
-        path = Path(name).expanduser()
+        kind, path = place_of(name)
+        places.append((kind, path))
         if "://" in name:
             raise DataError(f"{spec!r} lies in a bucket: mount the bucket as a folder")
+        if kind == "audio":
+            if needs_text:
+                raise DataError(
+                    f"{name!r} has no transcripts: add --notranscripts if it is for training with"
+                    " config.data.text=greedy"
+                )
+            list_audio(path)
+            continue
+        if kind == "parquet":
+            list_tables(path)
+            continue
         if not name or not path.exists():
             raise DataError(
-                f"{name!r} is no manifest or LibriSpeech directory: these are what can be packed"
+                f"{name!r} is no manifest or LibriSpeech directory, nor audio:FOLDER or"
+                " parquet:FOLDER: these are what can be packed"
             )
         if path.is_file() and path.stat().st_size:  # an empty one adds nothing
-            check_manifest(path)
-        paths.append(path)
-    return paths
+            check_manifest(path, needs_text)
+    return places
 
 
-def _items(paths: Iterable[Path]) -> Iterator[Recording | Problem]:
-    """What `paths` list, in order; no audio is opened."""
-    for path in paths:
-        if path.is_dir():
-            recordings, problems = read_tree(path)
+def _items(
+    places: Iterable[tuple[str, Path]],
+    needs_text: bool,
+    longest: float,
+    sample_rate: int,
+    cache_dir: Path,
+    workers: int,
+) -> Iterator[Recording | Problem]:
+    """What `places` list, in order; of manifests and trees no audio is opened."""
+    for kind, path in places:
+        if kind:
+            listed = (
+                read_folder(path, longest, sample_rate, cache_dir, workers)
+                if kind == "audio"
+                else read_tables(path, needs_text, cache_dir, workers)
+            )
+            yield from listed.recordings
+            yield from listed.problems
+        elif path.is_dir():
+            recordings, problems = read_tree(path, needs_text)
             yield from recordings
             yield from problems
         else:
-            yield from iterate_manifest(path)
+            yield from iterate_manifest(path, needs_text)
 
 
-def _claim(path: Path, spec: str, paths: list[Path], sample_rate: int, shard_size: int) -> bool:
+def _claim(path: Path, options: dict[str, Any], paths: list[Path]) -> bool:
     """Notes what the folder is of, or checks it; whether it was of this, unchanged, before."""
     stats = [p.stat() for p in paths]
     files = [[s.st_size, s.st_mtime_ns] for s, p in zip(stats, paths, strict=True) if p.is_file()]
-    ours = {"data": spec, "sample_rate": sample_rate, "shard_size": shard_size, "files": files}
+    ours = options | {"files": files}
     if path.is_file():
         try:
-            theirs = dict(json.loads(path.read_text()))
+            theirs = {"text": None, "longest": None, **json.loads(path.read_text())}
             changed = [n for n in ours if n != "files" and theirs[n] != ours[n]]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read: remove the folder") from error
@@ -228,7 +275,12 @@ def _remove_from(shard: int, folder: Path) -> None:
 
 
 def _make(
-    folder: Path, shard: int, items: list[Recording | Problem], digest: str, sample_rate: int
+    folder: Path,
+    shard: int,
+    items: list[Recording | Problem],
+    digest: str,
+    sample_rate: int,
+    needs_text: bool,
 ) -> int:
     """Writes one shard, and then its list; in a process of its own.
 
@@ -239,7 +291,7 @@ def _make(
     part.unlink(missing_ok=True)  # the list of what the shard was
     partial = folder / partial_name()
     try:
-        listed = _write_records(partial, items, sample_rate)
+        listed = _write_records(partial, items, sample_rate, needs_text)
         partial.replace(folder / shard_name(shard))
     finally:
         partial.unlink(missing_ok=True)
@@ -249,7 +301,7 @@ def _make(
 
 
 def _write_records(
-    file: Path, items: list[Recording | Problem], sample_rate: int
+    file: Path, items: list[Recording | Problem], sample_rate: int, needs_text: bool = True
 ) -> list[Utterance | Problem]:
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -259,7 +311,7 @@ def _write_records(
         writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
         try:
             for item in items:
-                made = item if isinstance(item, Problem) else _record(item, sample_rate)
+                made = item if isinstance(item, Problem) else _record(item, sample_rate, needs_text)
                 if isinstance(made, Problem):
                     listed.append(made)
                 else:
@@ -275,19 +327,21 @@ def _write_records(
     return listed
 
 
-def _record(recording: Recording, sample_rate: int) -> tuple[Utterance, bytes] | Problem:
+def _record(
+    recording: Recording, sample_rate: int, needs_text: bool
+) -> tuple[Utterance, bytes] | Problem:
     for field in ("id", "text", "speaker", "lang"):
         try:
             getattr(recording, field).encode()
         except UnicodeEncodeError:
             return Problem(recording.id, "wrong field", f"{field} is not Unicode")
-    if not recording.text.strip():
+    if needs_text and not recording.text.strip():
         return Problem(recording.id, "no text")
     if not recording.path.is_file():
         return Problem(recording.id, "missing file", str(recording.path), recording.text)
     r = recording
     try:
-        audio = read_audio(r.path, sample_rate, r.offset, r.duration, warn=refuse)
+        audio = r.read(sample_rate)
     except AudioError as error:
         return Problem(r.id, "unreadable audio", str(error), r.text)
     file = io.BytesIO()

@@ -17,6 +17,7 @@ from mtp_jax.data.files import file_source
 from mtp_jax.data.grammar import SPLITS
 from mtp_jax.data.librispeech import read_tree
 from mtp_jax.data.manifest import read_manifest
+from mtp_jax.data.parquet_source import read_tables
 from mtp_jax.data.records import is_packed, record_source
 from mtp_jax.data.source import DataError, Problem, Report, Source, Utterance
 from mtp_jax.data.text import plain
@@ -139,6 +140,9 @@ def _open(spec: str, data: Data, sample_rate: int, longest: float, needs_text: b
         if needs_text:
             refuse_without_text(spec)
         listed = read_folder(path, longest, sample_rate, cache_dir, data.workers)
+    if kind == "parquet":
+        listed = read_tables(path, needs_text, cache_dir, data.workers)
+    if kind:
         return file_source(
             path.name, listed.recordings, listed.problems, sample_rate, data.workers, listed.lengths
         )
