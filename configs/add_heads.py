@@ -4,9 +4,10 @@
         --config.data.train=train.jsonl --config.data.dev=dev.jsonl --config.data.test=test.jsonl
 
 The heads learn what the model itself writes, so that transcripts are needed only where WER is
-measured; manifests may have any text. Nothing of the model changes: its greedy text stays, to the
-last bit, and `verify` gives it in fewer calls. What the encoder makes of the recordings (100 kB a
-second) and what the model writes of them are made once, and kept below ``config.data.cache_dir``.
+measured. Manifests may have any text or none, and ``audio:FOLDER`` is a source. Nothing of the
+model changes: its greedy text stays, to the last bit, and `verify` gives it in fewer calls. What
+the encoder makes of the recordings (100 kB a second) and what the model writes of them are made
+once, and kept below ``config.data.cache_dir``.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@
         [--beam_rounds=3] [--draft_width=16] [--length_power=0]
 
 DIR is a workdir, an exported model or a Whisper (``hf://OWNER/NAME`` too); --workdir means the
-same. SOURCE is a manifest, a LibriSpeech folder, ``tfds:NAME:SPLIT`` or ``embedded:SPLIT``;
+same. SOURCE is a manifest, a LibriSpeech folder, ``parquet:FOLDER`` or another of `config.Data`;
 several are joined by ``+``.
 
 Threshold decoding uses the tau that training chose on dev, unless --tau gives one. It is chosen

@@ -34,6 +34,7 @@ from mtp_jax.evaluation.compare import (
     row,
     table_rows,
 )
+from mtp_jax.evaluation.evaluate import _with_references
 from mtp_jax.evaluation.outcome import Alternative, Hypothesis, Outcome
 from mtp_jax.evaluation.report import beam_table, draw, table, write_hypotheses, write_nbest
 from mtp_jax.evaluation.task import Task
@@ -167,6 +168,19 @@ def test_without_transcripts_there_are_calls_and_no_wer(tmp_path: pathlib.Path) 
     assert "| verify   | 4     | -     | -     | 1.67      | 2.00x" in table(made, 3)
     results = {"rows": made, "dataset": {"split": ""}, "tau_sweep": None}
     assert all(file.stat().st_size for file in draw(results, tmp_path))
+
+
+def test_where_some_have_transcripts_only_those_are_compared() -> None:
+    def source(*texts: str) -> Source:
+        utterances = [Utterance(f"u{i}", text, 1.0) for i, text in enumerate(texts)]
+        return Source("s", "", utterances, [], lambda i: np.full(3, i, np.int16))
+
+    mixed = _with_references(source("", "said", " ", "too"))
+    assert [u.text for u in mixed.utterances] == ["said", "too"]
+    assert [(p.id, p.reason) for p in mixed.problems] == [("u0", "no text"), ("u2", "no text")]
+    assert mixed.waveform(1)[0] == 3
+    for texts in (("a", "b"), ("", " ")):
+        assert [u.text for u in _with_references(source(*texts)).utterances] == list(texts)
 
 
 def test_a_head_that_was_never_tested_has_no_acceptance() -> None:

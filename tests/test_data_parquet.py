@@ -241,5 +241,5 @@ def test_what_cannot_be_used_is_named(tmp_path, data, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "pyarrow" else real(name)
     )
-    with pytest.raises(DataError, match=r"not installed: run pip install 'mtp_jax\[parquet\]'"):
+    with pytest.raises(DataError, match=r"pip install pyarrow, or '\.\[parquet\]' in"):
         check_sources([f"parquet:{tmp_path}/two.parquet"], data)

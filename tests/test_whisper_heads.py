@@ -33,6 +33,7 @@ from mtp_jax.config import (
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.distributed import sharding
+from mtp_jax.evaluation.evaluate import evaluate
 from mtp_jax.inference.decoder_functions import bind_decoder, encode
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
@@ -40,8 +41,9 @@ from mtp_jax.inference.runner import Runner
 from mtp_jax.models.initialization import init_params
 from mtp_jax.models.params import by_path, merge
 from mtp_jax.pretrained.sizes import with_sizes
-from mtp_jax.training.loop import train
+from mtp_jax.training.loop import _open_data, train
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
+from tests.recordings import sentences
 
 RATE, ROWS = 16_000, 12
 ROOT = pathlib.Path(__file__).parents[1]
@@ -174,6 +176,41 @@ def test_heads_learn_from_audio_alone(folder, batch, tmp_path):
     assert written <= set(drafted.tolist()) and len(set(drafted.tolist())) == 400
     saved = sum(x.size for path, x in after.items() if path.startswith("heads/"))
     assert saved == sum(x.size for path, x in after.items() if path not in again.imported)
+
+
+def test_heads_learn_from_a_folder_of_audio(tmp_path, monkeypatch):
+    """No file has a transcript, dev and test included; the long one is cut."""
+    talks = tmp_path / "talks"
+    (talks / "short").mkdir(parents=True)
+    parts = [np.pad(wave, (0, RATE)) for wave in sentences(2)]
+    soundfile.write(talks / "long.mp3", np.concatenate(parts), RATE)
+    soundfile.write(talks / "short" / "a.flac", parts[0][:6000], RATE)
+    (talks / "broken.wav").write_bytes(b"RIFF")
+    config = config_of(
+        tmp_path,
+        data=Data(
+            **dict.fromkeys(("train", "dev"), f"audio:{talks}"),
+            test=f"audio:{talks}/short",
+            cache_dir=f"{tmp_path}/cache",
+            bucket_seconds=(0.4,),
+            batch_size=4,
+            max_tokens=24,
+            text="greedy",
+        ),
+        optim=Optim(steps=2, warmup_steps=1, freeze=("whisper/*", "decoder/*")),
+        train=Train(dev_every=2, checkpoint_every=2, log_every=2),
+        evaluation=Evaluation(strategies=("greedy",), batch_sizes=(4,)),
+    )
+    workdir = Workdir(tmp_path / "run")
+    workdir.claim(config)
+    runner = train(config, workdir)
+    report = json.loads(workdir.report.read_text())
+    assert report["kept"] > 4 and report["skipped"]["unreadable audio"] == 1
+    results = evaluate(runner, workdir, config.data.test, 1.0, workdir.path)
+    assert {row["wer"] for row in results["rows"]} == {None}
+    monkeypatch.setattr("mtp_jax.data.audio_folder.cut", None)  # nobody looks for voices again
+    source, _ = _open_data(config)
+    assert len(source.utterances) == report["kept"] + report["skipped"]["too many tokens"]
 
 
 def test_evaluate_takes_a_whisper_as_it_is(folder, tmp_path):

@@ -53,9 +53,12 @@ class Data:
         train, dev, test: a source each: ``embedded:SPLIT`` (the corpus that the project makes
             for itself; ``embedded/noisy:SPLIT`` is the same in rooms and noise),
             ``tfds:NAME[/CONFIG]:SPLIT``, the path of a JSON-lines manifest, a LibriSpeech
-            directory, or a folder that `mtp_jax.pack` made. Several, joined by ``+``, are read as
-            one.
-        cache_dir: where the embedded corpus and the indices of sources are kept.
+            directory, a folder that `mtp_jax.pack` made, ``parquet:FOLDER_OR_FILE`` (as the
+            `datasets` library saves; needs pyarrow), or ``audio:FOLDER`` (recordings of any length
+            without transcripts, which `text` must be "greedy" for; those longer than the longest
+            bucket are cut at pauses). Several, joined by ``+``, are read as one.
+        cache_dir: where the embedded corpus, the indices of sources and the cuts of recordings are
+            kept.
         tfds_dir: TFDS' data folder; empty takes TFDS_DATA_DIR, or TFDS' own.
         bucket_seconds: upper bounds of the length buckets; the last is the longest utterance
             accepted. Every bucket costs one compilation of the training step.
@@ -66,7 +69,8 @@ class Data:
         max_tokens: longest text accepted, in tokens with EOS.
         text: "as_is"; "plain" for lower case without punctuation, which sources that are mixed
             need; or "greedy" for what `config.pretrained.model` writes itself, whatever text a
-            source has: heads that are added to it learn to say that, and need no transcripts.
+            source has: heads that are added to it learn to say that, and need no transcripts. A
+            source may then lack texts; of a test set without any, no WER is measured.
         workers: threads that read and decode audio.
         prefetch: batches read ahead.
     """

@@ -122,7 +122,7 @@ def pack(
                 made += 1
                 with interrupts.shielded():  # a process may be started for it
                     future = pool.submit(
-                        *(_make, folder, shard, items, digest, sample_rate, needs_text)
+                        _make, folder, shard, items, digest, sample_rate, needs_text
                     )
                 running[future] = len(items)
                 _wait(running, 2 * workers - 1, bar)  # the manifest is read as fast as it is packed

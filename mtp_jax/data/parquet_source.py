@@ -102,15 +102,15 @@ def list_tables(path: Path) -> list[Path]:
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise DataError(
-            f"parquet:{path} needs a package that is not installed: run pip install"
-            " 'mtp_jax[parquet]', or pip install pyarrow"
+            f"parquet:{path} needs a package that is not installed: run pip install pyarrow, or"
+            " '.[parquet]' in the project's folder"
         )
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = path.rglob("*")
+        found = list(path.rglob("*"))
     else:
-        found = path.parent.glob(path.name) if path.name else iter(())
+        found = list(path.parent.glob(path.name)) if path.name else []
     files = sorted(
         file
         for file in found
@@ -177,8 +177,9 @@ def read_tables(path: Path, needs_text: bool, cache_dir: Path, workers: int) -> 
         for row, entry in enumerate(entries):
             if "seconds" in entry:
                 seconds = entry.pop("seconds")
-                audio = {"row": row, "column": columns.audio}
-                listed.recordings.append(Row(f"{name}:{row}", file, **entry, **audio))
+                listed.recordings.append(
+                    Row(f"{name}:{row}", file, row=row, column=columns.audio, **entry)
+                )
                 listed.lengths.append(seconds)
             else:
                 listed.problems.append(Problem(f"{name}:{row}", **entry))

@@ -170,7 +170,7 @@ def _with_references(source: Source) -> Source:
     if not told.any():
         log.warning("%s has no transcripts, so that its WER is not measured", source.title)
         return source
-    untold = [source.utterances[i].id for i in np.flatnonzero(~told)]
+    untold = [source.utterances[i].id for i in np.flatnonzero(~told).tolist()]
     return source.subset(np.flatnonzero(told).tolist(), (Problem(i, "no text") for i in untold))
 
 
