@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from mtp_jax.audio.reading import AudioError, audio_blocks
 from mtp_jax.audio.segmentation import cut
@@ -42,6 +43,20 @@ def folder(tmp_path, speech):
     soundfile.write(root / "short.wav", speech[: 3 * RATE], RATE)
     (root / "notes.txt").write_text("not audio")
     return root
+
+
+def test_at_another_rate_parts_begin_at_the_nearest_sample(tmp_path, data, speech):
+    (tmp_path / "cds").mkdir()
+    wave = soxr.resample(speech / 2**15, RATE, 44_100)
+    soundfile.write(tmp_path / "cds" / "a.flac", wave, 44_100)
+    source = open_source(f"audio:{tmp_path}/cds", data, RATE)
+    chunks = list(cut(audio_blocks(tmp_path / "cds" / "a.flac", RATE), RATE, LONGEST))
+    assert len(chunks) == len(source.utterances)
+    for i, chunk in enumerate(chunks):
+        read = source.waveform(i)
+        assert abs(len(read) - len(chunk.audio)) <= 1
+        size = min(len(read), len(chunk.audio))
+        assert np.corrcoef(read[:size], chunk.audio[:size])[0, 1] > 0.95
 
 
 def undetected(monkeypatch):

@@ -155,6 +155,9 @@ def test_what_has_no_text_is_packed_when_asked(untold, tmp_path):
     for i in range(made.utterances):
         np.testing.assert_array_equal(read.waveform(i), direct.waveform(i))
     assert pack(untold, tmp_path / "packed", **asked).made == 0
+    pattern = untold.replace("x.parquet", "x*")
+    assert pack(pattern, tmp_path / "pattern", **asked).utterances == made.utterances
+    assert pack(pattern, tmp_path / "pattern", **asked).made == 0
     for changed, named in (({"longest": 2.0}, "longest"), ({"shard_size": 3}, "shard_size")):
         with pytest.raises(DataError, match=f"begun with other {named}: choose another folder"):
             pack(untold, tmp_path / "packed", **asked | changed)

@@ -2,8 +2,9 @@
 
 The cuts are those of `mtp_jax.audio.segmentation`, as in transcribing. Where they lie, and how long
 each file is, is found out once: it is kept below ``config.data.cache_dir``, and serves until a
-file's size or time of change is another. A part of an MP3 or an MP4 cannot be read without decoding
-all that lies before it: of these the cut audio itself is kept, too, as FLAC.
+file's size or time of change is another. A part is read from the nearest sample of its file. As
+that takes decoding all that lies before it in an MP3 or an MP4, of these the cut audio itself is
+kept, too, as FLAC.
 """
 
 from __future__ import annotations

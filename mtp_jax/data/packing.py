@@ -97,7 +97,7 @@ def pack(
     parts = folder / "parts"
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        finished = _claim(folder / "pack.json", options, [path for _, path in places])
+        finished = _claim(folder / "pack.json", options, places)
         if finished and (folder / INDEX).is_file():
             return Packed(*_count(_parts(parts)), made=0)
         made, shards = 0, 0
@@ -214,10 +214,16 @@ def _items(
             yield from iterate_manifest(path, needs_text)
 
 
-def _claim(path: Path, options: dict[str, Any], paths: list[Path]) -> bool:
+def _claim(path: Path, options: dict[str, Any], places: list[tuple[str, Path]]) -> bool:
     """Notes what the folder is of, or checks it; whether it was of this, unchanged, before."""
-    stats = [p.stat() for p in paths]
-    files = [[s.st_size, s.st_mtime_ns] for s, p in zip(stats, paths, strict=True) if p.is_file()]
+    files: list[Any] = []
+    for kind, place in places:
+        if kind:
+            listed = list_tables(place) if kind == "parquet" else list_audio(place)[0]
+            stats = [[os.fspath(file), *_version(file)] for file in listed]
+            files.append(hashlib.sha256(json.dumps(stats).encode()).hexdigest())
+        elif place.is_file():
+            files.append(_version(place))
     ours = options | {"files": files}
     if path.is_file():
         try:
@@ -240,6 +246,11 @@ def _claim(path: Path, options: dict[str, Any], paths: list[Path]) -> bool:
     path.with_name(INDEX).unlink(missing_ok=True)  # until all shards are of this manifest
     write_whole(path, (json.dumps(ours, indent=1) + "\n").encode())
     return False
+
+
+def _version(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _digest(items: Iterable[Recording | Problem]) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import tqdm
 
 from mtp_jax import interrupts
+from mtp_jax.audio.folders import shown
 from mtp_jax.audio.reading import AudioError, audio_seconds, read_audio, refuse
 from mtp_jax.data.files import Listed, Recording
 from mtp_jax.data.kept import keep, read_kept
@@ -164,7 +165,7 @@ def read_tables(path: Path, needs_text: bool, cache_dir: Path, workers: int) -> 
     listed = Listed([], [], [])
     refused: list[str] = []
     for file in files:
-        name = file.relative_to(_root(path)).as_posix()
+        name = shown(file.relative_to(_root(path)))
         try:
             table = open_table(file)
             columns = _Columns.of(table, needs_text)
