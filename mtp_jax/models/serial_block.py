@@ -43,8 +43,8 @@ class SerialBlock(nn.Module):
             cross: keys and values of the audio of B utterances; `audio_real`: bool[B, T].
         """
         known = (("state_norm", state), ("token_norm", token))
-        both = [LayerNorm(dtype=self.dtype, name=name)(x) for name, x in known]
-        both = jnp.concatenate(both, axis=-1)
+        normed = [LayerNorm(dtype=self.dtype, name=name)(x) for name, x in known]
+        both = jnp.concatenate(normed, axis=-1)
         x = state + Linear(self.config.width, (None, "embed"), dtype=self.dtype, name="join")(both)
         own = dataclasses.replace(self.config, lora=Lora())
         return attend_and_transform(own, self.dtype, x, cross, audio_real)[0]
