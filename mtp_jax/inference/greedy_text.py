@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import tqdm
 
 from mtp_jax import interrupts
 from mtp_jax.config import Config, Heads, Lora
-from mtp_jax.data import DataError, Source, eval_batches
+from mtp_jax.data import Batch, DataError, Source, eval_batches
 from mtp_jax.decoding import Greedy
 from mtp_jax.inference.encoder_cache import audio_digest
 from mtp_jax.inference.fallback import MAX_COMPRESSION, compression
@@ -26,7 +27,8 @@ from mtp_jax.pretrained.parts import digests, import_parts
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import Tokenizer
 
-_BATCH = 16
+_BATCH = 32
+_TOKENS_A_SECOND = 10
 _KEEP_EVERY = 16  # batches
 
 
@@ -101,17 +103,26 @@ def _write_all(
     batches = eval_batches(part, runner.tokenizer, runner.model.config, _BATCH)
     with tqdm.tqdm(total=len(todo), desc=f"decoding {source.title}", dynamic_ncols=True) as bar:
         for n, batch in enumerate(interrupts.checked(batches)):
-            decoded = jax.device_get(runner.run(batch, Greedy()).decoded)
+            limit = _limit(batch, runner.model.config)
+            decoded = jax.device_get(runner.run_once(batch, Greedy(), limit).decoded)
             for row in np.flatnonzero(batch.index >= 0):
                 tokens = decoded.tokens[row, : decoded.length[row]].tolist()
-                if tokens and tokens[-1] == runner.tokenizer.eos:
-                    tokens.pop()
-                # Of what repeats itself nothing is learnt.
+                ended = tokens[-1:] == [runner.tokenizer.eos]
+                tokens = tokens[:-1]
+                # Of what has no end or repeats itself nothing is learnt.
                 repeats = compression(runner.tokenizer.decode(tokens)) > MAX_COMPRESSION
-                known[audio[todo[batch.index[row]]]] = [] if repeats else tokens
+                known[audio[todo[batch.index[row]]]] = tokens if ended and not repeats else []
                 bar.update()
             if n % _KEEP_EVERY == _KEEP_EVERY - 1:
                 _keep(file, known)
+
+
+def _limit(batch: Batch, config: Config) -> int:
+    """Tokens that a text may have: more than anybody says, and few enough that one without an end
+    does not hold up its batch for long."""
+    longest = float(np.max(batch.audio_length)) / config.front_end.sample_rate
+    seconds = min((b for b in config.data.bucket_seconds if b >= longest), default=longest)
+    return min(config.data.max_tokens, 16 + math.ceil(_TOKENS_A_SECOND * seconds))
 
 
 def _file(config: Config) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import threading
@@ -137,6 +138,12 @@ class Runner:
 
         return fallback.with_fallback(done, batch, config, self.tokenizer, decode)
 
+    def run_once(self, batch: Batch, strategy: Strategy, max_tokens: int) -> Inference:
+        """As `run`, of texts of at most `max_tokens`, none of which is decoded again."""
+        c = self.model.config
+        limited = dataclasses.replace(c, data=dataclasses.replace(c.data, max_tokens=max_tokens))
+        return self._run(self.model.clone(config=limited), batch, strategy, False)
+
     def compile_fallback(
         self, batch: Batch, strategy: Strategy, with_alignment: bool = False
     ) -> None:
@@ -188,4 +195,5 @@ def _traced(strategy: Strategy) -> Strategy:
 def _key(model: Recogniser, batch: Batch, strategy: Strategy, with_alignment: bool) -> Any:
     shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
     kind = type(strategy), jax.tree.structure(strategy), with_alignment
-    return model.config.whisper.silence, type(batch), shapes, *kind
+    c = model.config
+    return c.whisper.silence, c.data.max_tokens, type(batch), shapes, *kind
