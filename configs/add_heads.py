@@ -1,4 +1,4 @@
-"""Heads for a finished Whisper, from audio alone: M = 8, behind two layers of their own.
+"""Heads for a finished Whisper, from audio alone: M = 8, serial.
 
     python -m mtp_jax.train --config=configs/add_heads.py --config.pretrained.model=FOLDER \\
         --config.data.train=train.jsonl --config.data.dev=dev.jsonl --config.data.test=test.jsonl
@@ -46,8 +46,8 @@ def get_config(folder: str = "../shared/speech") -> ConfigDict:
             ),
             augment=Augment(speeds=(1.0,), freq_masks=0, time_masks=0),
             whisper=Whisper(cached=True, silence=3.0),
-            heads=Heads(count=8, layers=2, detached=True, vocabulary=8192),
-            loss=Loss(ctc=0.0, head_decay=0.7),
+            heads=Heads("serial", count=8, detached=True, vocabulary=8192),
+            loss=Loss(ctc=0.0, head_decay=0.8),
             optim=Optim(
                 algorithm="muon",
                 steps=2000,
