@@ -30,11 +30,13 @@ from mtp_jax.config import (
     Train,
     Whisper,
 )
-from mtp_jax.data import Batch
+from mtp_jax.data import Batch, open_source
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.distributed import sharding
 from mtp_jax.evaluation.evaluate import evaluate
+from mtp_jax.inference import greedy_text
 from mtp_jax.inference.decoder_functions import bind_decoder, encode
+from mtp_jax.inference.fallback import MAX_COMPRESSION, compression
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
@@ -176,6 +178,24 @@ def test_heads_learn_from_audio_alone(folder, batch, tmp_path):
     assert written <= set(drafted.tolist()) and len(set(drafted.tolist())) == 400
     saved = sum(x.size for path, x in after.items() if path.startswith("heads/"))
     assert saved == sum(x.size for path, x in after.items() if path not in again.imported)
+
+
+@pytest.mark.parametrize("limit", [3, 24])
+def test_labels_are_greedy_texts_that_end(folder, batch, tmp_path, monkeypatch, limit):
+    """One that does not within its limit has none, and no other text is changed by the limit."""
+    monkeypatch.setattr(greedy_text, "_limit", lambda batch, config: limit)
+    config = dataclasses.replace(
+        config_of(folder), data=dataclasses.replace(config_of(folder).data, cache_dir=str(tmp_path))
+    )
+    runner = greedy_text.pretrained_model(config, sharding.make_mesh(config.mesh))
+    source = open_source(config.data.train, config.data, RATE)
+    written = greedy_text.with_greedy_text(source, runner)
+    greedy = runner.run(batch, Greedy()).decoded
+    for row, utterance in enumerate(written.utterances):
+        text = greedy.tokens[row, : greedy.length[row]].tolist()
+        ends = text[-1] == runner.tokenizer.eos and len(text) <= limit
+        repeats = compression(runner.tokenizer.decode(text[:-1])) > MAX_COMPRESSION
+        assert utterance.tokens == (tuple(text[:-1]) if ends and not repeats else ())
 
 
 def test_heads_learn_from_a_folder_of_audio(tmp_path, monkeypatch):
