@@ -33,7 +33,7 @@ SPELLING = Spelling(
     characters=jnp.array([0, 0, 0, 0, *[1] * 7, *[0] * 8], jnp.int32),
     starts=jnp.array([False] * 4 + [True, False, True, False, True, False, True] + [False] * 8),
 )
-KINDS = pytest.mark.parametrize("kind", ["speech_llama", "whisper"])
+KINDS = pytest.mark.parametrize("kind", ["speech_llama", "whisper", "whisper, serial heads"])
 
 
 def with_options(model: Recogniser, **options: Any) -> Recogniser:
@@ -46,7 +46,7 @@ def recogniser(kind: str) -> tuple[Recogniser, Any]:
     """A model and its parameters."""
     if kind == "speech_llama":
         return build("latent", PLAIN)
-    model = tiny_whisper(Heads(count=4))
+    model = tiny_whisper(Heads("serial" if "serial" in kind else "latent", 4))
     return model, drawn_params(model)
 
 
@@ -69,7 +69,7 @@ def waveforms() -> Batch:
 def case(kind: str = "speech_llama", **options: Any) -> tuple[Recogniser, Any, Encoded, Batch]:
     """A model, its parameters, encoded audio, and references that are not what it says."""
     model, params = recogniser(kind)
-    if kind == "whisper":
+    if kind.startswith("whisper"):
         batch = waveforms()
         encoded = quick_jit(decoder_functions.encode, static_argnums=0)(model, params, batch)
     else:

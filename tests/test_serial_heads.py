@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtp_jax.config import Config, ConfigError, Heads, Mwer, Pretrained
+from mtp_jax.decoding import Greedy, Threshold, Verify
 from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.recogniser import Recogniser, call
@@ -112,6 +115,43 @@ def test_drafts_are_the_likeliest_of_each_step(model, params, run):
     twice = jnp.repeat(hidden[:, 1], 2, axis=0), jnp.repeat(last, 2)
     drafts = jax.jit(lambda p, *xs: bind_decoder(model, p, encoded).draft(*xs))(laid_out, *twice)
     np.testing.assert_array_equal(drafts.tokens, np.repeat(expected, 2, axis=0))
+
+
+def with_heads(model, count):
+    heads = dataclasses.replace(model.config.heads, count=count)
+    return model.clone(config=dataclasses.replace(model.config, heads=heads))
+
+
+def test_fewer_heads_draft_the_first_of_the_same(model, params, run):
+    hidden, encoded = run
+    last = jnp.array([4, 7, 9])
+    drafts = [
+        bind_decoder(with_heads(model, count), params, encoded).draft(hidden[:, 1], last).tokens
+        for count in (3, M)
+    ]
+    np.testing.assert_array_equal(drafts[0], drafts[1][:, :2])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reference"),
+    [
+        (Verify(), Greedy(M)),
+        (Threshold(2.0), Greedy()),
+    ],
+)
+def test_strategies_take_their_drafts(model, params, run, strategy, reference):
+    """Whatever these are, texts are those of decoding without them."""
+    _, encoded = run
+    active = jnp.ones(ROWS, bool)
+
+    @jax.jit
+    def decode(params):
+        functions = bind_decoder(model, params, encoded)
+        return [each.decode(functions, active, 12) for each in (strategy, reference)]
+
+    found, expected = decode(params)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    assert np.all(found.calls <= expected.calls)
 
 
 def test_only_their_own_parameters_get_a_gradient(model, params, text, run):
