@@ -3,7 +3,7 @@
     python -m bench.against_whisper --model=FOLDER --data=dev.jsonl [--count=20] [--language=en]
         [--pretrained=FOLDER] [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER]
         [--compute_types=float32,int8] [--python=PATH] [--silence=30] [--dtype=bfloat16]
-        [--threads=2] [--timestamps]
+        [--threads=2] [--timestamps] [--heads=M]
 
 Utterances go one by one through every program, each in a process of its own, in turn; the first
 one warms up and does not count. Greedy, no voice activity detection; timestamps with
@@ -52,6 +52,7 @@ _TYPES = flags.DEFINE_list("compute_types", ["float32", "int8"], "of faster-whis
 _PYTHON = flags.DEFINE_string("python", sys.executable, "one that has the other programs")
 _SILENCE = flags.DEFINE_float("silence", None, "seconds behind an utterance; default: the model's")
 _DTYPE = cli.dtype_flag()
+_HEADS = cli.heads_flag()
 _TIMESTAMPS = flags.DEFINE_bool("timestamps", False, "texts hold times")
 _THREADS = flags.DEFINE_integer("threads", 2, "of the other programs", lower_bound=1)
 
@@ -137,6 +138,7 @@ def main(argv: list[str]) -> None:
         pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
         dtype=_DTYPE.value,
+        heads=_HEADS.value,
         timestamps=_TIMESTAMPS.value,
     )
     special = runner.model.vocabulary.whisper

@@ -144,6 +144,16 @@ def silence_flag() -> flags.FlagHolder[float | None]:
     )
 
 
+def heads_flag() -> flags.FlagHolder[int]:
+    """``--heads``, of commands that decode."""
+    return flags.DEFINE_integer(
+        "heads",
+        0,
+        "M, of serial heads: how many tokens a call verifies at most; default: as trained",
+        lower_bound=0,
+    )
+
+
 def refuse_arguments(argv: list[str]) -> None:
     """Raises `flags.Error` if there are arguments besides flags."""
     if len(argv) > 1:

@@ -47,6 +47,7 @@ _MODEL = cli.model_flag()
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
+_HEADS = cli.heads_flag()
 _DATA = flags.DEFINE_string("data", None, "source to decode; default: the config's test")
 _STRATEGY = flags.DEFINE_list(
     "strategy", None, f"of {', '.join(registry.names())}; default: the config's"
@@ -138,12 +139,18 @@ def main(argv: list[str]) -> None:
     from mtp_jax.evaluation.compare import table_rows
     from mtp_jax.inference.load import load
 
-    runner = load(workdir, pretrained=_PRETRAINED.value, silence=_SILENCE.value, dtype=_DTYPE.value)
+    runner = load(
+        workdir,
+        pretrained=_PRETRAINED.value,
+        silence=_SILENCE.value,
+        dtype=_DTYPE.value,
+        heads=_HEADS.value,
+    )
     vocabulary = runner.model.vocabulary
     usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
     if not {*(_STRATEGY.value or ())} <= {*usable}:
         raise DraftsError
-    if not table_rows(options, config.heads.count, 1.0, usable):
+    if not table_rows(options, runner.model.config.heads.count, 1.0, usable):
         raise flags.Error(
             f"{', '.join(options.strategies)} need several heads, and {workdir.path} has one:"
             " add greedy"

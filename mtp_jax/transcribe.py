@@ -66,6 +66,7 @@ _TIMESTAMPS = flags.DEFINE_bool(
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
+_HEADS = cli.heads_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
 log = logging.getLogger("mtp_jax")
@@ -183,6 +184,7 @@ def _model(workdir: Workdir) -> Transcriber:
         pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
         dtype=_DTYPE.value,
+        heads=_HEADS.value,
         timestamps=_TIMESTAMPS.value,
     )
 

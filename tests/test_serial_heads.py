@@ -14,6 +14,7 @@ from mtp_jax.decoding import Greedy, Threshold, Verify
 from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.recogniser import Recogniser, call
+from mtp_jax.pretrained.sizes import with_heads
 from mtp_jax.training.losses import shifted_targets
 from tests.tiny_whisper import WHISPER_WINDOW, drawn_params, tiny_whisper
 
@@ -117,16 +118,13 @@ def test_drafts_are_the_likeliest_of_each_step(model, params, run):
     np.testing.assert_array_equal(drafts.tokens, np.repeat(expected, 2, axis=0))
 
 
-def with_heads(model, count):
-    heads = dataclasses.replace(model.config.heads, count=count)
-    return model.clone(config=dataclasses.replace(model.config, heads=heads))
-
-
 def test_fewer_heads_draft_the_first_of_the_same(model, params, run):
     hidden, encoded = run
     last = jnp.array([4, 7, 9])
     drafts = [
-        bind_decoder(with_heads(model, count), params, encoded).draft(hidden[:, 1], last).tokens
+        bind_decoder(model.clone(config=with_heads(model.config, count)), params, encoded)
+        .draft(hidden[:, 1], last)
+        .tokens
         for count in (3, M)
     ]
     np.testing.assert_array_equal(drafts[0], drafts[1][:, :2])
@@ -180,3 +178,15 @@ def test_only_their_own_parameters_get_a_gradient(model, params, text, run):
 def test_what_serial_heads_cannot_do(groups, said):
     with pytest.raises(ConfigError, match=said):
         Config(heads=Heads("serial", 3), **groups)
+
+
+def test_their_number_is_chosen_when_they_are_loaded(model):
+    assert with_heads(model.config, 2).heads.count == 2
+    assert with_heads(model.config, 0) is model.config
+
+
+@pytest.mark.parametrize("heads", [Heads("latent", 4), Heads("serial", 1)])
+def test_the_number_of_others_is_fixed(model, heads):
+    config = dataclasses.replace(model.config, heads=heads)
+    with pytest.raises(ConfigError, match="heads=3 must be 1 or more, and is for serial heads"):
+        with_heads(config, 3)

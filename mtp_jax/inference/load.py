@@ -20,7 +20,7 @@ from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import by_path, matches, merge, nested
 from mtp_jax.pretrained.exported import read_exported
 from mtp_jax.pretrained.parts import digests, import_parts
-from mtp_jax.pretrained.sizes import check_sizes, with_dtype, with_silence
+from mtp_jax.pretrained.sizes import check_sizes, with_dtype, with_heads, with_silence
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 
@@ -42,6 +42,7 @@ def load(
     silence: float | None = None,
     dtype: str = "",
     timestamps: bool = False,
+    heads: int = 0,
 ) -> Runner:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
@@ -55,13 +56,16 @@ def load(
             default.
         dtype: as in `mtp_jax.pretrained.sizes.with_dtype`.
         timestamps: of a Whisper: switches `config.whisper_decoder.timestamps` on.
+        heads: M of serial heads; 0 for that of training.
 
     Raises:
-        ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is no type.
+        ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is no type; the
+            number of `heads` is fixed.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: something of it is missing
             or damaged.
     """
     config = with_silence(config_of(workdir, pretrained), silence)
+    config = with_heads(config, heads)
     if timestamps:
         if not config.whisper_decoder.present:
             raise WorkdirError(f"{workdir.path} writes no timestamps: only a Whisper does")

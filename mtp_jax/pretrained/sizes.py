@@ -163,6 +163,25 @@ def with_dtype(config: Config, dtype: str, platform: str) -> Config:
     return dataclasses.replace(config, train=train)
 
 
+def with_heads(config: Config, count: int) -> Config:
+    """`config` of a model that drafts by so many serial heads; 0 leaves its own.
+
+    All have one block in common, so any number will do; others are as many as were trained.
+
+    Raises:
+        ConfigError: the count is negative, or the heads are not serial.
+    """
+    if not count:
+        return config
+    if config.heads.kind != "serial" or config.heads.count == 1 or count < 1:
+        raise ConfigError(
+            f"heads={count} must be 1 or more, and is for serial heads, whose number is free"
+            f" (this model has {config.heads.count}, {config.heads.kind}): leave it out"
+        )
+    heads = dataclasses.replace(config.heads, count=count)
+    return dataclasses.replace(config, heads=heads)
+
+
 def with_silence(config: Config, seconds: float | None) -> Config:
     """`config` with so many seconds of silence behind what a Whisper hears; None leaves its own.
 

@@ -25,6 +25,7 @@ def load(
     silence: float | None = None,
     dtype: str = "",
     timestamps: bool = False,
+    heads: int = 0,
 ) -> Transcriber:
     """Loads a model to transcribe with.
 
@@ -38,9 +39,11 @@ def load(
         dtype: of matrix products, "float32" or "bfloat16"; by default as trained, of a Whisper
             float32 on a CPU and bfloat16 elsewhere.
         timestamps: of a Whisper: segments are the phrases whose times it writes itself.
+        heads: M of serial heads, which may be any; 0 for that of training.
 
     Raises:
-        ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is none of these.
+        ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is none of these;
+            the number of `heads` is fixed.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: the folder is incomplete,
             damaged or of another version; the message says what is wrong.
     """
@@ -50,7 +53,7 @@ def load(
     startup.start(workdir.read_config().data.cache_dir)  # before anything asks for a device
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        runner = load_recognizer(workdir, mesh, pretrained, silence, dtype, timestamps)
+        runner = load_recognizer(workdir, mesh, pretrained, silence, dtype, timestamps, heads)
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     return Transcriber(runner, default_tau(workdir), calibration_of(workdir), batch_size)
