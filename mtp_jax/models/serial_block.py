@@ -20,6 +20,30 @@ from mtp_jax.models.decoders.whisper import Cross, attend_and_transform
 from mtp_jax.models.layers import LayerNorm, Linear
 
 
+_LAYERS = 4  # of the decoder's upper half, at most, that tell where it looks
+
+
+class SerialStart(nn.Module):
+    """What the first step takes: the state, and where in the audio the decoder looks.
+
+    The last layer's output is about the next token, and no longer tells what was heard where; what
+    upper layers ask of the audio does. (EAGLE-3, arXiv 2503.01840, takes states of several layers.)
+
+    Attributes:
+        dtype: of activations.
+    """
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, state: jax.Array, queries: jax.Array) -> jax.Array:
+        """Of a state [B, S, D], and the queries [layers, B, S, N, H] that were put to the audio."""
+        upper = min(_LAYERS, (len(queries) + 1) // 2)
+        asked = jnp.moveaxis(queries[-upper:], 0, 2).reshape(*state.shape[:2], -1)
+        asked = LayerNorm(dtype=self.dtype, name="norm")(asked)
+        return state + Linear(state.shape[-1], (None, "embed"), dtype=self.dtype, name="join")(asked)
+
+
 class SerialBlock(nn.Module):
     """One step.
 

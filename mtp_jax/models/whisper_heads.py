@@ -15,7 +15,7 @@ from mtp_jax.models.heads import Heads, Projection
 from mtp_jax.models.kv_cache import CrossCache
 from mtp_jax.models.layers import LayerNorm
 from mtp_jax.models.mixed_precision import matmul_transposed
-from mtp_jax.models.serial_block import SerialBlock
+from mtp_jax.models.serial_block import SerialBlock, SerialStart
 
 
 class WhisperHeads(Heads):
@@ -31,6 +31,7 @@ class WhisperHeads(Heads):
         super().setup()
         if self.config.serial:
             self.block = SerialBlock(self.decoder, self.dtype)
+            self.start = SerialStart(self.dtype)
         if self.config.count > 1 and (layers := self.config.layers + self.config.serial):
             self.cross = CrossProjection(self.decoder, layers, self.dtype)
 
@@ -43,12 +44,11 @@ class WhisperHeads(Heads):
         return self.cross(self.alone(audio), real)
 
     @nn.compact
-    def run(self, deterministic: bool, carry: Carry, *given: Any) -> Carry:
+    def run(self, carry: Carry, queries: jax.Array, *given: Any) -> Carry:  # type: ignore[override]
         """Runs the layers, and a norm, behind those of the decoder: `run_above` of it.
 
-        Serial heads have the norm behind each step of their block instead.
+        What serial heads begin with comes instead of the norm, which they have behind each step.
         """
-        del deterministic  # nothing is dropped
         own = dataclasses.replace(self.decoder, lora=configs.Lora())
         places = range(own.layers, own.layers + self.config.layers)
         carry = (self.alone(carry[0]), *carry[1:])
@@ -56,7 +56,8 @@ class WhisperHeads(Heads):
             laid_out = self.has_variable("params", layer_name(0))
             carry, _ = run_layers(own, self.dtype, laid_out, places, carry, *given)
         x, keys, values = carry
-        return x if self.config.serial else self.norm(x), keys, values
+        x = self.start(x, self.alone(queries)) if self.config.serial else self.norm(x)
+        return x, keys, values
 
     def step(self, state: jax.Array, token: jax.Array, cross: CrossCache) -> jax.Array:
         """The state of the next serial head: `SerialBlock`."""

@@ -269,7 +269,8 @@ class WhisperDecoder(nn.Module):
             real: bool[B, S]; padding may stand anywhere and takes no position.
             cache: what was seen before; with that of the audio alone, the S positions are all there
                 is.
-            run_above: as that of `mtp_jax.models.decoders.llama.Llama`.
+            run_above: given the carry, the queries and what layers are given, runs what stands
+                above; returns the carry.
 
         Returns:
             Hidden states [B, S, D] after the final norm (of padding: finite, meaningless), behind
@@ -300,7 +301,7 @@ class WhisperDecoder(nn.Module):
         carry, queries = run_layers(c, self.dtype, laid_out, range(c.layers), carry, *given)
         hidden = self.final_norm(carry[0])
         if run_above is not None:
-            carry = run_above(True, carry, *given)  # nothing is dropped
+            carry = run_above(carry, queries, *given)
             hidden = jnp.concatenate([hidden, carry[0]], axis=-1)
         _, keys, values = carry
         if text is not None and keys is not None and values is not None:
