@@ -1,10 +1,13 @@
-"""models/librispeech, as far as it goes without its encoder: whole, finite, and small."""
+"""Models in the box, as far as they go without their Whisper: whole, finite, and small."""
 
+import json
 import pathlib
 
 import jax
 import numpy as np
+from safetensors.numpy import load_file
 
+from mtp_jax.checkpoints.digest import file_digest
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Mesh
 from mtp_jax.distributed.sharding import make_mesh
@@ -12,9 +15,11 @@ from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import by_path, nested
 from mtp_jax.pretrained.exported import read_exported
+from mtp_jax.pretrained.int8 import from_int8
 from mtp_jax.tokenizer import Tokenizer
 
 BOX = pathlib.Path(__file__).parent.parent / "models" / "librispeech"
+WHISPER_BOX = BOX.parent / "whisper-base"
 
 
 def test_the_model_in_the_box_is_whole_with_whisper_base():
@@ -40,3 +45,21 @@ def test_the_model_in_the_box_is_whole_with_whisper_base():
 
 def test_the_box_fits_into_a_clone():
     assert sum(file.stat().st_size for file in BOX.iterdir()) <= 16e6
+
+
+def test_the_heads_in_the_box_are_whole():
+    workdir = Workdir(WHISPER_BOX)
+    config = workdir.read_config()
+    assert config.pretrained.model == "hf://openai/whisper-base" and config.heads.serial
+    for name, digest in json.loads(workdir.digests.read_text()).items():
+        assert file_digest(WHISPER_BOX / name) == digest
+    stored = from_int8(load_file(workdir.heads))
+    assert {path.split("/")[0] for path in stored} == {"heads"}
+    assert all(np.isfinite(x).all() for x in stored.values())
+    tokens = stored["heads/tokens"]
+    assert len(np.unique(tokens)) == config.heads.vocabulary == len(tokens)
+    assert len(workdir.read_parts()["sha256"]["model"]) == 64
+
+
+def test_they_fit_into_a_clone():
+    assert sum(file.stat().st_size for file in WHISPER_BOX.iterdir()) <= 6e6

@@ -19,7 +19,6 @@ from mtp_jax.config import Lora, WhisperDecoder
 from mtp_jax.models.decoders.whisper import Cross, attend_and_transform
 from mtp_jax.models.layers import LayerNorm, Linear
 
-
 _LAYERS = 4  # of the decoder's upper half, at most, that tell where it looks
 
 
@@ -41,7 +40,9 @@ class SerialStart(nn.Module):
         upper = min(_LAYERS, (len(queries) + 1) // 2)
         asked = jnp.moveaxis(queries[-upper:], 0, 2).reshape(*state.shape[:2], -1)
         asked = LayerNorm(dtype=self.dtype, name="norm")(asked)
-        return state + Linear(state.shape[-1], (None, "embed"), dtype=self.dtype, name="join")(asked)
+        return state + Linear(state.shape[-1], (None, "embed"), dtype=self.dtype, name="join")(
+            asked
+        )
 
 
 class SerialBlock(nn.Module):
