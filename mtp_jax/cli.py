@@ -149,7 +149,7 @@ def heads_flag() -> flags.FlagHolder[int]:
     return flags.DEFINE_integer(
         "heads",
         0,
-        "M, of serial heads: how many tokens a call verifies at most; default: as trained",
+        "M of serial heads, the most tokens that one call verifies; default: as trained",
         lower_bound=0,
     )
 

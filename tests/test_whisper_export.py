@@ -37,7 +37,7 @@ from mtp_jax.pretrained import PretrainedError
 from mtp_jax.pretrained.exported import export
 from mtp_jax.pretrained.int8 import SCALE, from_int8, to_int8
 from mtp_jax.pretrained.sizes import completed
-from mtp_jax.pretrained.whisper_decoder import whisper_model_digest
+from mtp_jax.pretrained.whisper_decoder import whisper_decoder_architecture, whisper_model_digest
 from mtp_jax.tokenizer import CTC_NAME, TokenizerError
 from mtp_jax.training.initialization import starting_point
 from mtp_jax.training.run_tokenizer import open_tokenizer
@@ -207,6 +207,16 @@ def test_any_format_of_the_same_whisper_will_do(exported, runner, batch, tmp_pat
     verify = load(exported, pretrained=str(folders[-1])).run(batch, Verify()).decoded
     np.testing.assert_array_equal(verify.tokens, greedy.tokens)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_ctranslate2_names_the_alignment_heads(runner, tmp_path, name):
+    positions = runner.model.config.whisper.positions
+    variables = whole_whisper_variables(jax.device_get(runner.params), positions)
+    folder = write_ctranslate2(tmp_path / "model", variables)
+    (folder / name).write_text(json.dumps({"alignment_heads": [[0, 1], [1, 0]]}))
+    decoder, _ = whisper_decoder_architecture(folder)
+    assert decoder.alignment_heads == ((0, 1), (1, 0))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ block in common, which is run once for each (`mtp_jax.models.serial_block`). Lat
 heads that are added to a finished model and are not detached start with logits of zero
 (`mtp_jax.training.initialization`). Beyond the paper, decoder layers of their own may stand before
 them, and they may draft but the tokens that occur often (as in FR-Spec, arXiv 2502.14856), as a
-wrong draft costs a call, never a token.
+wrong draft costs one more call and changes no token.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ def _checked(where: Path, width: int, layers: int, heads: int, positions: int) -
             layers=layers,
             heads=heads,
             positions=positions,
-            alignment_heads=_alignment_heads(where.parent),
+            alignment_heads=_alignment_heads(where if where.is_dir() else where.parent),
         )
     except ConfigError as error:
         raise PretrainedError(f"{where} describes no model that can be built: {error}") from error

@@ -56,8 +56,9 @@ def for_decoding(params: Mapping[str, Any], lora: Lora, dtype: str = "float32") 
         if "layers" in module:
             layers = _split(module.pop("layers"), updates)
             module |= {layer_name(i): layer for i, layer in enumerate(layers)}
-        for alone in {"start", "block"} & set(module):  # of serial heads
-            (module[alone],) = _split(jax.tree.map(lambda x: x[None], module[alone]), Lora())
+        for alone in ("start", "block"):  # of serial heads
+            if alone in module:
+                (module[alone],) = _split(jax.tree.map(lambda x: x[None], module[alone]), Lora())
         if module:
             laid_out[name] = module
     if "tokens" in (heads := laid_out.get("heads", {})):
