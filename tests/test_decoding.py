@@ -101,7 +101,7 @@ def threshold_by_hand(lm: ByHand, tau: float, limit: int = LIMIT) -> Slow:
 
 
 def verify_by_hand(lm: ByHand, limit: int = LIMIT) -> Slow:
-    drafts = lm.drafts([])
+    drafts = lm.needed_drafts([])
     text = [lm.next_token([])]
     calls, proposed, accepted = 1, [0] * (lm.heads - 1), [0] * (lm.heads - 1)
     call = [1]
@@ -121,7 +121,7 @@ def verify_by_hand(lm: ByHand, limit: int = LIMIT) -> Slow:
             before, said = text, lm.next_token(text)
             text = [*before, said]
         call += [calls] * (len(text) - len(call))
-        drafts = lm.drafts(before)
+        drafts = lm.needed_drafts(before)
     return Slow(text, calls, proposed, accepted, call)
 
 
@@ -153,6 +153,7 @@ def toys_and_active(draw: st.DrawFn, heads: int) -> tuple[Toy, list[bool]]:
         drafts=draw(st.lists(st.sampled_from(list(DRAFTS.values())), min_size=rows, max_size=rows)),
         prompts=draw(st.lists(prompt, min_size=rows, max_size=rows)),
         garbage=draw(st.sampled_from([0, 1, 2**31 - 1])),
+        serial=draw(st.booleans()),
     )
     return toys, draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
 

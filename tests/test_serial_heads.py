@@ -110,12 +110,34 @@ def test_drafts_are_the_likeliest_of_each_step(model, params, run):
     expected = np.stack(expected, axis=1)
     laid_out = for_decoding(params, model.config.whisper_decoder.lora)
     for used in (params, laid_out):
-        drafts = bind_decoder(model, used, encoded).draft(hidden[:, 1], last)
+        drafts = bind_decoder(model, used, encoded).draft(hidden[:, 1], last, 0.0)
         np.testing.assert_array_equal(drafts.tokens, expected)
         assert np.all((drafts.probabilities > 0) & (drafts.probabilities <= 1))
     twice = jnp.repeat(hidden[:, 1], 2, axis=0), jnp.repeat(last, 2)
-    drafts = jax.jit(lambda p, *xs: bind_decoder(model, p, encoded).draft(*xs))(laid_out, *twice)
+    drafts = jax.jit(lambda p, *xs: bind_decoder(model, p, encoded).draft(*xs, 0.0))(
+        laid_out, *twice
+    )
     np.testing.assert_array_equal(drafts.tokens, np.repeat(expected, 2, axis=0))
+
+
+def test_drafting_ends_where_it_is_not_needed(model, params, run):
+    """A row has as many drafts as it has alone: those before which all are likely enough."""
+    hidden, encoded = run
+    last = jnp.array([4, 7, 9])
+    draft = bind_decoder(model, params, encoded).draft
+    every = draft(hidden[:, 1], last, 0.0)
+    np.testing.assert_array_equal(every.count, M - 1)
+    so_far = np.cumprod(every.probabilities, axis=1)
+    for limit in (1.1, *(0.99 * so_far[:, :-1]).ravel().tolist(), *so_far[:, 0].tolist()):
+        some = draft(hidden[:, 1], last, limit)
+        before = np.concatenate([np.ones((3, 1)), so_far[:, :-1]], axis=1)
+        count = (
+            np.sum(before >= limit * (1 + 1e-6), axis=1),
+            np.sum(before >= limit * (1 - 1e-6), axis=1),
+        )
+        assert np.all((some.count >= count[0]) & (some.count <= count[1]))
+        for row, drafted in enumerate(some.count):
+            np.testing.assert_array_equal(some.tokens[row, :drafted], every.tokens[row, :drafted])
 
 
 def test_fewer_heads_draft_the_first_of_the_same(model, params, run):
@@ -123,7 +145,7 @@ def test_fewer_heads_draft_the_first_of_the_same(model, params, run):
     last = jnp.array([4, 7, 9])
     drafts = [
         bind_decoder(model.clone(config=with_heads(model.config, count)), params, encoded)
-        .draft(hidden[:, 1], last)
+        .draft(hidden[:, 1], last, 0.0)
         .tokens
         for count in (3, M)
     ]

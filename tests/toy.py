@@ -20,6 +20,7 @@ import numpy as np
 from flax import struct
 
 from mtp_jax.decoding import DecoderFunctions, Drafts
+from mtp_jax.decoding.drafts import MIN_PROBABILITY
 from mtp_jax.models.kv_cache import KVCache, write
 
 PRIME = 46_337
@@ -82,6 +83,7 @@ class Toy:
         garbage: int32, what every cache slot holds before it is written.
         heads: M.
         slack: cache slots beyond those needed.
+        serial: its heads draft no further than is needed, as serial ones do.
     """
 
     seed: jax.Array
@@ -92,6 +94,7 @@ class Toy:
     garbage: jax.Array
     heads: int = struct.field(pytree_node=False)
     slack: int = struct.field(pytree_node=False, default=0)
+    serial: bool = struct.field(pytree_node=False, default=False)
 
     def rows(self, rows: Any) -> Toy:
         """The same model over other rows, given by indices."""
@@ -154,7 +157,7 @@ class Toy:
         over = jnp.where(ends(self.seed, state, self.eos_every), 9, -1)
         return jnp.where(token == EOS, over, ordinary).astype(jnp.float32)
 
-    def _draft(self, hidden: jax.Array, last: jax.Array) -> Drafts:
+    def _draft(self, hidden: jax.Array, last: jax.Array, min_probability: float) -> Drafts:
         """The tokens that head 1 would predict next, spoilt as `drafts` says."""
         kind = self.drafts
 
@@ -172,7 +175,11 @@ class Toy:
 
         start = (hidden[:, 0], hidden[:, 1], last)
         _, (tokens, probabilities) = jax.lax.scan(ahead, start, jnp.arange(2, self.heads + 1))
-        return Drafts(tokens=tokens.T, probabilities=probabilities.T)
+        so_far = jnp.cumprod(probabilities, axis=0)[:-1]
+        so_far = jnp.concatenate([jnp.ones((1, len(last))), so_far])[: len(tokens)]
+        needed = (so_far >= min_probability) | (not self.serial)
+        count = jnp.sum(needed, axis=0, dtype=jnp.int32)
+        return Drafts(tokens.T, probabilities.T, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +191,7 @@ class ByHand:
     kind: int
     prompt: tuple[int, ...]
     heads: int
+    serial: bool
 
     def _state(self, text: list[int]) -> int:
         terms = [(t + 1) * weight(slot) % PRIME for slot, t in enumerate([*self.prompt, *text])]
@@ -216,6 +224,14 @@ class ByHand:
             out.append((draft, probability))
         return out
 
+    def needed_drafts(self, text: list[int]) -> list[tuple[int, float]]:
+        """Those of `drafts` that verification asks for."""
+        drafts, needed, so_far = self.drafts(text), [], 1.0
+        while len(needed) < len(drafts) and (so_far >= MIN_PROBABILITY or not self.serial):
+            needed.append(drafts[len(needed)])
+            so_far *= needed[-1][1]
+        return needed
+
 
 def make(
     rows: int,
@@ -227,6 +243,7 @@ def make(
     prompts: list[list[int]] | None = None,
     garbage: int = 1_999_999_999,
     slack: int = 0,
+    serial: bool = False,
 ) -> Toy:
     """A toy; without `prompts` each row has one of its own, of 0 to 3 tokens."""
     width = 3
@@ -243,6 +260,7 @@ def make(
         garbage=jnp.int32(garbage),
         heads=heads,
         slack=slack,
+        serial=serial,
     )
 
 
@@ -255,6 +273,7 @@ def by_hand(toy: Toy) -> list[ByHand]:
             kind=int(kind),
             prompt=tuple(prompt[:length].tolist()),
             heads=toy.heads,
+            serial=toy.serial,
         )
         for kind, prompt, length in zip(
             np.asarray(toy.drafts),

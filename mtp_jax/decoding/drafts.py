@@ -16,6 +16,10 @@ from mtp_jax.decoding.edit_distance import (
 )
 from mtp_jax.decoding.interface import DecoderFunctions
 
+# Serial heads draft no further once the drafts so far are all right with a probability below this:
+# a draft then costs more time than it is likely to save (docs/whisper.md has the measurement).
+MIN_PROBABILITY = 0.2
+
 
 class DraftsError(ValueError):
     """The model has no CTC hypothesis in the decoder's tokens."""
@@ -31,16 +35,16 @@ class DraftSource(NamedTuple):
     """A source of drafts.
 
     Attributes:
-        width: S, tokens fed per call.
+        width: S, the most tokens that a call is fed.
         start: state before the first token.
         draft: (state, hidden [B, D] at the last accepted position, int32[B, S] tokens that head 1
             predicts, of which the first int32[B] are accepted) -> (int32[B, S], the last accepted
-            token and the drafts behind it; state).
+            token and the drafts behind it; int32[B], how many of these are to be fed; state).
     """
 
     width: int
     start: Any
-    draft: Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+    draft: Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
 
 
 def head_drafts(model: DecoderFunctions) -> DraftSource:
@@ -48,10 +52,10 @@ def head_drafts(model: DecoderFunctions) -> DraftSource:
 
     def draft(
         state: Any, hidden: jax.Array, predicted: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, jax.Array, Any]:
         last = _last(predicted, count)
-        drafts = model.draft(hidden, last[:, 0]).tokens
-        return jnp.concatenate([last, drafts], axis=1), state
+        drafts = model.draft(hidden, last[:, 0], MIN_PROBABILITY)
+        return jnp.concatenate([last, drafts.tokens], axis=1), 1 + drafts.count, state
 
     return DraftSource(model.heads, (), draft)
 
@@ -71,11 +75,12 @@ def text_drafts(
 
     def draft(
         state: jax.Array, hidden: jax.Array, predicted: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         del hidden
         state = advance_edit_distance(text, state, predicted, count)
         drafts = draft_continuation(text, state, width - 1, eos)
-        return jnp.concatenate([_last(predicted, count), drafts], axis=1), state
+        block = jnp.concatenate([_last(predicted, count), drafts], axis=1)
+        return block, jnp.full_like(count, width), state
 
     return DraftSource(width, initial_distances(text) if distances is None else distances, draft)
 

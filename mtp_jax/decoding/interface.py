@@ -25,10 +25,12 @@ class Drafts(NamedTuple):
     Attributes:
         tokens: int32[B, M - 1], of heads 2..M.
         probabilities: float32[B, M - 1], of each token by its head.
+        count: int32[B], how many of each row were drafted; behind them is padding.
     """
 
     tokens: jax.Array
     probabilities: jax.Array
+    count: jax.Array
 
 
 class DecoderFunctions(NamedTuple):
@@ -40,8 +42,9 @@ class DecoderFunctions(NamedTuple):
         extend: (tokens int32[B, S], count int32[B], cache) -> (hidden [B, S, D], cache); feeds the
             first `count` tokens of each row.
         next_token: hidden [..., D] -> logits [..., V] of head 1.
-        draft: (hidden [B, D] at the last accepted position, int32[B], what head 1 predicts there)
-            -> `Drafts` of heads 2..M.
+        draft: (hidden [B, D] at the last accepted position, int32[B], what head 1 predicts there,
+            the probability of all drafts so far below which no more are needed) -> `Drafts` of
+            heads 2..M.
         heads: M.
         eos: the token that ends a text.
         ctc_labels: the best path of the encoder's CTC head, in the labels of CTC; None without one.
@@ -51,7 +54,7 @@ class DecoderFunctions(NamedTuple):
     prefill: Callable[[int], tuple[jax.Array, KVCache]]
     extend: Callable[[jax.Array, jax.Array, KVCache], tuple[jax.Array, KVCache]]
     next_token: Callable[[jax.Array], jax.Array]
-    draft: Callable[[jax.Array, jax.Array], Drafts]
+    draft: Callable[[jax.Array, jax.Array, float], Drafts]
     heads: int
     eos: int
     ctc_labels: DraftText | None = None

@@ -58,6 +58,7 @@ class Verification:
     Attributes:
         text: emitted so far, the first draft included.
         drafts: int32[B, S], not yet fed; the first is certain.
+        drafted: int32[B], how many of these are to be fed: 1 to S.
         drafter_state: of the text, as the source of the drafts keeps it.
         cache: of everything fed and accepted.
         calls: int32[B].
@@ -68,6 +69,7 @@ class Verification:
 
     text: Emitted
     drafts: jax.Array
+    drafted: jax.Array
     drafter_state: Any
     cache: KVCache
     calls: jax.Array
@@ -97,11 +99,13 @@ class Verification:
             alternatives: at the positions of the text.
         """
         rows = last.shape[0]
-        drafts, state = source.draft(source.start, hidden, last, jnp.ones(rows, jnp.int32))
+        one = jnp.ones(rows, jnp.int32)
+        drafts, drafted, state = source.draft(source.start, hidden, last, one)
         no_drafts, zero = jnp.zeros((rows, source.width - 1), jnp.int32), jnp.zeros(rows, jnp.int32)
         return cls(
             text=text,
             drafts=drafts,
+            drafted=drafted,
             drafter_state=state,
             cache=cache,
             calls=zero,
@@ -125,27 +129,29 @@ def verify_loop(
 
     def step(state: Verification) -> Verification:
         running, text = ~state.text.finished, state.text
-        fed = jnp.where(running, source.width, 0)
+        fed = jnp.where(running, state.drafted, 0)
         hidden, cache = model.extend(state.drafts, fed, state.cache)
         logits = model.next_token(hidden)
         predicted, log_probs = most_likely(logits)
-        agrees = predicted[:, :-1] == state.drafts[:, 1:]
+        real = jnp.arange(1, source.width) < state.drafted[:, None]
+        agrees = (predicted[:, :-1] == state.drafts[:, 1:]) & real
         count = 1 + jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
         ended = jnp.cumsum(text.ends(predicted, model.eos), axis=1) > 0
         ended = jnp.pad(ended[:, :-2], ((0, 0), (1, 0)))[:, : agrees.shape[1]]
-        proposed = tested(agrees, ended) & running[:, None]
+        proposed = tested(agrees, ended) & real & running[:, None]
         longer, slots = text.emit(predicted, log_probs, count, model.eos)
         alternatives = state.alternatives
         if alternatives is not None:
             alternatives = alternatives.put(slots, logits)
-        drafts, drafter_state = source.draft(
+        drafts, drafted, drafter_state = source.draft(
             state.drafter_state, select_position(hidden, count - 1), predicted, count
         )
         after = Verification(
             text=longer,
             drafts=drafts,
+            drafted=drafted,
             drafter_state=drafter_state,
-            cache=cache.rollback(jnp.where(running, source.width - count, 0)),
+            cache=cache.rollback(jnp.where(running, fed - count, 0)),
             calls=state.calls + running,
             proposed=state.proposed + proposed,
             accepted=state.accepted + (proposed & agrees),
