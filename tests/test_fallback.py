@@ -9,7 +9,7 @@ from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import ConfigError
 from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.decoding import BeamSearch, Greedy
-from mtp_jax.inference.fallback import rows_of, went_wrong
+from mtp_jax.inference.fallback import rows_of, token_limit, went_wrong
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.models.speech_features import speech_features
@@ -53,35 +53,58 @@ def texts(decoded):
     return [decoded.tokens[i, :n].tolist() for i, n in enumerate(np.asarray(decoded.length))]
 
 
+def are_wrong(runner, decoded):
+    limits = [token_limit(samples, runner.model.config) for samples in SAMPLES]
+    return [
+        went_wrong(text, runner.tokenizer, limit)
+        for text, limit in zip(texts(decoded), limits, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("text", "ended", "wrong"),
+    ("text", "ended", "limit", "wrong"),
     [
-        ("the and of that", True, False),
-        ("the and of that", False, True),
-        ("the and " * 40, True, True),
-        ("", True, False),
+        ("the and of that", True, 99, False),
+        ("the and of that", True, 3, True),
+        ("the and of that", False, 99, True),
+        ("the and " * 40, True, 999, True),
+        ("", True, 99, False),
     ],
 )
-def test_what_went_wrong(bare, text, ended, wrong):
+def test_what_went_wrong(bare, text, ended, limit, wrong):
     tokenizer = bare.tokenizer
     tokens = tokenizer.encode(text) + ([tokenizer.eos] if ended else [])
-    assert went_wrong(tokens, tokenizer) == wrong
+    assert went_wrong(tokens, tokenizer, limit) == wrong
 
 
 def test_a_row_that_went_wrong_has_its_text_of_the_full_window(bare, full, batch):
-    first = bare._run(bare.model, batch, Greedy(), False).decoded
+    first = bare._run(bare._of_first_pass(batch, Greedy()), batch, Greedy(), False).decoded
     again = full.run(batch, Greedy()).decoded
     made = bare.run(batch, Greedy()).decoded
-    wrong = [went_wrong(text, bare.tokenizer) for text in texts(first)]
+    wrong = are_wrong(bare, first)
     assert 0 < sum(wrong) < len(wrong)
     for row, failed in enumerate(wrong):
         source = again if failed else first
         assert texts(made)[row] == texts(source)[row]
-        np.testing.assert_allclose(made.log_probs[row], source.log_probs[row], atol=1e-4)
+        n = int(made.length[row])
+        np.testing.assert_allclose(made.log_probs[row, :n], source.log_probs[row, :n], atol=1e-4)
+        assert not made.log_probs[row, n:].any()
         calls = int(first.calls[row]) * failed + int(source.calls[row])
         assert made.calls[row] == calls
         assert made.call[row, : made.length[row]].max() == calls
         assert not made.call[row, made.length[row] :].any()
+
+
+def test_a_text_without_an_end_is_not_waited_for(bare, batch):
+    """In the first pass; in the full window it has as many tokens as any."""
+    limit = token_limit(batch.audio.shape[1], bare.model.config)
+    most = bare.model.config.data.max_tokens
+    assert limit == 19 < most
+    first = bare._run(bare._of_first_pass(batch, Greedy()), batch, Greedy(), False).decoded
+    assert first.tokens.shape[1] == limit
+    made = bare.run(batch, Greedy()).decoded
+    assert made.tokens.shape[1] == most and made.calls.max() == limit + most
+    assert bare.is_compiled(batch, Greedy())
 
 
 def test_its_text_is_the_one_that_it_has_alone(bare, batch):
@@ -107,8 +130,8 @@ def test_words_are_aligned_where_the_text_was_decoded(bare, full, batch):
 
 def test_lists_of_hypotheses_are_those_of_the_full_window(bare, full, batch):
     strategy = BeamSearch(2)
-    first = bare._run(bare.model, batch, strategy, False).decoded
-    wrong = [went_wrong(text, bare.tokenizer) for text in texts(first)]
+    first = bare._run(bare._of_first_pass(batch, strategy), batch, strategy, False).decoded
+    wrong = are_wrong(bare, first)
     row = wrong.index(True)
     made, again = (runner.run(batch, strategy).decoded.nbest for runner in (bare, full))
     np.testing.assert_array_equal(made.tokens[row], again.tokens[row])
@@ -127,13 +150,13 @@ def test_features_stay_as_they_are(bare, batch):
     features, _ = speech_features(bare.model, bare.params, batch)
     encoded = FeatureBatch(*batch._replace(audio=np.asarray(features)))
     made = bare.run(encoded, Greedy()).decoded
-    assert any(went_wrong(text, bare.tokenizer) for text in texts(made))
+    assert any(are_wrong(bare, made))
     np.testing.assert_array_equal(made.calls, made.length)
 
 
 def test_the_full_window_is_decoded_once(full, batch):
     made = full.run(batch, Greedy()).decoded
-    assert any(went_wrong(text, full.tokenizer) for text in texts(made))
+    assert any(are_wrong(full, made))
     np.testing.assert_array_equal(made.calls, made.length)
 
 

@@ -126,7 +126,7 @@ def test_drafting_ends_where_it_is_not_needed(model, params, run):
     last = jnp.array([4, 7, 9])
     draft = bind_decoder(model, params, encoded).draft
     every = draft(hidden[:, 1], last, 0.0)
-    np.testing.assert_array_equal(every.count, M - 1)
+    np.testing.assert_array_equal(every.drafted, M - 1)
     so_far = np.cumprod(every.probabilities, axis=1)
     for limit in (1.1, *(0.99 * so_far[:, :-1]).ravel().tolist(), *so_far[:, 0].tolist()):
         some = draft(hidden[:, 1], last, limit)
@@ -135,8 +135,8 @@ def test_drafting_ends_where_it_is_not_needed(model, params, run):
             np.sum(before >= limit * (1 + 1e-6), axis=1),
             np.sum(before >= limit * (1 - 1e-6), axis=1),
         )
-        assert np.all((some.count >= count[0]) & (some.count <= count[1]))
-        for row, drafted in enumerate(some.count):
+        assert np.all((some.drafted >= count[0]) & (some.drafted <= count[1]))
+        for row, drafted in enumerate(some.drafted):
             np.testing.assert_array_equal(some.tokens[row, :drafted], every.tokens[row, :drafted])
 
 

@@ -55,7 +55,7 @@ def head_drafts(model: DecoderFunctions) -> DraftSource:
     ) -> tuple[jax.Array, jax.Array, Any]:
         last = _last(predicted, count)
         drafts = model.draft(hidden, last[:, 0], MIN_PROBABILITY)
-        return jnp.concatenate([last, drafts.tokens], axis=1), 1 + drafts.count, state
+        return jnp.concatenate([last, drafts.tokens], axis=1), 1 + drafts.drafted, state
 
     return DraftSource(model.heads, (), draft)
 

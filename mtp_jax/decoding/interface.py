@@ -25,12 +25,12 @@ class Drafts(NamedTuple):
     Attributes:
         tokens: int32[B, M - 1], of heads 2..M.
         probabilities: float32[B, M - 1], of each token by its head.
-        count: int32[B], how many of each row were drafted; behind them is padding.
+        drafted: int32[B], how many of each row there are; behind them is padding.
     """
 
     tokens: jax.Array
     probabilities: jax.Array
-    count: jax.Array
+    drafted: jax.Array
 
 
 class DecoderFunctions(NamedTuple):

@@ -180,7 +180,7 @@ def _draft_serially(
         state, logits = call(Recogniser.next_draft, model, params, encoded, at.state, at.token)
         place, log_prob = most_likely(logits)
         token = call(Recogniser.draft_tokens, model, params, place)
-        tokens, probabilities, count = at.drafts
+        tokens, probabilities, drafted = at.drafts
         return _Drafting(
             step=at.step + 1,
             state=state,
@@ -189,7 +189,7 @@ def _draft_serially(
             drafts=Drafts(
                 tokens.at[:, at.step].set(token),
                 probabilities.at[:, at.step].set(jnp.exp(log_prob)),
-                count + (at.log_prob >= enough),
+                drafted + (at.log_prob >= enough),
             ),
         )
 

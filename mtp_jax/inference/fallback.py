@@ -2,12 +2,14 @@
 
 With less silence behind an utterance than Whisper was trained with, a text may repeat itself
 without end. Whether one did is read off its own tokens, so that a row of a batch gets the text that
-it gets alone, by every exact strategy the same.
+it gets alone, by every exact strategy the same. A text that goes on for longer than anybody speaks
+is not waited for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -24,6 +26,8 @@ from mtp_jax.models.speech_features import window
 from mtp_jax.tokenizer import Tokenizer
 
 MAX_COMPRESSION = 2.4  # of a text by zlib, as in Whisper's transcribe.py
+_TOKENS_A_SECOND = 10  # fast English has 5; a script with more is decoded again, and as right
+_TOKENS_BESIDE = 16
 
 
 def full_window(config: Config) -> Config:
@@ -42,6 +46,18 @@ def can_fall_back(config: Config, batch: Batch, strategy: Strategy) -> bool:
     )
 
 
+def token_limit(samples: int, config: Config) -> int:
+    """Tokens that a text of so much audio may have before it counts as one without an end."""
+    seconds = samples / config.front_end.sample_rate
+    longest = _TOKENS_BESIDE + math.ceil(_TOKENS_A_SECOND * seconds)
+    return min(config.data.max_tokens, longest)
+
+
+def with_token_limit(config: Config, limit: int) -> Config:
+    """`config`, with texts of at most so many tokens."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, max_tokens=limit))
+
+
 def compression(text: str) -> float:
     """How many times shorter zlib makes a text; what repeats itself gets much shorter.
 
@@ -52,14 +68,15 @@ def compression(text: str) -> float:
     return len(raw) / len(zlib.compress(raw))
 
 
-def went_wrong(tokens: Sequence[int], tokenizer: Tokenizer) -> bool:
+def went_wrong(tokens: Sequence[int], tokenizer: Tokenizer, limit: int) -> bool:
     """Whether a text has no end, or repeats itself.
 
     Args:
         tokens: EOS included where it was reached.
         tokenizer: of these.
+        limit: `token_limit` of its audio; those of a batch whose audio is longer may have more.
     """
-    if not tokens or tokens[-1] != tokenizer.eos:
+    if not tokens or tokens[-1] != tokenizer.eos or len(tokens) > limit:
         return True
     return compression(tokenizer.decode(tokens[:-1])) > MAX_COMPRESSION
 
@@ -84,11 +101,16 @@ def with_fallback(
     """
     tokens, length = multihost.to_host((done.decoded.tokens, done.decoded.length))
     samples = round(config.whisper.silence * config.front_end.sample_rate)
-    short = np.asarray(batch.audio_length) + samples < window(config)
+    audio_length = np.asarray(batch.audio_length)
+    short = audio_length + samples < window(config)
     rows = [
         row
         for row in np.flatnonzero((np.asarray(batch.index) >= 0) & short).tolist()
-        if went_wrong(tokens[row, : length[row]].tolist(), tokenizer)
+        if went_wrong(
+            tokens[row, : length[row]].tolist(),
+            tokenizer,
+            token_limit(int(audio_length[row]), config),
+        )
     ]
     if not rows:
         return done

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import jax
@@ -17,7 +16,7 @@ from mtp_jax.config import Config, Heads, Lora
 from mtp_jax.data import Batch, DataError, Source, eval_batches
 from mtp_jax.decoding import Greedy
 from mtp_jax.inference.encoder_cache import audio_digest
-from mtp_jax.inference.fallback import MAX_COMPRESSION, compression
+from mtp_jax.inference.fallback import MAX_COMPRESSION, compression, token_limit
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
@@ -28,7 +27,6 @@ from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import Tokenizer
 
 _BATCH = 32
-_TOKENS_A_SECOND = 10
 _KEEP_EVERY = 16  # batches
 
 
@@ -122,7 +120,7 @@ def _limit(batch: Batch, config: Config) -> int:
     does not hold up its batch for long."""
     longest = float(np.max(batch.audio_length)) / config.front_end.sample_rate
     seconds = min((b for b in config.data.bucket_seconds if b >= longest), default=longest)
-    return min(config.data.max_tokens, 16 + math.ceil(_TOKENS_A_SECOND * seconds))
+    return token_limit(round(seconds * config.front_end.sample_rate), config)
 
 
 def _file(config: Config) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import threading
@@ -88,7 +87,18 @@ class Runner:
 
     def compile(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> float:
         """Compiles the program of such a batch unless it is there; seconds that this took."""
-        return self._compile(self.model, batch, strategy, with_alignment)
+        model = self._of_first_pass(batch, strategy)
+        return self._compile(model, batch, strategy, with_alignment)
+
+    def _of_first_pass(self, batch: Batch, strategy: Strategy) -> Recogniser:
+        """The model, which does not wait for texts without an end if these are decoded again."""
+        config = self.model.config
+        if not fallback.can_fall_back(config, batch, strategy):
+            return self.model
+        return self._limited(fallback.token_limit(batch.audio.shape[1], config))
+
+    def _limited(self, max_tokens: int) -> Recogniser:
+        return self.model.clone(config=fallback.with_token_limit(self.model.config, max_tokens))
 
     def _compile(
         self, model: Recogniser, batch: Batch, strategy: Strategy, with_alignment: bool
@@ -111,7 +121,8 @@ class Runner:
 
     def is_compiled(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> bool:
         """Whether `run` has nothing to compile for such a batch."""
-        key = _key(self.model, _without_references(batch), _traced(strategy), with_alignment)
+        model = self._of_first_pass(batch, strategy)
+        key = _key(model, _without_references(batch), _traced(strategy), with_alignment)
         return key in self._programs
 
     def run(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> Inference:
@@ -125,7 +136,7 @@ class Runner:
         Returns:
             Arrays on the devices; on the host where a row was decoded again.
         """
-        done = self._run(self.model, batch, strategy, with_alignment)
+        done = self._run(self._of_first_pass(batch, strategy), batch, strategy, with_alignment)
         config = self.model.config
         if not fallback.can_fall_back(config, batch, strategy):
             return done
@@ -140,9 +151,7 @@ class Runner:
 
     def run_once(self, batch: Batch, strategy: Strategy, max_tokens: int) -> Inference:
         """As `run`, of texts of at most `max_tokens`, none of which is decoded again."""
-        c = self.model.config
-        limited = dataclasses.replace(c, data=dataclasses.replace(c.data, max_tokens=max_tokens))
-        return self._run(self.model.clone(config=limited), batch, strategy, False)
+        return self._run(self._limited(max_tokens), batch, strategy, False)
 
     def compile_fallback(
         self, batch: Batch, strategy: Strategy, with_alignment: bool = False
