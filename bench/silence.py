@@ -1,7 +1,7 @@
 """How much silence a Whisper needs behind an utterance: WER, texts decoded again, time.
 
     python -m bench.silence --model=FOLDER --data=dev.jsonl [--silence=1,2,3,5,30] [--language=en]
-        [--normalizer=english] [--batch_size=8] [--count=100] [--output=FILE]
+        [--normalizer=english] [--batch_size=8] [--count=100] [--dtype=bfloat16] [--output=FILE]
 
 Greedy. The last value of ``--silence`` is what the others are compared with, by a paired bootstrap
 over utterances: 30 fills the window, as in Whisper's training. *Again* counts the texts that went
@@ -41,6 +41,7 @@ _LANGUAGE = flags.DEFINE_string("language", "", "code of their language; default
 _NORMALIZER = flags.DEFINE_string("normalizer", "english", "of texts: english, basic or none")
 _SIZE = flags.DEFINE_integer("batch_size", 8, "utterances decoded at once", lower_bound=1)
 _COUNT = flags.DEFINE_integer("count", None, "utterances; default: all", lower_bound=1)
+_DTYPE = cli.dtype_flag()
 _OUTPUT = flags.DEFINE_string("output", "", "file for the texts")
 
 
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> None:
     print("| silence, s | WER % | against the last | again | encoder s | all s |")
     print("|---|---|---|---|---|---|")
     for silence in reversed(_SILENCE.value):
-        runner = load(workdir, silence=float(silence))
+        runner = load(workdir, silence=float(silence), dtype=_DTYPE.value)
         outcome = decode_source(runner, source, batches_of(source, runner), Greedy())
         errors = outcome_errors(outcome, _NORMALIZER.value)
         compared = compared or errors
