@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.models import attention
-from mtp_jax.models.mixed_precision import along_rows, matmul
+from mtp_jax.models.mixed_precision import along_rows, matmul, take_rows
 
 KEY = jax.random.key(0)
 
@@ -46,6 +46,25 @@ def test_bfloat16_gradients_are_those_of_float32_up_to_rounding():
     assert low[0].dtype == jnp.bfloat16
     for ours, theirs in zip(low, full, strict=True):
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_of_a_table_and_their_gradient(dtype):
+    table, index = jax.random.normal(KEY, (9, 4)).astype(dtype), jnp.array([[3, 0], [8, 3]])
+    np.testing.assert_array_equal(take_rows(table, index), table[index])
+    weights = jnp.arange(16.0).reshape(2, 2, 4).astype(dtype)
+    ours, theirs = (
+        jax.grad(lambda table, take=take: jnp.sum(take(table) * weights))(table)
+        for take in (lambda table: take_rows(table, index), lambda table: table[index])
+    )
+    assert ours.dtype == dtype
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_rows_of_a_table_are_had_without_a_copy_of_it_in_float32():
+    table, index = jnp.ones((4096, 8), jnp.bfloat16), jnp.array([3])
+    looked_up = jax.jit(lambda *given: take_rows(*given).astype(jnp.float32))
+    assert "f32[4096,8]" not in looked_up.lower(table, index).compile().as_text()
 
 
 @pytest.mark.parametrize("frames", [7, attention._LONG])

@@ -61,6 +61,27 @@ def matmul_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:-1], -1)
 
 
+@jax.custom_jvp
+def take_rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    """The rows [..., D] of `table` [V, D] at int32[...] `index`.
+
+    A CPU has no gather of bfloat16: XLA turns the whole table into float32 first, which takes as
+    long as a few decoder calls. It has one of the same bits as integers.
+    """
+    if table.dtype != jnp.bfloat16:
+        return jnp.take(table, index, axis=0)
+    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)
+    return jax.lax.bitcast_convert_type(jnp.take(bits, index, axis=0), table.dtype)
+
+
+@take_rows.defjvp
+def _take_rows_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]
+) -> tuple[jax.Array, jax.Array]:
+    table, index = primals
+    return take_rows(table, index), jnp.take(tangents[0], index, axis=0)
+
+
 @jax.custom_vjp
 def _low_precision(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _product(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,)).astype(x.dtype)

@@ -26,7 +26,7 @@ from mtp_jax.models.layers import (
     rotate,
     zero_padding,
 )
-from mtp_jax.models.mixed_precision import matmul_transposed
+from mtp_jax.models.mixed_precision import matmul_transposed, take_rows
 
 Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
@@ -217,7 +217,7 @@ class Llama(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., D] of int32[...] tokens."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        return take_rows(self.embedding, tokens).astype(self.dtype)
 
     def expected(self, probabilities: jax.Array) -> jax.Array:
         """Embeddings [..., D] of float32[..., V] tokens of which only the odds are known."""

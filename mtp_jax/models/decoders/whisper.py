@@ -22,7 +22,7 @@ from mtp_jax.models.attention import (
 from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.kv_cache import CrossCache, KVCache, by_head, write
 from mtp_jax.models.layers import LayerNorm, Linear, parameter, zero_padding
-from mtp_jax.models.mixed_precision import along_rows, matmul, matmul_transposed
+from mtp_jax.models.mixed_precision import along_rows, matmul, matmul_transposed, take_rows
 
 Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
 Cross = tuple[jax.Array, jax.Array]  # a layer's keys and values of the audio
@@ -233,7 +233,7 @@ class WhisperDecoder(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., D] of int32[...] tokens, without their positions."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        return take_rows(self.embedding, tokens).astype(self.dtype)
 
     def unembedding(self) -> jax.Array:
         """[V, D] kernel of head 1, which is the embedding."""
