@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.models import attention
-from mtp_jax.models.mixed_precision import along_rows, matmul, take_rows
+from mtp_jax.models.mixed_precision import along_rows, matmul, matmul_transposed, take_rows
 
 KEY = jax.random.key(0)
 
@@ -46,6 +46,16 @@ def test_bfloat16_gradients_are_those_of_float32_up_to_rounding():
     assert low[0].dtype == jnp.bfloat16
     for ours, theirs in zip(low, full, strict=True):
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6, 16, 17])
+def test_a_kernel_from_which_few_rows_or_many_are_had(rows):
+    x = jax.random.normal(KEY, (1, rows, 64))
+    kernel = jax.random.normal(KEY, (40, 64)).astype(jnp.bfloat16)
+    expected = x.astype(jnp.bfloat16).astype(jnp.float32) @ kernel.astype(jnp.float32).T
+    made = jax.jit(matmul_transposed)(x, kernel)
+    assert made.shape == (1, rows, 40) and made.dtype == jnp.float32
+    np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+_FEW_ROWS = 16  # up to which the kernel comes first: 0.6 to 0.7 of the time, on a CPU with AMX
+
 
 @functools.cache
 def multiplies_bfloat16() -> bool:
@@ -57,8 +59,25 @@ def matmul_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
     count = len(rows)
     if count == 1 and dtype != jnp.float32:
         rows = jnp.pad(rows, ((0, 1), (0, 0)))
-    y = _product(rows, kernel.astype(dtype), (1,), (1,))[:count]
+    product = _rows_first
+    if dtype == jnp.bfloat16 and count <= _FEW_ROWS:
+        product = functools.partial(
+            jax.lax.platform_dependent, cpu=_kernel_first, default=_rows_first
+        )
+    y = product(rows, kernel.astype(dtype))[:count]
     return y.reshape(*x.shape[:-1], -1)
+
+
+def _rows_first(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _product(rows, kernel, (1,), (1,))
+
+
+def _kernel_first(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same; a CPU copies the second operand into blocks, which few rows make a small one.
+
+    Without the barrier XLA would turn the operands round again.
+    """
+    return jax.lax.optimization_barrier(_product(kernel, rows, (1,), (1,))).T
 
 
 @jax.custom_jvp
