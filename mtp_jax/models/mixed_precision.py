@@ -80,25 +80,16 @@ def _kernel_first(rows: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(_product(kernel, rows, (1,), (1,))).T
 
 
-@jax.custom_jvp
 def take_rows(table: jax.Array, index: jax.Array) -> jax.Array:
     """The rows [..., D] of `table` [V, D] at int32[...] `index`.
 
-    A CPU has no gather of bfloat16: XLA turns the whole table into float32 first, which takes as
-    long as a few decoder calls. It has one of the same bits as integers.
+    A CPU has no gather of bfloat16, but one of float32. In a loop XLA would make all of the table
+    float32 beforehand, which takes as long as a few decoder calls, if it were the same at each
+    step: so it is made to look as if it depended on the index.
     """
-    if table.dtype != jnp.bfloat16:
-        return jnp.take(table, index, axis=0)
-    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)
-    return jax.lax.bitcast_convert_type(jnp.take(bits, index, axis=0), table.dtype)
-
-
-@take_rows.defjvp
-def _take_rows_jvp(
-    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]
-) -> tuple[jax.Array, jax.Array]:
-    table, index = primals
-    return take_rows(table, index), jnp.take(tangents[0], index, axis=0)
+    if table.dtype == jnp.bfloat16:
+        table, index = jax.lax.optimization_barrier((table, index))
+    return jnp.take(table, index, axis=0)
 
 
 @jax.custom_vjp
