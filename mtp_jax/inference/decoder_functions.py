@@ -33,6 +33,8 @@ def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
         return encoded
     model = _decoder(model)
     cross = encoded.cross.astype(jnp.dtype(model.config.train.dtype))  # once, not in every call
+    if sharding.platform() == "cpu":
+        cross = cross.row_major()
     encoded = dataclasses.replace(encoded, cross=cross)
     if batch.start is not None:
         encoded = dataclasses.replace(encoded, start=jnp.asarray(batch.start))

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from mtp_jax.distributed.sharding import constrain
 
@@ -43,6 +44,18 @@ class CrossCache:
         """With keys and values in a type."""
         keys, values = ([x.astype(dtype) for x in y] for y in (self.keys, self.values))
         return dataclasses.replace(self, keys=tuple(keys), values=tuple(values))
+
+    def row_major(self) -> CrossCache:
+        """The same, whose keys and values are put in the order of their axes once.
+
+        XLA on a CPU would put off their transposition, and make it anew for each loop.
+        """
+
+        def put(x: jax.Array) -> jax.Array:
+            return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+        keys, values = (tuple(put(x) for x in y) for y in (self.keys, self.values))
+        return dataclasses.replace(self, keys=keys, values=values)
 
     def __add__(self, other: CrossCache) -> CrossCache:
         """These layers, and above them those of `other`."""
