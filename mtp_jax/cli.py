@@ -45,6 +45,7 @@ _LOST_AFTER = flags.DEFINE_integer(
 _NO_FAULT_OF_THE_CODE = {
     *(errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 }
+BOXED = "models/whisper-base"  # in a clone
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # What is defined by functions of this module belongs to the commands that call them, in --help too.
 flags.disclaim_key_flags()
@@ -109,6 +110,34 @@ def model_flag() -> flags.FlagHolder[str]:
     )
     flags.DEFINE_alias("workdir", "model")
     return holder
+
+
+def whisper_flag() -> flags.FlagHolder[str | None]:
+    """``--model`` of commands that people begin with; `whisper_or` says what it is by default."""
+    return flags.DEFINE_string(
+        "model",
+        None,
+        "a workdir, an exported model, or a Whisper (a folder, or hf://OWNER/NAME); default:"
+        f" {BOXED} of the clone, which is Whisper base with heads",
+    )
+
+
+def whisper_or(given: str | None) -> str:
+    """`given`, or else the folder of heads for Whisper base that comes with the clone.
+
+    Raises:
+        flags.Error: none is given, and this is no clone.
+    """
+    if given:
+        return given
+    clone = pathlib.Path(__file__).parent.parent  # whatever the current folder is
+    for folder in (clone / BOXED, pathlib.Path(BOXED)):
+        if folder.is_dir():
+            return str(folder)
+    raise flags.Error(
+        f"no --model is given, and {BOXED} is not here: run this in a clone of mtp_jax, or name a"
+        " model, as in --model=hf://openai/whisper-base"
+    )
 
 
 def pretrained_flag(

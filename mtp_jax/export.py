@@ -1,6 +1,7 @@
 """Exports a trained recogniser to one folder: safetensors, config, tokenizer.
 
     python -m mtp_jax.export --workdir=DIR --output=DIR [--dtype=float16] [--pretrained=SOURCE]
+        [--heads=6]
 
 The folder serves wherever a workdir does (``mtp_jax.evaluate --workdir``, ``--config.init_from``),
 and `transformers` loads its decoder. LoRA is merged. A frozen Whisper encoder, or the whole Whisper
@@ -29,6 +30,7 @@ _DTYPE = flags.DEFINE_enum(
     ["float32", "float16", "bfloat16", "int8"],
     "of parameters; int8 is for heads of a Whisper",
 )
+_HEADS = cli.heads_flag()
 _PRETRAINED = cli.pretrained_flag(
     "source of the Whisper (or frozen encoder) that the export names; default: that of training", ""
 )
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> None:
     workdir, folder = open_model_folder(_MODEL.value), to_path(_OUTPUT.value)
 
     check_target(workdir, folder)
-    trained = load(workdir)
+    trained = load(workdir, heads=_HEADS.value)
     interrupts.raise_if_requested()
     export(trained, workdir, folder, _DTYPE.value, _PRETRAINED.value)
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

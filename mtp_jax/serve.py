@@ -1,8 +1,9 @@
 """Serves a model over HTTP, in the shapes of the OpenAI audio API, with a page to try it on.
 
-    python -m mtp_jax.serve --model=DIR [--host=127.0.0.1] [--port=8000]
+    python -m mtp_jax.serve [--model=DIR] [--host=127.0.0.1] [--port=8000]
 
-DIR is a workdir or a folder that a model was exported to. docs/serving.md has the requests, the
+DIR is a workdir, a folder that a model was exported to, or a Whisper; by default it is the clone's
+models/whisper-base, Whisper base with heads. docs/serving.md has the requests, the
 limits and the metrics. SIGTERM or Ctrl-C ends it once what it holds is answered, and new requests
 are refused meanwhile; a second Ctrl-C ends it at once.
 
@@ -33,7 +34,7 @@ from mtp_jax.flag_checks import check_tau
 if TYPE_CHECKING:
     import uvicorn
 
-_MODEL = flags.DEFINE_string("model", None, "a workdir, or an exported model", required=True)
+_MODEL = cli.whisper_flag()
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
         if name not in registry.names():
             raise flags.Error(f"--{flag}={name} is not one of {', '.join(registry.names())}")
     check_tau(_TAU.value)
+    folder = cli.whisper_or(_MODEL.value)
     try:
         import uvicorn
 
@@ -78,10 +80,10 @@ def main(argv: list[str]) -> int:
     from mtp_jax.inference.model_folder import open_model_folder
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
 
-    workdir = open_model_folder(_MODEL.value)
+    workdir = open_model_folder(folder)
     cli.start_jax(workdir.read_config())  # before anything asks for a device
     model = load(
-        _MODEL.value,
+        folder,
         batch_size=_BATCH.value,
         pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
@@ -90,7 +92,7 @@ def main(argv: list[str]) -> int:
     )
     for name in (_STRATEGY.value, *warm):
         model.strategy(name)  # says if it is not one for this model
-    name = Path(_MODEL.value).expanduser().resolve().name
+    name = Path(folder).expanduser().resolve().name
     settings = Settings(
         models=tuple(_NAMES.value or dict.fromkeys([name, "whisper-1"])),
         strategy=_STRATEGY.value,

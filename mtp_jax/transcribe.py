@@ -1,9 +1,10 @@
 """Transcribes recordings.
 
-    python -m mtp_jax.transcribe FILE_OR_FOLDER_OR_GLOB... --model=DIR [--output_dir=DIR]
+    python -m mtp_jax.transcribe FILE_OR_FOLDER_OR_GLOB... [--model=DIR] [--output_dir=DIR]
         [--format=txt,json,srt,vtt] [--strategy=verify] [--tau=0.9] [--batch_size=16]
 
-DIR is a workdir or a folder that a model was exported to. Recordings may be of any length, rate and
+DIR is a workdir, a folder that a model was exported to, or a Whisper; by default it is the clone's
+models/whisper-base, Whisper base with heads. Recordings may be of any length, rate and
 number of channels; ``-`` reads one from standard input. They are cut at pauses and decoded in
 batches over all of them. Without --output_dir texts are printed. With it each recording gets a file
 a format, and the same command goes on where it stopped: it skips recordings whose files are there
@@ -47,9 +48,7 @@ if TYPE_CHECKING:
     from mtp_jax.checkpoints.workdir import Workdir
     from mtp_jax.transcription.transcriber import Transcriber
 
-_MODEL = flags.DEFINE_string(
-    "model", None, "a workdir, an exported model, or a Whisper (hf://OWNER/NAME too)", required=True
-)
+_MODEL = cli.whisper_flag()
 _OUTPUT = flags.DEFINE_string("output_dir", None, "folder of the transcripts; default: print them")
 _FORMAT = flags.DEFINE_list("format", None, f"of {', '.join(FORMATS)}; default: txt")
 _STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(registry.names())}")
@@ -91,12 +90,13 @@ def main(argv: list[str]) -> int:
         raise flags.Error("several formats need --output_dir: only one can be printed")
     if _OUTPUT.value and "://" in _OUTPUT.value:
         raise flags.Error(f"--output_dir={_OUTPUT.value} lies in a bucket: mount it, or copy later")
+    model = cli.whisper_or(_MODEL.value)
     folder = to_path(_OUTPUT.value) if _OUTPUT.value else None
     if folder:
         check_writable(folder, "output_dir")
     with contextlib.ExitStack() as stack:
         stdin = stack.enter_context(_spooled_stdin()) if "-" in argv[1:] else None
-        return _run(find(argv[1:], stdin), folder, formats)
+        return _run(find(argv[1:], stdin), model, folder, formats)
 
 
 @contextlib.contextmanager
@@ -117,7 +117,7 @@ def _spooled_stdin() -> Iterator[Path]:
         yield file
 
 
-def _run(found: Found, folder: Path | None, formats: list[str]) -> int:
+def _run(found: Found, model: str, folder: Path | None, formats: list[str]) -> int:
     from mtp_jax.inference.model_folder import open_model_folder
 
     for sentence in found.missing:
@@ -126,7 +126,7 @@ def _run(found: Found, folder: Path | None, formats: list[str]) -> int:
         log.warning("%s", found.left_out)
     failed = len(found.missing)
     if found.tasks:
-        workdir = open_model_folder(_MODEL.value)
+        workdir = open_model_folder(model)
         made_by = _made_by(workdir) if folder else None
         jobs = [Job(task) for task in found.tasks]
         if folder and made_by:

@@ -121,6 +121,9 @@ def test_a_stream_adds_up_to_the_transcript_block_by_block(client, model, record
     assert texts == [[token.text for token in block] for block in expected.blocks]
     assert done["tokens"] == len(expected.tokens) == sum(map(len, texts))
     assert done["decoder_calls"] == expected.decoder_calls
+    words = [word["word"] for event in deltas for word in event["words"]]
+    assert words == [word.text for word in expected.words]
+    assert "language" not in done  # the model knows but one
     assert "blocks" not in stream(client, files[0])[0]
 
 

@@ -6,6 +6,7 @@ them they are skipped, and say so.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pathlib
 import shutil
@@ -20,6 +21,7 @@ import uvicorn
 import mtp_jax
 from mtp_jax.decoding import registry
 from mtp_jax.serving.app import Service, Settings
+from tests.pretrained import GOLDEN_WHISPER
 from tests.recordings import RATE
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -43,8 +45,9 @@ def talk(waves, tmp_path_factory) -> pathlib.Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def address(model) -> Iterator[str]:
+@contextlib.contextmanager
+def served(model: mtp_jax.Transcriber) -> Iterator[str]:
+    """The address of a service of `model`, called tiny."""
     service = Service(model, Settings(models=("tiny",), warm=()))
     server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
@@ -55,6 +58,12 @@ def address(model) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(model) -> Iterator[str]:
+    with served(model) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +149,14 @@ def test_a_file_becomes_blocks_and_their_count(page, model, talk):
     )
     assert all(a != b for a, b in itertools.pairwise(colours))
 
+    # When words were said, and no language to choose of a model that knows but one.
+    page.browser.find_element("css selector", "#times summary").click()
+    words = [button.text.split() for button in page["words"].find_elements("tag name", "button")]
+    assert [word for _, word in words] == expected.text.split()
+    clocks = [f"{w.start // 60:.0f}:{w.start % 60:04.1f}" for w in expected.words]
+    assert [clock for clock, _ in words] == clocks
+    assert not page["language"].is_displayed() and not page["spoken"].is_displayed()
+
     # Another strategy decodes the same recording again; tau is its own, and moved by the keyboard.
     from selenium.webdriver.common.keys import Keys
 
@@ -158,6 +175,18 @@ def test_a_file_becomes_blocks_and_their_count(page, model, talk):
     assert (page.blocks(), page["calls"].text) == ([], "0")
     severe = [line for line in page.browser.get_log("browser") if line["level"] == "SEVERE"]
     assert not severe
+
+
+def test_the_language_of_a_whisper_is_chosen_and_shown(browser, talk):
+    with served(mtp_jax.load(GOLDEN_WHISPER, batch_size=1)) as address:
+        page = Page(browser, address)
+        languages = page["language"].find_elements("tag name", "option")
+        names = [option.text for option in languages]
+        assert names[0] == "detected" and "German" in names
+        page["language"].send_keys("German")
+        page["file"].send_keys(str(talk))
+        assert "decoded in" in page.decoded()
+        assert page["spoken"].text == "German"
 
 
 def test_every_strategy_is_there_with_its_sentence(page, model):

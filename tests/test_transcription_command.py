@@ -75,7 +75,7 @@ def test_the_command_as_a_user_runs_it(workdir, model, waves, tmp_path):
     ("flags", "status", "said"),
     [
         (("--model=x",), 2, "name recordings"),
-        (("a.wav",), 2, "--model"),
+        ((__file__, "--pretrained=nowhere"), 1, "nowhere does not exist"),  # of the clone's model
         (("a.wav", "--model=x", "--strategy=fast"), 2, "fast is not one of"),
         (("a.wav", "--model=x", "--format=doc"), 2, "doc is not one of"),
         (("a.wav", "--model=x", "--format=txt,srt"), 2, "--output_dir"),

@@ -149,6 +149,7 @@ def test_the_service_takes_languages_and_translates(model, tmp_path):
             done = post(task, language="de-DE", response_format="verbose_json")
             assert done.status_code == 200
             assert done.json()["task"] == {"transcriptions": "transcribe"}.get(task, "translate")
+        assert "de" in client.get("/v1/models/tiny").json()["languages"]
 
 
 def test_a_monotonic_path_follows_the_weights():

@@ -1,7 +1,8 @@
 """Transcripts in the shapes of the OpenAI audio API.
 
 Beyond it, verbose_json tells decoder calls, the JSON formats tell what could not be read of the
-recording, and ``include[]=blocks`` has streamed deltas tell what each of the calls emitted.
+recording, and ``include[]=blocks`` has streamed deltas tell what each of the calls emitted, and
+when each word was said.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from mtp_jax.serving.options import Options
 from mtp_jax.transcription.formats import formatted
-from mtp_jax.transcription.results import Segment, Token, Transcript
+from mtp_jax.transcription.results import Segment, Token, Transcript, Word
 
 _MEDIA = {"text": "text/plain", "srt": "text/plain", "vtt": "text/vtt"}
 _LEAST = 1e-30  # probability; logarithms stay finite
@@ -49,6 +50,7 @@ def delta(segment: Segment, first: bool, options: Options) -> dict[str, Any]:
             "end": round(segment.end, 3),
             "decoder_calls": segment.decoder_calls,
             "blocks": _blocks(segment),
+            "words": _words(segment.words),
         }
     return found
 
@@ -68,6 +70,8 @@ def done(transcript: Transcript, options: Options) -> dict[str, Any]:
             "decoder_calls": transcript.decoder_calls,
             "tokens": len(transcript.tokens),
         }
+        if transcript.language:
+            found["language"] = transcript.language
     return found
 
 
@@ -97,19 +101,23 @@ def _verbose(transcript: Transcript, options: Options, language: str, task: str)
         "warnings": list(transcript.warnings),
     }
     if "word" in options.granularities:
-        found["words"] = [
-            {
-                "word": word.text,
-                "start": round(word.start, 3),
-                "end": round(word.end, 3),
-                "confidence": round(word.confidence, 4),
-            }
-            for word in transcript.words
-        ]
+        found["words"] = _words(transcript.words)
     if "segment" in options.granularities:
         said = [segment for segment in transcript.segments if segment.words]
         found["segments"] = [_segment(i, segment) for i, segment in enumerate(said)]
     return found
+
+
+def _words(words: Iterable[Word]) -> list[dict[str, Any]]:
+    return [
+        {
+            "word": word.text,
+            "start": round(word.start, 3),
+            "end": round(word.end, 3),
+            "confidence": round(word.confidence, 4),
+        }
+        for word in words
+    ]
 
 
 def _segment(place: int, segment: Segment) -> dict[str, Any]:

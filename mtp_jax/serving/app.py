@@ -215,6 +215,7 @@ class Service:
             "created": self.started,
             "owned_by": "mtp_jax",
             "strategies": list(map(_strategy, self.model.strategies)),
+            "languages": list(self.model.languages),
             "strategy": s.strategy,
             "tau": self.model.tau if s.tau is None else s.tau,
             "max_bytes": s.max_bytes,

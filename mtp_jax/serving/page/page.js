@@ -20,6 +20,9 @@ async function begin() {
   strategies = new Map(model.strategies.map((strategy) => [strategy.name, strategy]));
   for (const name of strategies.keys()) $("strategy").add(new Option(title(name), name));
   $("strategy").value = model.strategy;
+  const languages = model.languages.map((code) => [spoken(code), code]).sort(([a], [b]) => a.localeCompare(b));
+  for (const [name, code] of languages) $("language").add(new Option(name, code));
+  $("language-label").hidden = !languages.length;
   $("tau").value = model.tau;
   controls();
   if (!navigator.mediaDevices || !window.MediaRecorder) {
@@ -40,6 +43,11 @@ function controls() {
 const NONE = { name: "", summary: "", calls_decoder: true, takes_tau: false };
 const chosen = () => strategies.get($("strategy").value) || NONE;
 const title = (name) => name.replaceAll("_", " ");
+
+// English names, as the page is in English; of codes that a browser does not know, the code.
+const names = new Intl.DisplayNames(["en"], { type: "language" });
+const spoken = (code) => names.of(code) || code;
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
 
 function say(text, kind = "") {
   $("status").textContent = text;
@@ -166,6 +174,7 @@ async function post(what, signal) {
   const form = new FormData();
   form.append("strategy", $("strategy").value);
   if (!$("tau").disabled) form.append("tau", $("tau").value);
+  if ($("language").value) form.append("language", $("language").value);
   form.append("stream", "true");
   form.append("include[]", "blocks");
   form.append("file", what.blob, what.name);
@@ -204,6 +213,8 @@ class View {
     $("transcript").replaceChildren();
     $("result").hidden = false;
     $("note").textContent = "";
+    $("words").replaceChildren();
+    $("times").hidden = $("spoken-part").hidden = true;
     this.counts();
   }
 
@@ -212,7 +223,10 @@ class View {
     const area = $("transcript");
     const line = document.createElement("p");
     area.setAttribute("aria-busy", "true");
+    line.dataset.start = clock(event.start);
     area.append(line);
+    for (const word of event.words) $("words").append(this.word(word));
+    $("times").hidden = !$("words").children.length;
     for (const block of event.blocks) {
       signal.throwIfAborted();
       // A space between blocks belongs to neither, so that lines break well.
@@ -225,6 +239,23 @@ class View {
     }
     area.setAttribute("aria-busy", "false");
     this.words ||= event.delta.trim() !== "";
+  }
+
+  word({ word, start, end, confidence }) {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    const time = document.createElement("span");
+    time.textContent = clock(start);
+    button.type = "button";
+    button.className = confidence < 0.5 ? "unsure" : "";
+    button.title = `${start.toFixed(2)} to ${end.toFixed(2)} s, confidence ${confidence.toFixed(2)}`;
+    button.append(time, ` ${word}`);
+    button.onclick = () => {
+      $("player").currentTime = start;
+      $("player").play();
+    };
+    item.append(button);
+    return item;
   }
 
   block({ call, tokens }) {
@@ -247,6 +278,8 @@ class View {
     this.end = event;
     this.calls = event.decoder_calls;
     this.counts();
+    $("spoken").textContent = event.language ? spoken(event.language) : "";
+    $("spoken-part").hidden = !event.language || !this.words;
     $("note").textContent = !this.words ? "" : !this.strategy.calls_decoder
       ? "No decoder calls: this text is the encoder's own."
       : "Against one call a token; ■ is the token that ends a text, and counts. Blocks of a segment"
@@ -283,6 +316,7 @@ $("file").onchange = (event) => {
   if (file) take(file, file.name);
 };
 $("strategy").onchange = () => { controls(); transcribe(); };
+$("language").onchange = transcribe;
 $("tau").oninput = controls;
 $("tau").onchange = transcribe;
 $("again").onclick = transcribe;
