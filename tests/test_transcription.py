@@ -424,6 +424,22 @@ def test_subtitles():
     assert formats.formatted(transcript(), "txt") == "\n"
 
 
+def test_a_full_subtitle_ends_with_its_phrase():
+    """What is left over of it begins the next, together with the words that follow."""
+    text = "The time had almost come to try it, as he had said, and he was ready to leave the room."
+    said = [(word, i * 0.3, i * 0.3 + 0.3) for i, word in enumerate(text.split())]
+    cues = formats.formatted(transcript(*said), "srt").strip().split("\n\n")
+    assert [" ".join(cue.splitlines()[2:]) for cue in cues] == [
+        "The time had almost come to try it, as he had said,",
+        "and he was ready to leave the room.",
+    ]
+    assert cues[0].splitlines()[1] == "00:00:00,000 --> 00:00:03,600"
+    # A mark in its first third is none to end with.
+    early = [(word, i * 0.3, i * 0.3 + 0.3) for i, word in enumerate(["No,", *["never"] * 40])]
+    first = formats.formatted(transcript(*early), "srt").split("\n\n")[0]
+    assert len(first.split()) > 10
+
+
 def test_an_iterator_run_ahead_ends_with_its_reader():
     made = []
 

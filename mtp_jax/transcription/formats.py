@@ -14,6 +14,8 @@ _LINE = 42  # characters
 _LINES = 2
 _LONGEST = 7.0  # s
 _GAP = 1.0  # s
+_MARKS = tuple(".,;:?!…。、？！，")
+_QUOTES = "\"')]»”’"
 
 
 def formatted(transcript: Transcript, kind: str) -> str:
@@ -44,16 +46,30 @@ def _cues(transcript: Transcript) -> Iterator[tuple[float, float, str]]:
     for segment in transcript.segments:
         cue: list[Word] = []
         for word in segment.words:
-            if cue and (
-                len(_wrapped([*cue, word])) > _LINES
-                or word.end - cue[0].start > _LONGEST
-                or word.start - cue[-1].end > _GAP
-            ):
-                yield cue[0].start, cue[-1].end, "\n".join(_wrapped(cue))
-                cue = []
+            while stop := _stop(cue, word):
+                yield cue[0].start, cue[stop - 1].end, "\n".join(_wrapped(cue[:stop]))
+                cue = cue[stop:]
             cue.append(word)
         if cue:
             yield cue[0].start, cue[-1].end, "\n".join(_wrapped(cue))
+
+
+def _stop(cue: Sequence[Word], word: Word) -> int:
+    """How many words of a subtitle are shown before `word` can be added; 0 if it can be.
+
+    All before a pause. A full one ends behind its last punctuation mark, as single words left over
+    of a sentence read badly; behind its last word where that would leave less than a third of it.
+    """
+    if not cue:
+        return 0
+    if word.start - cue[-1].end > _GAP:
+        return len(cue)
+    if len(_wrapped([*cue, word])) <= _LINES and word.end - cue[0].start <= _LONGEST:
+        return 0
+    for stop in range(len(cue), len(cue) // 3, -1):
+        if cue[stop - 1].text.rstrip(_QUOTES).endswith(_MARKS):
+            return stop
+    return len(cue)
 
 
 def _wrapped(words: Sequence[Word]) -> list[str]:
