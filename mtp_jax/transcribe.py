@@ -201,10 +201,10 @@ def _transcribe(
     from mtp_jax.transcription.progress import ProgressBar
 
     failed = 0
-    estimates = [estimated_seconds(job.task.path) for job in jobs]
-    progress = ProgressBar(sum(estimates))
     strategy = model.strategy(_STRATEGY.value, _TAU.value)
     model.start_tokens(_LANGUAGE.value, _TASK.value, _PROMPT.value)  # refused before the work
+    estimates = [estimated_seconds(job.task.path) for job in jobs]
+    progress = ProgressBar(sum(estimates))  # shows itself
     outcomes = model.transcribe_all(
         (((job, estimate), job.begin()) for job, estimate in zip(jobs, estimates, strict=True)),
         strategy=strategy,

@@ -129,6 +129,7 @@ def test_the_command_names_an_unknown_language(tmp_path):
     assert done.returncode == 1
     assert "'tlh' is none that the model knows" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "starting" not in done.stderr  # no bar of a work that is refused
 
 
 def test_the_service_takes_languages_and_translates(model, tmp_path):

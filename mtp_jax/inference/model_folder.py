@@ -29,7 +29,9 @@ def open_model_folder(folder: str | os.PathLike[str]) -> Workdir:
         return whisper
     workdir = Workdir(folder)
     if not workdir.path.is_dir():
-        raise WorkdirError(f"{workdir.path} is no folder of a model: give a workdir or an export")
+        raise WorkdirError(
+            f"{workdir.path} is no folder of a model: give a workdir, an export or a Whisper"
+        )
     try:
         workdir.read_config()
     except ConfigError as error:

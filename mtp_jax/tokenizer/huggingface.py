@@ -131,7 +131,9 @@ def read(content: bytes, folder: Path) -> HuggingFaceTokenizer:
         # The package raises plain Exceptions, and a panic of its Rust code is not even that.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise TokenizerError(f"is not a tokenizer.json: {_line(error)}") from None
+        raise TokenizerError(
+            f"is not a tokenizer.json ({_line(error)}): download it again"
+        ) from None
     if model.decoder is None:
         raise TokenizerError("has no decoder, without which its tokens give no text")
     if whisper.is_whisper(model):
@@ -189,7 +191,7 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(
-            f"goes with {path.name}, which cannot be read: {_line(error)}"
+            f"goes with {path.name}, which cannot be read ({_line(error)}): download it again"
         ) from None
     return config
 
