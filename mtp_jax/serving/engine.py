@@ -208,6 +208,7 @@ class Engine:
                 self._fail_all()
 
     def _compile(self) -> None:
+        start = time.monotonic()
         for name in self._warm:
             for samples in self.model.lengths:
                 for size in self.model.few_sizes:
@@ -216,6 +217,8 @@ class Engine:
                     chunk = Chunk(0.0, np.zeros(samples, np.int16), 0.0)
                     self.model.prepare([chunk] * size, name)
             self.model.prepare_fallback(name)
+        if self._warm:  # takes minutes on a CPU: whoever started the service waits for it
+            log.info("ready after %.0f s", time.monotonic() - start)
 
     def _next_batch(self) -> list[tuple[Job, Waiting]]:
         """Waits for work; empty when the engine is closed."""
