@@ -48,13 +48,13 @@ _PICTURES = (".png", ".pdf", ".svg")
 def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     from mtp_jax.inference.model_folder import open_model_folder
-    from mtp_jax.inference.whisper_folder import WhisperFolder
+    from mtp_jax.inference.released_folder import ReleasedFolder
 
     workdir = open_model_folder(_MODEL.value)
-    if isinstance(workdir, WhisperFolder):
+    if isinstance(workdir, ReleasedFolder):
         raise flags.Error(
-            f"--model={_MODEL.value} is a Whisper of other programs, to which nothing is written:"
-            f" calibrate what python -m mtp_jax.export --model={_MODEL.value} --output=FOLDER makes"
+            f"--model={_MODEL.value} is a {workdir.kind} of other programs, to which nothing is"
+            f" written: calibrate what python -m mtp_jax.export --model={_MODEL.value} --output=FOLDER makes"
         )
     config = workdir.read_config()
     check_writable(workdir.path, "workdir")

@@ -106,7 +106,7 @@ class ConfigFlag:
 def model_flag() -> flags.FlagHolder[str]:
     """``--model``, which may be called ``--workdir``."""
     holder: flags.FlagHolder[str] = flags.DEFINE_string(
-        "model", None, "a workdir, an exported model, or a Whisper", required=True
+        "model", None, "a workdir, an exported model, a Whisper or a speech LLM", required=True
     )
     flags.DEFINE_alias("workdir", "model")
     return holder

@@ -55,7 +55,9 @@ _STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(regist
 _TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "chunks decoded at once", lower_bound=1)
 _LANGUAGE = flags.DEFINE_string(
-    "language", "", "of a Whisper: code of the language, such as de; default: it is detected"
+    "language",
+    "",
+    "of a Whisper or a speech LLM: code of the language, such as de; default: it is detected",
 )
 _TASK = flags.DEFINE_enum("task", "transcribe", TASKS, "of a Whisper; translations are English")
 _PROMPT = flags.DEFINE_string("prompt", "", "of a Whisper: earlier text, or words to be expected")

@@ -58,6 +58,15 @@ ENCODERS = {
 LLAMA = functools.partial(Decoder, width=16, layers=2, head_size=6, feedforward=24)
 LORA = Lora(rank=2, alpha=3.0)
 GROUPED = LLAMA(query_heads=4, kv_heads=2)
+FACTORS = LLAMA(
+    query_heads=4,
+    kv_heads=2,
+    qk_norm=True,
+    attention_scale=0.2,
+    embedding_multiplier=3.0,
+    residual_multiplier=0.5,
+    logits_scaling=2.0,
+)
 WHISPER_TEXT = functools.partial(WhisperDecoderConfig, width=16, layers=2, heads=2, positions=40)
 DECODERS = {
     "grouped queries": (GROUPED, False),
@@ -72,6 +81,8 @@ DECODERS = {
     "low-rank updates": (LLAMA(query_heads=4, kv_heads=2, lora=LORA), False),
     "laid out for decoding": (GROUPED, True),
     "laid out, low-rank updates": (LLAMA(query_heads=4, kv_heads=2, lora=LORA), True),
+    "norms of queries and keys, factors": (FACTORS, False),
+    "laid out, norms of queries and keys, factors": (FACTORS, True),
     "whisper": (WHISPER_TEXT(), False),
     "whisper, laid out, low-rank updates": (WHISPER_TEXT(lora=LORA), True),
     "whisper, with timestamps": (WHISPER_TEXT(timestamps=True), False),

@@ -132,7 +132,7 @@ def test_hf_sources_are_downloaded_or_refused_in_a_sentence(tmp_path, monkeypatc
 
     asked = []
 
-    def download(name, revision, allow_patterns):
+    def download(name, revision, allow_patterns, ignore_patterns):
         asked.append((name, revision))
         assert not any(pattern.endswith((".bin*", ".pth", ".pt")) for pattern in allow_patterns)
         if name == "owner/away":

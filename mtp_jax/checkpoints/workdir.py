@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from mtp_jax.config import Config, ConfigError, differences, from_saved
+from mtp_jax.config import FAMILIES, Config, ConfigError, differences, from_saved
 from mtp_jax.paths import to_path, write_whole
 
 
@@ -112,7 +112,8 @@ class Workdir:
             if other := _other_program(values):
                 raise WorkdirError(
                     f"{self.path} is a {other}, not a workdir or export of mtp_jax: give a folder"
-                    " that mtp_jax.train or mtp_jax.export wrote"
+                    " that mtp_jax.train or mtp_jax.export wrote, a Whisper or a speech LLM"
+                    f" ({', '.join(FAMILIES.values())})"
                 )
             return from_saved(values)
         except FileNotFoundError:

@@ -30,6 +30,7 @@ from mtp_jax.config.run import (
     Tokenizer,
     Train,
 )
+from mtp_jax.config.speech_llm import FAMILIES, AudioEncoder, Projector, SpeechLlm
 from mtp_jax.config.whole import (
     Config,
     check_field,
@@ -40,7 +41,9 @@ from mtp_jax.config.whole import (
 )
 
 __all__ = [
+    "FAMILIES",
     "Adaptor",
+    "AudioEncoder",
     "Augment",
     "Config",
     "ConfigError",
@@ -56,7 +59,9 @@ __all__ = [
     "Mwer",
     "Optim",
     "Pretrained",
+    "Projector",
     "RopeScaling",
+    "SpeechLlm",
     "Tokenizer",
     "Train",
     "Whisper",

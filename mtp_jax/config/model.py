@@ -233,6 +233,11 @@ class Decoder:
             are laid out alike, so that a checkpoint serves both).
         prompt_before, prompt_after: text put around the audio, tokenised without BOS.
         lora: trained beside its matrices.
+        qk_norm: an RMSNorm on each head of queries and keys, before they are rotated (Qwen3).
+        attention_scale: factor on the scores of attention; 0 for ``H ** -0.5``.
+        embedding_multiplier: factor on every row that the first layer reads, audio too.
+        residual_multiplier: factor on what a sublayer adds.
+        logits_scaling: logits are divided by it. (The last four are Granite's.)
     """
 
     width: int = 144
@@ -252,8 +257,16 @@ class Decoder:
     prompt_before: str = ""
     prompt_after: str = ""
     lora: Lora = Lora()
+    qk_norm: bool = False
+    attention_scale: float = 0.0
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
 
     def __post_init__(self) -> None:
+        check(self.attention_scale >= 0, "decoder.attention_scale", "must not be negative")
+        for name in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
+            check(getattr(self, name) > 0, f"decoder.{name}", "must be positive")
         for name in ("width", "layers", "query_heads", "kv_heads", "head_size", "feedforward"):
             check(getattr(self, name) > 0, f"decoder.{name}", "must be positive")
         check(

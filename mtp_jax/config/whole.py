@@ -33,6 +33,7 @@ from mtp_jax.config.run import (
     Tokenizer,
     Train,
 )
+from mtp_jax.config.speech_llm import SpeechLlm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Config:
     adaptor: Adaptor = Adaptor()
     decoder: Decoder = Decoder()
     whisper_decoder: WhisperDecoder = WhisperDecoder()
+    speech_llm: SpeechLlm = SpeechLlm()
     heads: Heads = Heads()
     loss: Loss = Loss()
     mwer: Mwer = Mwer()
@@ -102,6 +104,11 @@ class Config:
             self.whisper.present or not self.whisper_decoder.present,
             "whisper_decoder.layers",
             "needs config.whisper, the encoder that it attends to",
+        )
+        check(
+            not (self.whisper.present and self.speech_llm.present),
+            "speech_llm.family",
+            "excludes config.whisper: a speech LLM has an encoder of its own",
         )
         if not self.whisper.present:
             return

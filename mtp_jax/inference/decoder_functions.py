@@ -29,6 +29,8 @@ ATTENTION_BLOCK = 32  # positions of a text whose attention one forward pass fin
 def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
     """Runs front end and encoder over a batch."""
     encoded = call(Recogniser.encode, model, params, *speech_features(model, params, batch))
+    if encoded.start is not None and batch.start is not None:
+        encoded = dataclasses.replace(encoded, start=jnp.asarray(batch.start))
     if encoded.start is None or encoded.cross is None:
         return encoded
     model = _decoder(model)
@@ -36,8 +38,6 @@ def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
     if sharding.platform() == "cpu":
         cross = cross.row_major()
     encoded = dataclasses.replace(encoded, cross=cross)
-    if batch.start is not None:
-        encoded = dataclasses.replace(encoded, start=jnp.asarray(batch.start))
     start = jax.lax.cond(
         jnp.any(encoded.start == DETECTED),
         lambda encoded: call(WhisperRecogniser.detected, model, params, encoded).start,

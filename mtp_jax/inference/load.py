@@ -17,7 +17,7 @@ from mtp_jax.inference.model_folder import config_of
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
-from mtp_jax.models.params import by_path, matches, merge, nested
+from mtp_jax.models.params import by_path, matches, merge, nested, products_type
 from mtp_jax.pretrained.exported import read_exported
 from mtp_jax.pretrained.parts import digests, import_parts
 from mtp_jax.pretrained.sizes import check_sizes, with_dtype, with_heads, with_silence
@@ -76,6 +76,8 @@ def load(
     tokenizer = tokenizer_of(workdir, config)
     model = make_model(config, tokenizer)
     shapes, shardings = parameter_shapes(model, mesh)
+    if config.speech_llm.present:  # as stored: there may be no place for them in float32
+        shapes = jax.eval_shape(lambda tree: products_type(tree, config.train.dtype), shapes)
     imported: dict[str, Any] = {}
     if parts := workdir.read_parts():
         if parts["sha256"]:

@@ -9,24 +9,30 @@ from collections.abc import Iterator
 
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import Config, ConfigError, Pretrained
+from mtp_jax.inference.released_folder import ReleasedFolder
+from mtp_jax.inference.speech_llm_folder import SpeechLlmFolder, is_speech_llm_folder
 from mtp_jax.inference.whisper_folder import WhisperFolder, is_whisper_folder
 from mtp_jax.paths import to_path
 from mtp_jax.pretrained.parts import digests
 from mtp_jax.pretrained.sizes import with_pretrained
+from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import CTC_NAME
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "merges.txt")
 
 
 def open_model_folder(folder: str | os.PathLike[str]) -> Workdir:
-    """The workdir, export or Whisper at `folder` (or ``hf://OWNER/NAME``); no parameters are read.
+    """The workdir, export, Whisper or speech LLM at `folder` (or ``hf://OWNER/NAME``).
+
+    No parameters are read.
 
     Raises:
         WorkdirError: it is none of these, or of another version.
-        PretrainedError: it cannot be downloaded, or is a damaged Whisper.
+        PretrainedError: it cannot be downloaded, or is a damaged Whisper or speech LLM.
     """
-    if str(folder).startswith("hf://") or is_whisper_folder(to_path(folder)):
-        whisper = WhisperFolder(folder)
-        whisper.read_config()
-        return whisper
+    if released := _released(folder):
+        released.read_config()
+        return released
     workdir = Workdir(folder)
     if not workdir.path.is_dir():
         raise WorkdirError(
@@ -39,6 +45,15 @@ def open_model_folder(folder: str | os.PathLike[str]) -> Workdir:
     return workdir
 
 
+def _released(folder: str | os.PathLike[str]) -> ReleasedFolder | None:
+    """The model of another program at `folder`, if it is one that can be used."""
+    on_hub = str(folder).startswith("hf://")
+    path = resolve(str(folder)) if on_hub else to_path(folder)
+    if is_speech_llm_folder(path):
+        return SpeechLlmFolder(folder)
+    return WhisperFolder(folder) if on_hub or is_whisper_folder(path) else None
+
+
 def config_of(workdir: Workdir, pretrained: str = "") -> Config:
     """The config of a model whose Whisper, or speech encoder, is at `pretrained` if that is given.
 
@@ -46,7 +61,7 @@ def config_of(workdir: Workdir, pretrained: str = "") -> Config:
         WorkdirError, PretrainedError: the folder is none of a model.
     """
     config = workdir.read_config()
-    return config if isinstance(workdir, WhisperFolder) else with_pretrained(config, pretrained)
+    return config if isinstance(workdir, ReleasedFolder) else with_pretrained(config, pretrained)
 
 
 def model_digest(workdir: Workdir, pretrained: str = "") -> str:
@@ -65,7 +80,7 @@ def model_digest(workdir: Workdir, pretrained: str = "") -> str:
         WorkdirError, PretrainedError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    if not isinstance(workdir, WhisperFolder):
+    if not isinstance(workdir, ReleasedFolder):
         used = config_of(workdir, pretrained).pretrained.model
         digest.update(digests(Pretrained(model=used)).get("model", "").encode())
     for file in _model_files(workdir):
@@ -81,9 +96,9 @@ def model_digest(workdir: Workdir, pretrained: str = "") -> str:
 
 def _model_files(workdir: Workdir) -> Iterator[pathlib.Path]:
     w = workdir
-    names = ("tokenizer.json", "tokenizer.model", CTC_NAME, "model.safetensors")
+    names = (*TOKENIZER_FILES, CTC_NAME, "model.safetensors")
     files = [w.config, w.parts, w.confidence, w.heads, w.speech, *(w.path / n for n in names)]
     checkpoints = [] if w.is_export else sorted((w.path / "best").rglob("*"))
-    weights = w.weights if isinstance(w, WhisperFolder) else []
+    weights = w.weights if isinstance(w, ReleasedFolder) else []
     files += [*weights, w.path / "generation_config.json"]
     yield from (file for file in [*files, *checkpoints] if file.is_file())

@@ -27,8 +27,8 @@ class Inference:
             and without a CTC head.
         attention: float32[B, L, T], how each token's prediction weighs the frames; None unless
             wanted, and of decoders that do not attend to the audio.
-        start: int32[B, P], of such a decoder: the tokens before the text, a detected language
-            among them.
+        start: int32[B, P], of such a decoder, and of a speech LLM: the tokens before the text, a
+            detected language among them.
         no_speech: float32[B], of a Whisper: the probability that nobody speaks; None unless
             alignment is wanted, and where CTC alone decodes.
     """
@@ -68,10 +68,12 @@ def infer(
     done = Inference(decoded=decoded, frames=encoded.ctc_length, start=encoded.start)
     if not with_alignment:
         return done
-    if encoded.start is not None and kind is not CtcGreedy:
+    if encoded.cross is not None and kind is not CtcGreedy:
         done = dataclasses.replace(done, no_speech=no_speech(model, params, encoded))
     if encoded.ctc_logits is not None:
         return dataclasses.replace(done, ctc_log_probs=jax.nn.log_softmax(encoded.ctc_logits))
+    if encoded.cross is None:  # nothing tells where a word was said
+        return done
     return dataclasses.replace(
         done, attention=attention(model, params, encoded, decoded.tokens, decoded.length)
     )

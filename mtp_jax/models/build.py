@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from mtp_jax.config import Config
+from mtp_jax.config import FAMILIES, Config
 from mtp_jax.models.recogniser import Recogniser, Vocabulary
 from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.speech_llm import SpeechLlm
 from mtp_jax.models.whisper import WhisperRecogniser
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
 from mtp_jax.tokenizer.merges import merges_of
+from mtp_jax.tokenizer.speech_llm import SpeechLlmTokenizer
 from mtp_jax.tokenizer.whisper import WhisperTokenizer
 
 
@@ -19,7 +21,9 @@ def make_model(config: Config, tokenizer: Tokenizer) -> Recogniser:
 
 
 def build(config: Config, vocabulary: Vocabulary) -> Recogniser:
-    """The model that `config` describes, of the kind that its decoder makes it."""
+    """The model that `config` describes, of the kind that its parts make it."""
+    if config.speech_llm.present:
+        return SpeechLlm(config, vocabulary)
     kind = WhisperRecogniser if config.whisper_decoder.present else SpeechLlama
     return kind(config, vocabulary)
 
@@ -34,6 +38,11 @@ def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
     if config.whisper_decoder.present and not isinstance(tokenizer, WhisperTokenizer):
         raise TokenizerError(
             "Whisper's decoder needs its own tokenizer: put the model's tokenizer.json beside it"
+        )
+    if config.speech_llm.present and not isinstance(tokenizer, SpeechLlmTokenizer):
+        raise TokenizerError(
+            f"{FAMILIES[config.speech_llm.family]} needs its own tokenizer: put that of the model,"
+            " and its config.json, beside its weights"
         )
     own_labels = tokenizer.ctc is not tokenizer
     if own_labels and (config.adaptor.retokenized or config.whisper_decoder.present):
@@ -56,4 +65,6 @@ def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
         labels=tokenizer.ctc.vocab_size if own_labels else 0,
         merges=merges,
         whisper=special,
+        speech=tokenizer.speech if isinstance(tokenizer, SpeechLlmTokenizer) else None,
+        ends=tokenizer.ends if isinstance(tokenizer, SpeechLlmTokenizer) else (),
     )

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from mtp_jax import config as configs
 from mtp_jax.models.decoders.layout import layer_name
-from mtp_jax.models.decoders.llama import Carry, run_layers
+from mtp_jax.models.decoders.llama import Carry, run_layers, scaled
 from mtp_jax.models.layers import RMSNorm, parameter
 from mtp_jax.models.mixed_precision import matmul_transposed
 
@@ -106,7 +106,7 @@ class Heads(nn.Module):
         x, keys, values = run_layers(
             own, self.dtype, deterministic, laid_out, places, carry, *given
         )
-        return self.norm(x), keys, values
+        return scaled(self.norm(x), own), keys, values
 
     def alone(self, x: jax.Array) -> jax.Array:
         """`x`, through which no gradient of these heads flows if they are detached."""

@@ -1,7 +1,7 @@
 """What decoding and training ask of a recogniser, whatever it is made of.
 
-Two kinds exist: `mtp_jax.models.speech_llama` puts the audio into the decoder's prompt,
-`mtp_jax.models.whisper` lets the decoder attend to it.
+Three kinds exist: `mtp_jax.models.speech_llama` and `mtp_jax.models.speech_llm` put the audio into
+the decoder's prompt, `mtp_jax.models.whisper` lets the decoder attend to it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mtp_jax.config import Config
 from mtp_jax.models.bpe import Merges
 from mtp_jax.models.heads import Projection
 from mtp_jax.models.kv_cache import CrossCache, KVCache
+from mtp_jax.tokenizer.speech_prompts import SpeechPrompt
 from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
 
 P = ParamSpec("P")
@@ -37,6 +38,8 @@ class Vocabulary:
         labels: size of the encoder's CTC vocabulary; 0 if its labels are the decoder's tokens.
         merges: with which CTC's labels are made into the decoder's tokens, if they are to be.
         whisper: the special tokens of a Whisper.
+        speech: the prompt of a released speech LLM.
+        ends: tokens that end a text beside `eos`, which stands for all of them.
     """
 
     size: int
@@ -47,6 +50,8 @@ class Vocabulary:
     labels: int = 0
     merges: Merges | None = None
     whisper: WhisperTokens | None = None
+    speech: SpeechPrompt | None = None
+    ends: tuple[int, ...] = ()
 
     @property
     def has_ctc_hypothesis(self) -> bool:
@@ -55,8 +60,14 @@ class Vocabulary:
 
     @property
     def has_ctc(self) -> bool:
-        """Whether the encoder has a CTC head: a Whisper's must have labels of its own."""
-        return self.whisper is None or self.labels > 0
+        """Whether the encoder has a CTC head: that of a finished model has labels of its own."""
+        added = self.whisper is not None or self.speech is not None
+        return self.labels > 0 or not added
+
+    @property
+    def prompts(self) -> WhisperTokens | SpeechPrompt | None:
+        """What makes the tokens before a text, of models that are told something there."""
+        return self.whisper or self.speech
 
 
 @struct.dataclass
@@ -71,8 +82,8 @@ class Encoded:
         ctc_hypothesis: CTC's best labels as the decoder's tokens, int32[B, R], and their int32[B]
             count; None if CTC has labels of its own that are not made into these.
         cross: of a decoder that attends to the audio: its keys and values.
-        start: of such a decoder: int32[B, P], the tokens before the text; negative ones are
-            padding.
+        start: of such a decoder, and of a speech LLM: int32[B, P], the tokens before the text;
+            `NO_TOKEN` is padding, and `AUDIO` stands for the rows of `audio`.
     """
 
     audio: jax.Array

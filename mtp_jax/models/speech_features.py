@@ -12,6 +12,7 @@ from mtp_jax.config import Config
 from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.models.recogniser import Recogniser, call
+from mtp_jax.models.speech_windows import window_samples
 
 
 def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -26,6 +27,8 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
     """
     c = model.config
     audio, samples = jnp.asarray(batch.audio), jnp.asarray(batch.audio_length)
+    if c.speech_llm.present:
+        return _in_windows(audio, samples, c)
     if not c.whisper.present:
         return log_mel(audio, samples, c.front_end)
     whole, most = c.whisper_decoder.present, window(c)
@@ -43,6 +46,21 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
     frames = encoded_length(feature_length(audio.shape[1], c.front_end))
     mel = log_mel(padded(most), jnp.full_like(samples, most), c.front_end)
     return call(Recogniser.encode_speech, model, params, *mel)[:, :frames], length
+
+
+def _in_windows(
+    audio: jax.Array, samples: jax.Array, config: Config
+) -> tuple[jax.Array, jax.Array]:
+    """Features of whole windows, one floor for all of a row's, and frames that audio is in.
+
+    The audio is padded before its features are made: silence is no zero among these.
+    """
+    window = window_samples(config)
+    padded = window * jnp.maximum(-(-samples // window), 1)
+    audio = jnp.where(jnp.arange(audio.shape[1]) < samples[:, None], audio, 0)
+    audio = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % window or window * (not audio.shape[1]))))
+    features, _ = log_mel(audio, padded, config.front_end)
+    return features, -(-samples // (config.front_end.sample_rate // 100))
 
 
 def encoded_frames(samples: int, config: Config) -> int:

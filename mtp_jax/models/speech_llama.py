@@ -34,7 +34,7 @@ class SpeechLlama(Recogniser):
         dtype = jnp.dtype(c.train.dtype)
         if c.whisper.present:
             self.whisper = WhisperEncoder(c.whisper, dtype)
-        self.encoder = Conformer(c.encoder, dtype)
+        self.encoder: nn.Module = Conformer(c.encoder, dtype)
         labels = self.vocabulary.labels
         self.ctc = Linear((labels or size) + 1, ("embed", None), True, jnp.float32)
         if labels and c.adaptor.ctc_compression and self.vocabulary.merges is None:

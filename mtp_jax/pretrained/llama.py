@@ -19,25 +19,38 @@ from mtp_jax.pretrained.weights import Weights, open_weights, read_json, weight_
 
 _Part = TypeVar("_Part")
 
-HUGGING_FACE = (
-    Rule("embedding", "model.embed_tokens.weight"),
-    Rule("lm_head", "lm_head.weight"),
-    Rule("final_norm/scale", "model.norm.weight"),
-    *(
-        Rule(f"layers/{ours}", f"model.layers.{{layer}}.{theirs}.weight", transpose)
-        for ours, theirs, transpose in (
-            ("attention_norm/scale", "input_layernorm", False),
-            ("attention/query/kernel", "self_attn.q_proj", True),
-            ("attention/key/kernel", "self_attn.k_proj", True),
-            ("attention/value/kernel", "self_attn.v_proj", True),
-            ("attention/output/kernel", "self_attn.o_proj", True),
-            ("feedforward_norm/scale", "post_attention_layernorm", False),
-            ("gate/kernel", "mlp.gate_proj", True),
-            ("up/kernel", "mlp.up_proj", True),
-            ("down/kernel", "mlp.down_proj", True),
-        )
-    ),
-)
+
+def hugging_face_rules(model: str = "model.", head: str = "lm_head.weight") -> tuple[Rule, ...]:
+    """The table of transformers' names.
+
+    Args:
+        model: what the names begin with.
+        head: name of the LM head.
+    """
+    return (
+        Rule("embedding", f"{model}embed_tokens.weight"),
+        Rule("lm_head", head),
+        Rule("final_norm/scale", f"{model}norm.weight"),
+        *(
+            Rule(f"layers/{ours}", f"{model}layers.{{layer}}.{theirs}.weight", transpose)
+            for ours, theirs, transpose in (
+                ("attention_norm/scale", "input_layernorm", False),
+                ("attention/query/kernel", "self_attn.q_proj", True),
+                ("attention/query_norm/scale", "self_attn.q_norm", False),
+                ("attention/key/kernel", "self_attn.k_proj", True),
+                ("attention/key_norm/scale", "self_attn.k_norm", False),
+                ("attention/value/kernel", "self_attn.v_proj", True),
+                ("attention/output/kernel", "self_attn.o_proj", True),
+                ("feedforward_norm/scale", "post_attention_layernorm", False),
+                ("gate/kernel", "mlp.gate_proj", True),
+                ("up/kernel", "mlp.up_proj", True),
+                ("down/kernel", "mlp.down_proj", True),
+            )
+        ),
+    )
+
+
+HUGGING_FACE = hugging_face_rules()
 
 
 def gguf_rules(decoder: Decoder) -> tuple[Rule, ...]:
@@ -118,14 +131,18 @@ def import_llama(path: str | os.PathLike[str], shapes: Any, shardings: Any = Non
         )
     ignored = ["*.rotary_emb.inv_freq"]
     if llama_architecture(path).config.tied:
-        _check_tied(weights)
+        check_tied(weights)
         ignored.append("lm_head.weight")
     return import_params(HUGGING_FACE, weights, shapes, shardings, ignored)
 
 
-def _check_tied(weights: Weights, rows: int = 1024) -> None:
+def check_tied(
+    weights: Weights,
+    head: str = "lm_head.weight",
+    embedding: str = "model.embed_tokens.weight",
+    rows: int = 1024,
+) -> None:
     """Refuses an LM head beside the embedding that is said to be it, and is another."""
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if head not in weights.names or embedding not in weights.names:
         return
     shape = weights.names[head][0]
@@ -179,7 +196,7 @@ def hf_config(decoder: Decoder, vocab_size: int, bos: int, eos: int) -> dict[str
     }
 
 
-def _built(kind: type[_Part], where: Path, /, **fields: Any) -> _Part:
+def built(kind: type[_Part], where: Path, /, **fields: Any) -> _Part:
     """A part of a config; `where` says what it was read from."""
     try:
         return kind(**fields)
@@ -191,15 +208,35 @@ def _from_hugging_face(folder: Path) -> LlamaSource:
     where = folder / "config.json"
     config = Fields(where, read_json(where))
     config.must("model_type", ("llama", "mistral"), None)
+    return llama_of(config)
+
+
+def llama_of(config: Fields) -> LlamaSource:
+    """The decoder that a config.json of transformers, or its ``text_config``, describes.
+
+    Args:
+        config: of a LLaMA, Qwen3 or Granite; the last two are LLaMAs with fields of
+            `config.Decoder` set.
+
+    Raises:
+        PretrainedError: it is none that can be built.
+    """
+    where, kind = config.where, config.get("model_type", "llama")
     config.must("hidden_act", ("silu",), "silu")
     config.must("attention_bias", (False,), False)
     config.must("mlp_bias", (False,), False)
-    config.must("sliding_window", (None,), None)
+    if config.get("use_sliding_window", True):
+        config.must("sliding_window", (None,), None)
     config.must("quantization_config", (None,), None)
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     theta, scaling = _rope(where, config)
+    own: dict[str, Any] = {"qk_norm": kind == "qwen3"}
+    if kind == "granite":
+        names = ("embedding_multiplier", "residual_multiplier", "logits_scaling")
+        own |= {name: config.number(name, 1.0) for name in names}
+        own["attention_scale"] = config.number("attention_multiplier", 1.0)
     return LlamaSource(
-        config=_built(
+        config=built(
             Decoder,
             where,
             width=width,
@@ -212,6 +249,7 @@ def _from_hugging_face(folder: Path) -> LlamaSource:
             rope_scaling=scaling,
             norm_epsilon=config.number("rms_norm_eps", 1e-6),
             tied=bool(config.get("tie_word_embeddings", False)),
+            **own,
         ),
         vocab_size=config.integer("vocab_size"),
         bos=config.token("bos_token_id"),
@@ -258,7 +296,7 @@ def _rope(where: Path, config: Fields) -> tuple[float, RopeScaling]:
             "beta_fast": rope.number("beta_fast", 32),
             "beta_slow": rope.number("beta_slow", 1),
         }
-    return theta, _built(RopeScaling, where, kind=kind, factor=factor, **fields)
+    return theta, built(RopeScaling, where, kind=kind, factor=factor, **fields)
 
 
 def _from_gguf(weights: Weights) -> LlamaSource:
@@ -274,7 +312,7 @@ def _from_gguf(weights: Weights) -> LlamaSource:
         raise PretrainedError(f"{where} lacks token_embd.weight: give the file of a whole model")
     theta = header.number("llama.rope.freq_base", 10_000.0)
     return LlamaSource(
-        config=_built(
+        config=built(
             Decoder,
             where,
             width=width,
@@ -302,7 +340,7 @@ def _gguf_scaling(weights: Weights, header: Fields, size: int, theta: float) -> 
     prefix, where = "llama.rope.scaling.", weights.path
     if "rope_freqs.weight" in weights.names:
         divisors = weights.read("rope_freqs.weight")
-        scaling = _built(RopeScaling, where, kind="llama3", factor=float(divisors.max()))
+        scaling = built(RopeScaling, where, kind="llama3", factor=float(divisors.max()))
         plain, slowed = (rotary_frequencies(size, theta, s)[0] for s in (RopeScaling(), scaling))
         expected = np.asarray(plain) / np.asarray(slowed)
         if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3):
@@ -323,4 +361,4 @@ def _gguf_scaling(weights: Weights, header: Fields, size: int, theta: float) -> 
             "beta_fast": header.number(prefix + "yarn_beta_fast", 32),
             "beta_slow": header.number(prefix + "yarn_beta_slow", 1),
         }
-    return _built(RopeScaling, where, **fields)
+    return built(RopeScaling, where, **fields)

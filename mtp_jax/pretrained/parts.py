@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mtp_jax.config import Pretrained
 from mtp_jax.models.params import Params, by_path, nested
+from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.llama import import_llama, llama_architecture
 from mtp_jax.pretrained.source import fingerprint, resolve
+from mtp_jax.pretrained.speech_llm import (
+    family_of,
+    import_speech_llm,
+    speech_llm_architecture,
+)
 from mtp_jax.pretrained.whisper import import_whisper, whisper_digest
 from mtp_jax.pretrained.whisper_decoder import (
     import_whisper_decoder,
@@ -21,17 +28,22 @@ from mtp_jax.pretrained.whisper_decoder import (
     whisper_model_digest,
 )
 from mtp_jax.tokenizer import Tokenizer, check_fit
+from mtp_jax.tokenizer.speech_llm import SpeechLlmTokenizer
+
+SPEECH_LLM_PARTS = ("encoder", "projector", "decoder")
 
 
 @functools.cache  # a large model takes a minute
 def digests(pretrained: Pretrained) -> dict[str, str]:
     """SHA-256 of each source's weights, by the name of its field.
 
-    Of a Whisper it is that of the values, so that any format of the same will do; of a LLaMA that
-    of the files.
+    Of a Whisper it is that of the values, so that any format of the same will do; of others that of
+    the files.
     """
     found = {}
-    if pretrained.model:
+    if pretrained.model and family_of(resolve(pretrained.model)):
+        found["model"] = fingerprint(resolve(pretrained.model))
+    elif pretrained.model:
         found["model"] = whisper_model_digest(resolve(pretrained.model))
     if pretrained.encoder:
         found["encoder"] = whisper_digest(resolve(pretrained.encoder))
@@ -56,6 +68,14 @@ def import_parts(
         TokenizerError: the tokenizer does not fit the decoder.
     """
     parts: Params = {}
+    if pretrained.model and family_of(resolve(pretrained.model)):
+        path = resolve(pretrained.model)
+        source = speech_llm_architecture(path)
+        check_fit(tokenizer, source.rows, pretrained.model)
+        _check_audio_token(tokenizer, source.audio_token, path)
+        wanted = {name: _without_lora(shapes[name]) for name in SPEECH_LLM_PARTS}
+        own = {name: shardings[name] for name in SPEECH_LLM_PARTS}
+        return import_speech_llm(path, wanted, own)
     if pretrained.model:
         path = resolve(pretrained.model)
         wanted = _without_lora(shapes["whisper"])
@@ -75,6 +95,16 @@ def import_parts(
         importer = functools.partial(import_llama, path)
         parts["decoder"] = _with_rows(importer, shapes["decoder"], shardings["decoder"], rows)
     return parts
+
+
+def _check_audio_token(tokenizer: Tokenizer, named: int | None, path: Path) -> None:
+    """Refuses a tokenizer of another model than the weights."""
+    if not isinstance(tokenizer, SpeechLlmTokenizer) or named in (None, tokenizer.speech.audio):
+        return
+    raise PretrainedError(
+        f"{path / 'config.json'}: audio_token_id is {named}, and {tokenizer.template.audio} is"
+        f" token {tokenizer.speech.audio} of the tokenizer: give the two files of one model"
+    )
 
 
 def _with_rows(

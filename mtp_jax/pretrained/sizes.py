@@ -11,6 +11,7 @@ from mtp_jax.config import Config, ConfigError, differences
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.llama import llama_architecture
 from mtp_jax.pretrained.source import resolve
+from mtp_jax.pretrained.speech_llm import family_of, speech_llm_architecture
 from mtp_jax.pretrained.whisper import whisper_architecture
 from mtp_jax.pretrained.whisper_decoder import whisper_decoder_architecture
 
@@ -89,6 +90,8 @@ def with_sizes(config: Config) -> Config:
     Raises:
         PretrainedError: a source is missing or cannot be used.
     """
+    if config.pretrained.model and family_of(resolve(config.pretrained.model)):
+        return _with_speech_llm(config)
     if encoder := config.pretrained.model or config.pretrained.encoder:
         source = whisper_architecture(resolve(encoder))
         ours = config.whisper
@@ -113,6 +116,18 @@ def with_sizes(config: Config) -> Config:
         own = {name: getattr(config.decoder, name) for name in kept}
         config = dataclasses.replace(config, decoder=dataclasses.replace(llama.config, **own))
     return config
+
+
+def _with_speech_llm(config: Config) -> Config:
+    """`config` with the sizes of the speech LLM that it begins with."""
+    source = speech_llm_architecture(resolve(config.pretrained.model))
+    own: dict[str, Any] = {name: getattr(config.decoder, name) for name in (*RUNNING, "lora")}
+    return dataclasses.replace(
+        config,
+        speech_llm=source.config,
+        decoder=dataclasses.replace(source.decoder, **own),
+        front_end=source.front_end,
+    )
 
 
 def with_pretrained(config: Config, source: str) -> Config:
@@ -150,14 +165,14 @@ def with_dtype(config: Config, dtype: str, platform: str) -> Config:
 
     Args:
         config: of a model.
-        dtype: "float32" or "bfloat16". By default it is that of training, of a Whisper float32 on
-            a CPU and bfloat16 elsewhere, whatever its heads were trained in.
+        dtype: "float32" or "bfloat16". By default it is that of training, of a Whisper or a speech
+            LLM float32 on a CPU and bfloat16 elsewhere, whatever its heads were trained in.
         platform: where it is to run.
 
     Raises:
         ConfigError: it is another type.
     """
-    if not dtype and config.whisper_decoder.present:
+    if not dtype and (config.whisper_decoder.present or config.speech_llm.present):
         dtype = "float32" if platform == "cpu" else "bfloat16"
     train = dataclasses.replace(config.train, dtype=dtype or config.train.dtype)
     return dataclasses.replace(config, train=train)

@@ -9,7 +9,11 @@ from pathlib import Path
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.weights import weight_files
 
-PATTERNS = ["*.safetensors", "*.json", "tokenizer.model", "model.bin", "vocabulary.*"]
+PATTERNS = [
+    *("*.safetensors", "*.json", "tokenizer.model", "merges.txt"),
+    *("model.bin", "vocabulary.*"),
+]
+DUPLICATES = ["consolidated*"]  # Mistral's own layout of the same weights
 
 
 def resolve(source: str) -> Path:
@@ -36,7 +40,7 @@ def resolve(source: str) -> Path:
 
     try:
         folder = huggingface_hub.snapshot_download(
-            match[1], revision=match[2], allow_patterns=PATTERNS
+            match[1], revision=match[2], allow_patterns=PATTERNS, ignore_patterns=DUPLICATES
         )
     except Exception as error:  # of huggingface_hub, of httpx, or of the system
         raise PretrainedError(

@@ -41,6 +41,7 @@ class Rule:
     taps: int = 0
     part: tuple[int, int] = (0, 1)
     heads: int = 0
+    first_rows: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -152,6 +153,8 @@ def _check(
                 problems["it lacks"].append(name)
                 continue
             shape, dtype = weights.names[name]
+            if rule.first_rows and shape[:1] > expected[:1]:
+                shape = (*expected[:1], *shape[1:])
             if shape != expected:
                 problems["of a wrong shape"].append(f"{name} ({shape}, not {expected})")
             if dtype not in FLOATS:

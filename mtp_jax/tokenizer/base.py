@@ -5,14 +5,14 @@ from __future__ import annotations
 import abc
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mtp_jax.paths import to_path, write_whole
 
 # Names in a folder, the one to prefer first: a LLaMA's repository often has both, of which
 # `tokenizer.json` also holds the tokens added since.
-NAMES = ("tokenizer.json", "tokenizer.model")
+NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model")
 CTC_NAME = "ctc_tokenizer.model"  # beside it, if CTC's labels are not its tokens
 
 
@@ -65,9 +65,9 @@ class Tokenizer(abc.ABC):
         """Reads a tokenizer; its content says which kind it is.
 
         Args:
-            path: a SentencePiece ``tokenizer.model``, a ``tokenizer.json`` (its special tokens are
-                read from the configs beside it), a GGUF file, or a folder with one of these. A
-                ``ctc_tokenizer.model`` beside it is that of CTC.
+            path: a SentencePiece ``tokenizer.model``, a ``tokenizer.json`` or ``tekken.json`` (its
+                special tokens are read from the configs beside it), a GGUF file, or a folder with
+                one of these. A ``ctc_tokenizer.model`` beside it is that of CTC.
 
         Raises:
             TokenizerError: there is none, or it cannot be used.
@@ -140,6 +140,14 @@ class Tokenizer(abc.ABC):
         None of other kinds of tokenizers.
         """
         return None
+
+    def heading(self, ids: Sequence[int]) -> tuple[int, str]:
+        """How many tokens of a text are no part of what was said, and the language they tell.
+
+        None but those of models that write more than the text.
+        """
+        del ids
+        return 0, ""
 
     def byte_tokens(self, text: str) -> list[int] | None:
         """The tokens that a byte-level BPE begins with; None if it has not got them all."""

@@ -111,7 +111,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def read(content: bytes, folder: Path) -> HuggingFaceTokenizer:
-    """The tokenizer of a ``tokenizer.json``.
+    """The tokenizer of a ``tokenizer.json``, or of Mistral's ``tekken.json``.
 
     Args:
         content: of the file.
@@ -121,10 +121,35 @@ def read(content: bytes, folder: Path) -> HuggingFaceTokenizer:
     Raises:
         TokenizerError: it is damaged or something else, or its EOS is unknown.
     """
+    from mtp_jax.tokenizer import speech_llm, whisper
+
+    model = _parsed(content)
+    if family := speech_llm.family_of(folder):
+        return speech_llm.read(model, folder, family)
+    if whisper.is_whisper(model):
+        return whisper.read(model, folder)
+    named = _named(folder, model)
+    bos, eos = well_known(model)
+    eos = named.get("eos", eos)
+    if eos is None:
+        raise TokenizerError(
+            f"does not say which token ends a text: put the model's {CONFIG} beside it"
+        )
+    return HuggingFaceTokenizer(model, eos, named.get("bos", bos), named.get("pad"))
+
+
+def _parsed(content: bytes) -> tokenizers.Tokenizer:
+    """The tokenizer of the content of a ``tekken.json`` or of a ``tokenizer.json``.
+
+    Raises:
+        TokenizerError: it is neither.
+    """
     import tokenizers
 
-    from mtp_jax.tokenizer import whisper
+    from mtp_jax.tokenizer import tekken
 
+    if tekken.is_one(content):
+        return tekken.read(content)
     try:
         model = tokenizers.Tokenizer.from_str(content.decode())
     except BaseException as error:
@@ -136,16 +161,7 @@ def read(content: bytes, folder: Path) -> HuggingFaceTokenizer:
         ) from None
     if model.decoder is None:
         raise TokenizerError("has no decoder, without which its tokens give no text")
-    if whisper.is_whisper(model):
-        return whisper.read(model, folder)
-    named = _named(folder, model)
-    bos, eos = well_known(model)
-    eos = named.get("eos", eos)
-    if eos is None:
-        raise TokenizerError(
-            f"does not say which token ends a text: put the model's {CONFIG} beside it"
-        )
-    return HuggingFaceTokenizer(model, eos, named.get("bos", bos), named.get("pad"))
+    return model
 
 
 def well_known(model: tokenizers.Tokenizer) -> tuple[int | None, int | None]:

@@ -35,6 +35,7 @@ class _Row(NamedTuple):
         looped: a repetition was trimmed.
         invented: nobody speaks, and what was written is left out.
         phrases: of each token, where the model tells their times.
+        language: code of the one that the model wrote before its text, if it did.
     """
 
     text: Text
@@ -44,6 +45,7 @@ class _Row(NamedTuple):
     looped: bool
     invented: bool = False
     phrases: list[Span] | None = None
+    language: str = ""
 
 
 class SegmentAssembler:
@@ -60,6 +62,7 @@ class SegmentAssembler:
         self._first_time = special.first_time if special else runner.tokenizer.vocab_size
         self._timestamps = special is not None and special.timestamps
         self._languages = {token: code for code, token in special.languages} if special else {}
+        self._speech = runner.model.vocabulary.speech
 
     def segments(
         self,
@@ -98,7 +101,7 @@ class SegmentAssembler:
                     decoder_calls=int(decoded.calls[i]),
                     proposed=int(decoded.proposed[i].sum()),
                     accepted=int(decoded.accepted[i].sum()),
-                    language=self._language(None if start is None else start[i]),
+                    language=row.language or self._language(None if start is None else start[i]),
                 )
             )
         return segments
@@ -106,6 +109,8 @@ class SegmentAssembler:
     def _language(self, start: np.ndarray | None) -> str:
         """The code of the one among the tokens before a text, if any."""
         tokens = [] if start is None else start.tolist()
+        if self._speech and tokens:
+            return self._speech.language_in(tokens)
         return next((self._languages[t] for t in tokens if t in self._languages), "")
 
     def _row(self, inference: Inference, i: int, kind: str) -> _Row:
@@ -125,6 +130,8 @@ class SegmentAssembler:
         if tokens and tokens[-1] == self._tokenizer.eos:
             places.pop()
             end = Token(tokens.pop(), "", call.pop(), float(np.exp(log_probs.pop())), -1)
+        heading, language = self._tokenizer.heading(tokens)
+        places = places[heading:]
         # What repeats itself does so at other times, which are no words.
         places = [j for j in places if tokens[j] < self._first_time]
         words, looped = [tokens[j] for j in places], False
@@ -141,7 +148,7 @@ class SegmentAssembler:
             phrases = [spans[j] for j in places]
         tokens, call, log_probs = ([x[j] for j in places] for x in (tokens, call, log_probs))
         text = Text(tokens, spell(self._tokenizer, tokens), places, False)
-        return _Row(text, call, log_probs, end, looped, phrases=phrases)
+        return _Row(text, call, log_probs, end, looped, phrases=phrases, language=language)
 
     def _segment(
         self,

@@ -50,7 +50,8 @@ class Segment:
         words: in order.
         tokens: in order, EOS last where it was reached; of Whisper's times none.
         decoder_calls: that it took, the pass over the audio included.
-        aligned: False where the encoder's output has no room for the words, and they are spread
+        aligned: False where nothing tells when words were said, or the encoder's output has no room
+            for them, and they are spread
             evenly over the segment.
         looped: a repetition loop was cut.
         complete: EOS was reached.

@@ -19,6 +19,7 @@ from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decoding import CtcGreedy, DraftsError, Strategy, registry
 from mtp_jax.inference.runner import Runner
+from mtp_jax.models.speech_windows import check_prompt
 from mtp_jax.tokenizer.whisper_tokens import NO_TOKEN, LanguageError
 from mtp_jax.transcription.assembly import SegmentAssembler
 from mtp_jax.transcription.batching import choose, hand_out
@@ -90,13 +91,16 @@ class Transcriber:
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages that the model can be told of; empty where it knows but one."""
-        special = self.runner.model.vocabulary.whisper
-        return tuple(code for code, _ in special.languages) if special else ()
+        prompts = self.runner.model.vocabulary.prompts
+        return tuple(code for code, _ in prompts.languages) if prompts else ()
 
     @property
     def takes_prompt(self) -> bool:
-        """Whether the model can be told of earlier text: a Whisper can."""
-        return self.runner.model.vocabulary.whisper is not None
+        """Whether the model can be told of earlier text, or of words to be expected."""
+        vocabulary = self.runner.model.vocabulary
+        return vocabulary.whisper is not None or (
+            vocabulary.speech is not None and vocabulary.speech.takes_context
+        )
 
     def start_tokens(self, language: str, task: str, prompt: str) -> tuple[int, ...]:
         """The tokens that a text begins with; none of models that have no such tokens.
@@ -107,17 +111,24 @@ class Transcriber:
         Raises:
             LanguageError: the model has no such language or task, or takes no prompt.
         """
-        special, tokenizer = self.runner.model.vocabulary.whisper, self.runner.tokenizer
-        if special is None:
+        prompts, tokenizer = self.runner.model.vocabulary.prompts, self.runner.tokenizer
+        if prompts is None:
             if language or prompt or task != "transcribe":
                 raise LanguageError(
                     "the model takes no language, task or prompt: leave them out, or take a Whisper"
+                    " or a speech LLM"
                 )
             return ()
+        config, said = self.runner.model.config, prompt.strip()
+        if config.speech_llm.present:
+            earlier = tuple(tokenizer.encode(said))
+            start = prompts.start_tokens(language, task, earlier)
+            check_prompt(start, self.lengths[-1], config)
+            return start
         # As much of the latest as Whisper was trained to see.
-        most = self.runner.model.config.whisper_decoder.positions // 2 - 1
-        earlier = tuple(tokenizer.encode(f" {prompt.strip()}")[-most:]) if prompt.strip() else ()
-        return special.start_tokens(language, task, earlier)
+        most = config.whisper_decoder.positions // 2 - 1
+        earlier = tuple(tokenizer.encode(f" {said}")[-most:]) if said else ()
+        return prompts.start_tokens(language, task, earlier)
 
     def strategy(self, name: str, tau: float | None = None) -> Strategy:
         """The strategy of that name.
@@ -179,10 +190,11 @@ class Transcriber:
                 [T, channels]. A list (or tuple) of these gives a list.
             rate: Hz of samples; of files their own counts.
             strategy: a `mtp_jax.decoding.Strategy`, or the name of one.
-            language: of a Whisper: code of the one that is spoken, such as "de"; if it is empty it
-                is detected, chunk by chunk.
+            language: of a Whisper or a speech LLM: code of the one that is spoken, such as "de"; if
+                it is empty it is detected, chunk by chunk.
             task: of a Whisper: "transcribe", or "translate" into English.
-            prompt: of a Whisper: what was said before, or words that are to be expected.
+            prompt: of a Whisper, or a speech LLM that has a place for it: what was said before, or
+                words that are to be expected.
 
         Returns:
             `Transcript`, with times in seconds; its text is empty where nobody speaks.
@@ -419,10 +431,10 @@ class Transcriber:
 
     def _start(self, chunks: Sequence[Chunk], rows: int) -> np.ndarray | None:
         """int32[rows, P] tokens that texts begin with, at the right; P is one of few numbers."""
-        special = self.runner.model.vocabulary.whisper
-        if special is None:
+        prompts = self.runner.model.vocabulary.prompts
+        if prompts is None:
             return None
-        usual = special.start_tokens()
+        usual = prompts.start_tokens()
         begin = [chunk.start_tokens or usual for chunk in chunks]
         begin += [usual] * (rows - len(begin))
         longer = max(map(len, begin)) - len(usual)

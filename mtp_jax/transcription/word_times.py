@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -24,6 +25,8 @@ from mtp_jax.transcription.attention_times import (
     until_silence,
 )
 from mtp_jax.transcription.spelling import Spelled, labels_of, spell
+
+log = logging.getLogger("mtp_jax")
 
 UNALIGNED = -20.0  # log-probability of a word that has no place in the audio
 _LABELS = 32  # columns of CTC come to the host in multiples of it: few shapes
@@ -77,7 +80,13 @@ def make_aligner(runner: Runner) -> Aligner:
     """That of a model: CTC's where it has a CTC head."""
     if runner.model.vocabulary.has_ctc:
         return CtcAligner(runner)
-    return AttentionAligner(runner.model.config)
+    if runner.model.config.whisper_decoder.present:
+        return AttentionAligner(runner.model.config)
+    log.info(
+        "the model has nothing that tells when a word was said: words are spread evenly over the"
+        " chunk that they are of"
+    )
+    return NoAligner()
 
 
 class CtcAligner:
@@ -138,6 +147,20 @@ class CtcAligner:
         if text.is_ctc:
             log_probs = (path.log_probs / (path.last - path.first + 1)).tolist()
         return WordTimes(spans * self.frame_seconds, scores, log_probs)
+
+
+class NoAligner:
+    """Of a model whose decoder has the audio in its prompt, and that has no CTC head."""
+
+    def likelihood(self, inference: Inference, row: int, tokens: Sequence[int]) -> float | None:
+        """Not known."""
+        return None
+
+    def times(
+        self, inference: Inference, texts: Sequence[Text], audio: Sequence[np.ndarray]
+    ) -> list[WordTimes | None]:
+        """None of them is known."""
+        return [None for _ in texts]
 
 
 class AttentionAligner:

@@ -1,4 +1,7 @@
-"""The LLaMA decoder (Touvron et al., 2023): one forward pass, with a cache or without."""
+"""The LLaMA decoder (Touvron et al., 2023): one forward pass, with a cache or without.
+
+What Qwen3 (norms on queries and keys) and Granite (four factors) add are fields of its config.
+"""
 
 from __future__ import annotations
 
@@ -75,9 +78,14 @@ class Attention(nn.Module):
                 for name in heads
             }
         q, k, v = (by_head_constrained(projected[name], name) for name in heads)
+        if c.qk_norm:
+            q = RMSNorm(c.norm_epsilon, self.dtype, name="query_norm")(q)
+            k = RMSNorm(c.norm_epsilon, self.dtype, name="key_norm")(k)
         frequencies, factor = rotary_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
         q = rotate(q, positions, frequencies, factor)
         k = rotate(k, positions, frequencies, factor)
+        if c.attention_scale:  # every kind of attention scales by H ** -0.5
+            q = q * (c.attention_scale * c.head_size**0.5)
         if keys is not None and values is not None:
             keys, values = write(keys, layer, slots, k), write(values, layer, slots, v)
             k, v = by_head(keys[layer], c.kv_heads), by_head(values[layer], c.kv_heads)
@@ -121,7 +129,11 @@ class Layer(nn.Module):
     ) -> tuple[Carry, None]:
         c, (x, keys, values) = self.config, carry
         x = constrain(x, "batch", None, None)
-        drop = Dropout(c.dropout, self.deterministic)
+        dropped = Dropout(c.dropout, self.deterministic)
+
+        def drop(y: jax.Array) -> jax.Array:
+            y = dropped(y)
+            return y if c.residual_multiplier == 1 else y * c.residual_multiplier
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(c.norm_epsilon, self.dtype, name=name)
@@ -189,6 +201,11 @@ def run_layers(
         prompt = prompt[0][places.start : places.stop], prompt[1][places.start : places.stop]
     carry, _ = stack(carry, jnp.array(places), positions, slots, mask, prompt)
     return carry
+
+
+def scaled(hidden: jax.Array, config: Decoder) -> jax.Array:
+    """Normed hidden states such that all logits made of them are divided as `config` says."""
+    return hidden if config.logits_scaling == 1 else hidden / config.logits_scaling
 
 
 class Llama(nn.Module):
@@ -267,6 +284,8 @@ class Llama(nn.Module):
         c = self.config
         prompt: Prompt = None
         x = zero_padding(x.astype(self.dtype), real)
+        if c.embedding_multiplier != 1:
+            x = x * c.embedding_multiplier
         if cache is None:
             positions = slots = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
             causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
@@ -282,7 +301,7 @@ class Llama(nn.Module):
         laid_out = self.has_variable("params", layer_name(0))
         runs = c, self.dtype, deterministic, laid_out, range(c.layers)
         carry = run_layers(*runs, carry, *given)
-        hidden = self.final_norm(carry[0])
+        hidden = scaled(self.final_norm(carry[0]), c)
         if run_above is not None:
             carry = run_above(deterministic, carry, *given)
             hidden = jnp.concatenate([hidden, carry[0]], axis=-1)

@@ -1,0 +1,105 @@
+"""Released speech LLMs: audio encoder, projector, decoder-only LLM, multi-token heads.
+
+A row is laid out as ``[tokens] audio [tokens] text``: the audio's rows take ordinary positions of
+the prompt. What the tokens are stands in `mtp_jax.tokenizer.speech_prompts`.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax.config import Whisper
+from mtp_jax.models.decoders.llama import Llama
+from mtp_jax.models.encoders.conformer import frames_mask
+from mtp_jax.models.encoders.whisper import WhisperEncoder
+from mtp_jax.models.encoders.windows import encode_windows
+from mtp_jax.models.heads import Heads
+from mtp_jax.models.projectors.mlp import MlpProjector
+from mtp_jax.models.recogniser import Encoded
+from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.speech_windows import window_frames
+from mtp_jax.tokenizer.speech_prompts import AUDIO, SpeechPrompt
+
+_NEVER = float(np.finfo(np.float32).min)  # logit of a token that may not be
+
+
+class SpeechLlm(SpeechLlama):
+    """A released speech LLM with M prediction heads, of which the first is its own.
+
+    It differs from `SpeechLlama` in what hears the audio and in what stands around it.
+    """
+
+    def setup(self) -> None:
+        c, size = self.config, self.vocabulary.size
+        dtype = jnp.dtype(c.train.dtype)
+        e = c.speech_llm.encoder
+        sizes = Whisper(width=e.width, layers=e.layers, heads=e.heads, positions=e.positions)
+        self.encoder = WhisperEncoder(sizes, dtype)
+        self.projector = MlpProjector(c.speech_llm.projector, c.decoder.width, dtype)
+        self.decoder = Llama(c.decoder, size, dtype, c.heads.layers)
+        self.heads = Heads(c.heads, c.decoder, size, dtype)
+
+    @property
+    def speech(self) -> SpeechPrompt:
+        """The prompt."""
+        assert self.vocabulary.speech is not None
+        return self.vocabulary.speech
+
+    def hidden_states(self, features: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the encoder makes of `features` as `encode` takes them: [B, T', D] and lengths."""
+        frames = window_frames(self.config)
+        x = encode_windows(self.encoder, features, frames)
+        windows = jnp.maximum(-(-length // frames), 1)  # silence is heard as well
+        return x, windows * (frames // 2)
+
+    def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
+        """Encodes log-mel `features` [B, T, Z] of int32[B] `length`, as `speech_features` gives."""
+        del deterministic  # released models are not trained here
+        audio, rows = self.projector(*self.hidden_states(features, length))
+        start = jnp.array(self.speech.start_tokens(), jnp.int32)
+        return Encoded(
+            audio=audio,
+            length=rows,
+            ctc_logits=None,
+            ctc_length=rows,
+            start=jnp.broadcast_to(start, (len(audio), len(start))),
+        )
+
+    def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Everything before the text, as of every `Recogniser`; each row may have its own tokens.
+
+        Tokens before the audio stand in front of it and those behind it at the end, so that every
+        row has the audio in the same place, and padding elsewhere.
+        """
+        start = cast(jax.Array, encoded.start)
+        places = jnp.arange(start.shape[1])
+        at = jnp.argmax(start == AUDIO, axis=1)[:, None]
+        tokens = self.decoder.embed(jnp.maximum(start, 0))
+        audio = encoded.audio.astype(tokens.dtype)
+        x = jnp.concatenate([tokens, audio, tokens], axis=1)
+        real = jnp.concatenate(
+            [
+                (start >= 0) & (places < at),
+                frames_mask(encoded.length, audio.shape[1]),
+                (start >= 0) & (places > at),
+            ],
+            axis=1,
+        )
+        return x, real, jnp.zeros(real.shape, jnp.int32)
+
+    def next_token(self, hidden: jax.Array) -> jax.Array:
+        """float32[..., V] logits at hidden states [..., E].
+
+        Of several tokens that end a text EOS has the greatest logit and the others the lowest: the
+        text is the same, and ends with one token.
+        """
+        logits = self.decoder.unembed(self.of_head_1(hidden))
+        if not self.vocabulary.ends:
+            return logits
+        eos, ends = self.vocabulary.eos, np.array(self.vocabulary.ends)
+        end = jnp.max(logits[..., np.append(ends, eos)], axis=-1)
+        return logits.at[..., ends].set(_NEVER).at[..., eos].set(end)

@@ -1,0 +1,44 @@
+"""How the audio of a released speech LLM is padded before its encoder hears it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtp_jax.config import Config
+from mtp_jax.tokenizer.whisper_tokens import LanguageError
+
+
+def window_frames(config: Config) -> int:
+    """Log-mel frames of 10 ms in a window of the encoder."""
+    return 2 * config.speech_llm.encoder.positions
+
+
+def window_samples(config: Config) -> int:
+    """Samples of a window."""
+    return window_frames(config) * config.front_end.sample_rate // 100
+
+
+def prompt_rows(samples: int, config: Config) -> int:
+    """Rows of the prompt that an utterance of so many samples becomes, at most."""
+    windows = max(1, -(-samples // window_samples(config)))
+    return windows * config.speech_llm.encoder.positions // config.speech_llm.projector.stack
+
+
+def check_prompt(start: Sequence[int], samples: int, config: Config) -> None:
+    """Refuses tokens before a text that leave no place for it.
+
+    Args:
+        start: the tokens, one of which stands for the audio.
+        samples: of the longest utterance.
+        config: of the model.
+
+    Raises:
+        LanguageError: prompt, audio and text exceed the decoder's positions.
+    """
+    audio, text = prompt_rows(samples, config), config.data.max_tokens
+    most = config.speech_llm.positions - audio - text
+    if len(start) - 1 > most:
+        raise LanguageError(
+            f"the prompt comes to {len(start) - 1} tokens, and beside {audio} rows of audio and"
+            f" {text} tokens of text the model has positions for {most}: shorten it"
+        )

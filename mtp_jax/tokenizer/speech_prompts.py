@@ -1,0 +1,168 @@
+"""What a speech LLM is told around the audio, in tokens, and what it writes around the text.
+
+A family's prompt is a template in which special tokens stand by their names. Two places of it are
+filled in: the context (words to be expected) and the language. Sources: mistral-common's
+``InstructTokenizerV7._encode_instruct_transcription`` for Voxtral.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+from mtp_jax.tokenizer.base import TokenizerError
+from mtp_jax.tokenizer.whisper_tokens import LanguageError
+
+AUDIO = -3  # in an array of start tokens: where the rows of the audio stand
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """The prompt of a family, as text; ``{audio}`` ends the first part.
+
+    Attributes:
+        name: of the family, for messages.
+        audio: name of the token that stands for a row of audio.
+        special: names of the special tokens that the parts hold.
+        begin: before the context; `before_audio`: behind it.
+        behind_audio: up to the language; `end`: behind that.
+        language: what tells a language, of which ``{code}`` and ``{name}`` are filled in.
+        languages: code and name of each that the model knows.
+        takes_context: whether there is a place for a context.
+        heading: a regular expression of what stands before the text in what the model writes; its
+            first group is the language.
+        heading_end: a token that ends the heading, if one does.
+    """
+
+    name: str
+    audio: str
+    special: tuple[str, ...]
+    begin: str = ""
+    before_audio: str = ""
+    behind_audio: str = ""
+    end: str = ""
+    language: str = ""
+    languages: tuple[tuple[str, str], ...] = ()
+    takes_context: bool = False
+    heading: str = ""
+    heading_end: str = ""
+
+
+TEMPLATES = {
+    "voxtral": Template(
+        name="Voxtral",
+        audio="[AUDIO]",
+        special=("<s>", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "[TRANSCRIBE]"),
+        before_audio="<s>[INST][BEGIN_AUDIO]",
+        behind_audio="[/INST]",
+        end="[TRANSCRIBE]",
+        language="lang:{code}",
+        languages=(
+            *(("de", "German"), ("en", "English"), ("es", "Spanish"), ("fr", "French")),
+            *(("hi", "Hindi"), ("it", "Italian"), ("nl", "Dutch"), ("pt", "Portuguese")),
+        ),
+        heading="lang:([a-z]{2})",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechPrompt:
+    """A template in the tokens of a tokenizer.
+
+    Attributes:
+        name: of the family.
+        audio: the token that stands for a row of audio in other programs.
+        begin, before_audio, behind_audio, end: the parts, as of `Template`.
+        languages: code and tokens of each.
+        takes_context: whether there is a place for a context.
+    """
+
+    name: str
+    audio: int
+    begin: tuple[int, ...]
+    before_audio: tuple[int, ...]
+    behind_audio: tuple[int, ...]
+    end: tuple[int, ...]
+    languages: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    takes_context: bool = False
+
+    def start_tokens(
+        self, language: str = "", task: str = "transcribe", earlier: tuple[int, ...] = ()
+    ) -> tuple[int, ...]:
+        """The tokens before a text, `AUDIO` among them.
+
+        Args:
+            language: its code; empty leaves it to the model.
+            task: "transcribe"; these models translate on other prompts, which are not made here.
+            earlier: tokens of the context.
+
+        Raises:
+            LanguageError: the model has no such language or task, or takes no context.
+        """
+        if task != "transcribe":
+            raise LanguageError(f"{self.name} is not asked to {task} here: leave --task out")
+        if earlier and not self.takes_context:
+            raise LanguageError(f"{self.name} takes no prompt: leave it out, or take a Qwen3-ASR")
+        known = dict(self.languages)
+        if language and not known:
+            raise LanguageError(f"{self.name} is not told a language: leave {language!r} out")
+        if language and language not in known:
+            raise LanguageError(
+                f"language {language!r} is none that {self.name} knows: {', '.join(sorted(known))}"
+            )
+        told = known[language] if language else ()
+        first = (*self.begin, *earlier, *self.before_audio, AUDIO)
+        return (*first, *self.behind_audio, *told, *self.end)
+
+    def language_in(self, start: Sequence[int]) -> str:
+        """The code of the language that start tokens tell, if they do."""
+        behind = tuple(start)[list(start).index(AUDIO) + 1 :]
+        told = behind[len(self.behind_audio) : len(behind) - len(self.end)]
+        return next((code for code, tokens in self.languages if tokens == told), "")
+
+
+def make_prompt(
+    template: Template, pieces: Sequence[str], encode: Callable[[str], list[int]]
+) -> SpeechPrompt:
+    """The prompt of a family in the tokens of a tokenizer.
+
+    Args:
+        template: of the family.
+        pieces: of the tokenizer, by id.
+        encode: of plain text.
+
+    Raises:
+        TokenizerError: it lacks a special token.
+    """
+    known = {piece: token for token, piece in enumerate(pieces)}
+    for name in (template.audio, *template.special):
+        if name not in known:
+            raise TokenizerError(
+                f"has no token {name}, which every {template.name} has: put the model's own"
+                " tokenizer in its place"
+            )
+    splits = re.compile("|".join(f"({re.escape(name)})" for name in template.special))
+
+    def tokens(text: str) -> tuple[int, ...]:
+        parts = [part for part in splits.split(text) if part]
+        return tuple(
+            token
+            for part in parts
+            for token in ([known[part]] if part in template.special else encode(part))
+        )
+
+    return SpeechPrompt(
+        name=template.name,
+        audio=known[template.audio],
+        begin=tokens(template.begin),
+        before_audio=tokens(template.before_audio),
+        behind_audio=tokens(template.behind_audio),
+        end=tokens(template.end),
+        languages=tuple(
+            (code, tokens(template.language.format(code=code, name=name)))
+            for code, name in template.languages
+        ),
+        takes_context=template.takes_context,
+    )

@@ -1,0 +1,79 @@
+"""Tiny speech LLMs, and what `transformers` makes of them (tests/golden/make_speech_llms.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax.config import Heads
+from mtp_jax.data import Batch
+from mtp_jax.inference.load import load
+from mtp_jax.inference.model_folder import open_model_folder
+from mtp_jax.inference.runner import Runner
+from mtp_jax.models.build import build
+from mtp_jax.models.params import merge
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("voxtral",)
+LANGUAGES = {"voxtral": "de"}  # that the golden texts were told
+
+
+@functools.cache
+def golden_runner(name: str) -> Runner:
+    """A golden model."""
+    return load(open_model_folder(GOLDEN / name))
+
+
+@functools.cache
+def expected(name: str) -> dict[str, np.ndarray]:
+    """Of transformers."""
+    with np.load(GOLDEN / name / "expected.npz") as arrays:
+        return dict(arrays)
+
+
+def batch_of(name: str, rows: slice = slice(None), padding: int = 0) -> Batch:
+    """Some rows of the golden audio, with so many samples of noise behind the longest."""
+    e = expected(name)
+    audio, samples = e["audio"][rows], e["samples"][rows]
+    beyond = np.arange(audio.shape[1]) >= samples[:, None]
+    audio = np.where(beyond, 99, audio)[:, : samples.max()]
+    audio = np.pad(audio, ((0, 0), (0, padding)), constant_values=-77)
+    return Batch(
+        audio=audio.astype(np.int16),
+        audio_length=samples,
+        tokens=np.zeros((len(samples), 0), np.int32),
+        token_length=np.zeros(len(samples), np.int32),
+        index=np.arange(len(samples), dtype=np.int32),
+    )
+
+
+def told(name: str, batch: Batch, language: str, earlier: tuple[int, ...] = ()) -> Batch:
+    """`batch`, whose rows are told a language, and a context."""
+    prompt = golden_runner(name).model.vocabulary.speech
+    assert prompt is not None
+    start = prompt.start_tokens(language, earlier=earlier)
+    return batch._replace(start=np.tile(np.array(start, np.int32), (len(batch.index), 1)))
+
+
+def texts(tokens: jax.Array, length: jax.Array, most: int) -> np.ndarray:
+    """int[B, most], -1 beyond the end, as the golden ones are."""
+    real = np.arange(most) < np.asarray(length)[:, None]
+    return np.where(real, np.asarray(tokens)[:, :most], -1)
+
+
+@functools.cache
+def with_heads(name: str, count: int) -> Runner:
+    """A golden model with so many latent heads, some of whose drafts are right."""
+    runner = golden_runner(name)
+    model = runner.model
+    config = dataclasses.replace(model.config, heads=Heads("latent", count))
+    width = config.decoder.width
+    noise = np.random.default_rng(4).normal(size=(count - 1, width, width)) / width**0.5
+    kernel = jnp.asarray(np.eye(width) + 0.3 * noise, jnp.float32)
+    params = merge(runner.params, {"heads": {"kernel": kernel}})
+    return Runner(build(config, model.vocabulary), params, runner.tokenizer, runner.mesh)
