@@ -49,12 +49,17 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     from mtp_jax.inference.model_folder import open_model_folder
     from mtp_jax.inference.released_folder import ReleasedFolder
+    from mtp_jax.inference.whisper_folder import WhisperFolder
 
     workdir = open_model_folder(_MODEL.value)
     if isinstance(workdir, ReleasedFolder):
+        remedy = "use its confidences as they are"
+        if isinstance(workdir, WhisperFolder):
+            command = f"python -m mtp_jax.export --model={_MODEL.value} --output=FOLDER"
+            remedy = f"calibrate what {command} makes"
         raise flags.Error(
             f"--model={_MODEL.value} is a {workdir.kind} of other programs, to which nothing is"
-            f" written: calibrate what python -m mtp_jax.export --model={_MODEL.value} --output=FOLDER makes"
+            f" written: {remedy}"
         )
     config = workdir.read_config()
     check_writable(workdir.path, "workdir")

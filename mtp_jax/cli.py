@@ -117,7 +117,7 @@ def whisper_flag() -> flags.FlagHolder[str | None]:
     return flags.DEFINE_string(
         "model",
         None,
-        "a workdir, an exported model, or a Whisper (a folder, or hf://OWNER/NAME); default:"
+        "a workdir, an exported model, a Whisper or a speech LLM (hf://OWNER/NAME too); default:"
         f" {BOXED} of the clone, which is Whisper base with heads",
     )
 

@@ -60,7 +60,9 @@ _LANGUAGE = flags.DEFINE_string(
     "of a Whisper or a speech LLM: code of the language, such as de; default: it is detected",
 )
 _TASK = flags.DEFINE_enum("task", "transcribe", TASKS, "of a Whisper; translations are English")
-_PROMPT = flags.DEFINE_string("prompt", "", "of a Whisper: earlier text, or words to be expected")
+_PROMPT = flags.DEFINE_string(
+    "prompt", "", "of a Whisper, or of a Qwen3-ASR: earlier text, or words to be expected"
+)
 _TIMESTAMPS = flags.DEFINE_bool(
     "timestamps", False, "of a Whisper: segments are the phrases whose times it writes itself"
 )

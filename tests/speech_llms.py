@@ -19,8 +19,9 @@ from mtp_jax.models.build import build
 from mtp_jax.models.params import merge
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = ("voxtral",)
-LANGUAGES = {"voxtral": "de"}  # that the golden texts were told
+# Language and context that the golden texts were told.
+TOLD = {"voxtral": ("de", ""), "qwen3_asr": ("de", "the and"), "glmasr": ("", "")}
+NAMES = tuple(TOLD)
 
 
 @functools.cache
@@ -52,12 +53,19 @@ def batch_of(name: str, rows: slice = slice(None), padding: int = 0) -> Batch:
     )
 
 
-def told(name: str, batch: Batch, language: str, earlier: tuple[int, ...] = ()) -> Batch:
-    """`batch`, whose rows are told a language, and a context."""
-    prompt = golden_runner(name).model.vocabulary.speech
+def start_of(name: str, told: bool) -> tuple[int, ...]:
+    """The tokens before a text, with language and context if they are `told`."""
+    runner = golden_runner(name)
+    prompt = runner.model.vocabulary.speech
     assert prompt is not None
-    start = prompt.start_tokens(language, earlier=earlier)
-    return batch._replace(start=np.tile(np.array(start, np.int32), (len(batch.index), 1)))
+    language, context = TOLD[name] if told else ("", "")
+    return prompt.start_tokens(language, earlier=tuple(runner.tokenizer.encode(context)))
+
+
+def told(name: str, batch: Batch) -> Batch:
+    """`batch`, whose rows are told a language, and a context."""
+    start = np.array(start_of(name, True), np.int32)
+    return batch._replace(start=np.tile(start, (len(batch.index), 1)))
 
 
 def texts(tokens: jax.Array, length: jax.Array, most: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import pytest
 
 import mtp_jax.models
 from mtp_jax.config import (
+    AudioEncoder,
     Config,
     Data,
     Decoder,
@@ -32,6 +33,7 @@ from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.decoders.whisper import WhisperDecoder
 from mtp_jax.models.encoders.conformer import Conformer
+from mtp_jax.models.encoders.qwen import QwenEncoder
 from mtp_jax.models.encoders.whisper import WhisperEncoder
 from mtp_jax.models.kv_cache import CrossCache, KVCache
 from mtp_jax.models.recogniser import Vocabulary
@@ -49,10 +51,18 @@ CONFORMER = functools.partial(
     Encoder, subsampling_kernel=3, width=8, layers=2, heads=2, feedforward=2, kernel=5
 )
 WHISPER = Whisper(width=8, layers=2, heads=2, positions=20)
+QWEN = AudioEncoder(
+    *("qwen", 8, 2, 2, 32),
+    channels=3,
+    chunk=8,
+    window=16,  # width, layers, heads, feed-forward
+)
 ENCODERS = {
     "conformer": Conformer(CONFORMER(subsampling=(2, 2))),
     "conformer, scanned": Conformer(CONFORMER(subsampling=(3,), scan_layers=True)),
     "whisper": WhisperEncoder(WHISPER),
+    "whisper, rotary positions": WhisperEncoder(WHISPER, rotary=2),
+    "qwen": QwenEncoder(QWEN),
 }
 
 LLAMA = functools.partial(Decoder, width=16, layers=2, head_size=6, feedforward=24)

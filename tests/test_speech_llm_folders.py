@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -10,8 +11,10 @@ import pytest
 import soundfile
 
 import mtp_jax
+from mtp_jax.config import Config, ConfigError, Pretrained, Whisper
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import model_digest, open_model_folder
+from mtp_jax.pretrained.sizes import completed
 from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from tests.commands import run
@@ -183,3 +186,18 @@ def test_a_command_says_it_in_one_sentence(folder):
     assert done.status == 1
     assert done.err.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.err
+
+
+def test_what_such_a_model_is_not_for_is_said(tmp_path):
+    for name, said in (("export", "copy the folder"), ("calibrate", "confidences as they are")):
+        given = (f"--output={tmp_path / 'out'}",) if name == "export" else ()
+        done = run(name, f"--model={VOXTRAL}", *given)
+        assert done.status and said in done.err
+    with pytest.raises(ConfigError, match="neither trained nor planned here"):
+        completed(Config(pretrained=Pretrained(model=str(VOXTRAL))))
+
+
+def test_a_speech_llm_excludes_a_whisper():
+    config = golden_runner("voxtral").model.config
+    with pytest.raises(ConfigError, match=r"speech_llm\.family excludes config\.whisper"):
+        dataclasses.replace(config, whisper=Whisper(width=8, layers=1, heads=2))

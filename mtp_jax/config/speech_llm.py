@@ -11,8 +11,8 @@ import dataclasses
 from mtp_jax.config.checks import check, one_of
 
 # Names that config.json gives as ``model_type``, and those of people.
-FAMILIES = {"voxtral": "Voxtral"}
-ENCODERS = ("whisper",)
+FAMILIES = {"voxtral": "Voxtral", "qwen3_asr": "Qwen3-ASR", "glmasr": "GLM-ASR"}
+ENCODERS = ("whisper", "glm", "qwen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +20,15 @@ class AudioEncoder:
     """From log-mel frames to hidden states.
 
     Attributes:
-        kind: "whisper" (windows of `positions` frames of 20 ms, padded with silence that is
-            attended to).
+        kind: "whisper" (windows of `positions`, padded with silence that is attended to), "glm"
+            (the same with rotary positions on half of each head) or "qwen" (chunks through
+            convolutions, then attention within windows of several chunks).
         width, layers, heads: D, depth and attention heads.
         feedforward: F.
-        positions: frames of 20 ms in a window.
+        positions: frames of 20 ms in a window; of "qwen", in the longest recording that is decoded
+            at once.
+        channels: of the convolutions of "qwen".
+        chunk, window: log-mel frames that these see, and that attention sees.
     """
 
     kind: str = "whisper"
@@ -33,18 +37,27 @@ class AudioEncoder:
     heads: int = 20
     feedforward: int = 5120
     positions: int = 1500
+    channels: int = 480
+    chunk: int = 100
+    window: int = 800
 
     def __post_init__(self) -> None:
         one_of(self.kind, ENCODERS, "speech_llm.encoder.kind")
-        for name in ("width", "layers", "heads", "feedforward", "positions"):
+        sizes = ("width", "layers", "heads", "feedforward", "positions", "channels", "chunk")
+        for name in (*sizes, "window"):
             check(getattr(self, name) > 0, f"speech_llm.encoder.{name}", "must be positive")
+        check(
+            self.window % self.chunk == 0,
+            "speech_llm.encoder.window",
+            f"({self.window}) must be a multiple of config.speech_llm.encoder.chunk ({self.chunk})",
+        )
         check(
             self.width % self.heads == 0,
             "speech_llm.encoder.width",
             f"({self.width}) must be a multiple of config.speech_llm.encoder.heads ({self.heads})",
         )
         check(
-            self.kind != "whisper" or self.feedforward == 4 * self.width,
+            self.feedforward == 4 * self.width,
             "speech_llm.encoder.feedforward",
             f"({self.feedforward}) must be 4 times config.speech_llm.encoder.width ({self.width})",
         )

@@ -61,7 +61,10 @@ class Runner:
 
     @property
     def params(self) -> Any:
-        """The parameters of the model; others may be set, which programs then take."""
+        """The parameters of the model; others may be set, which programs then take.
+
+        Once a speech LLM has decoded, they are those that programs take.
+        """
         return self._params
 
     @params.setter
@@ -77,6 +80,8 @@ class Runner:
             lora = c.whisper_decoder.lora if c.whisper_decoder.present else c.decoder.lora
             dtype = c.train.dtype if multiplies_bfloat16() else "float32"
             self._layout = for_decoding(self.params, lora, dtype) if on_cpu else self.params
+            if c.speech_llm.present:  # billions of parameters: there may be no place for both
+                self._params = self._layout
         return self._layout
 
     def place(self, batch: Batch) -> Batch:

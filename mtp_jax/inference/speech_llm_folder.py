@@ -6,11 +6,11 @@ from pathlib import Path
 
 from mtp_jax.config import Config, Data, Evaluation, Heads, Pretrained
 from mtp_jax.inference.released_folder import ReleasedFolder
-from mtp_jax.models.speech_windows import prompt_rows, window_samples
+from mtp_jax.models.speech_windows import heard_in_windows, prompt_rows, window_samples
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.pretrained.speech_llm import family_of
-from mtp_jax.tokenizer.base import NAMES
+from mtp_jax.tokenizer.base import NAMES, VOCABULARY
 
 _MAX_TOKENS = 448  # of a chunk's text: Whisper's window, of as much speech, has no more
 _PROMPT = 64  # tokens around the audio, at least
@@ -26,7 +26,7 @@ class SpeechLlmFolder(ReleasedFolder):
     kind = "speech LLM"
 
     def read_config(self) -> Config:
-        """A config with the model's sizes; chunks are as long as a window of its encoder.
+        """A config with the model's sizes; chunks have 30 s, or as much as a window.
 
         Raises:
             PretrainedError: the folder is damaged, or no model that can be built.
@@ -42,20 +42,23 @@ class SpeechLlmFolder(ReleasedFolder):
                 f" {seconds:g} s of audio and a text (max_position_embeddings): choose another"
                 " model"
             )
+        # Shorter chunks take less time where none is padded to a window: a program for each length.
+        shares = (1.0,) if heard_in_windows(config) else (1 / 3, 2 / 3, 1.0)
+        lengths = tuple(share * seconds for share in shares)
         return Config(
             pretrained=config.pretrained,
             front_end=config.front_end,
-            data=Data(bucket_seconds=(seconds,), max_tokens=most),
+            data=Data(bucket_seconds=lengths, max_tokens=most),
             decoder=config.decoder,
             speech_llm=config.speech_llm,
             heads=config.heads,
-            evaluation=Evaluation(bucket_seconds=(seconds,), strategies=("greedy",)),
+            evaluation=Evaluation(bucket_seconds=lengths, strategies=("greedy",)),
         )
 
     @property
     def tokenizer(self) -> Path | None:
         """The tokenizer's file, of any format that such folders have."""
-        files = (self.path / name for name in NAMES)
+        files = (self.path / name for name in (*NAMES, VOCABULARY))
         return next((file for file in files if file.exists()), None)
 
 

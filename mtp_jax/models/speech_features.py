@@ -12,7 +12,7 @@ from mtp_jax.config import Config
 from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.models.recogniser import Recogniser, call
-from mtp_jax.models.speech_windows import window_samples
+from mtp_jax.models.speech_windows import MIN_SAMPLES, heard_in_windows, window_samples
 
 
 def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -28,7 +28,8 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
     c = model.config
     audio, samples = jnp.asarray(batch.audio), jnp.asarray(batch.audio_length)
     if c.speech_llm.present:
-        return _in_windows(audio, samples, c)
+        audio = jnp.where(jnp.arange(audio.shape[1]) < samples[:, None], audio, 0)
+        return (_in_windows if heard_in_windows(c) else _alone)(audio, samples, c)
     if not c.whisper.present:
         return log_mel(audio, samples, c.front_end)
     whole, most = c.whisper_decoder.present, window(c)
@@ -51,16 +52,27 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
 def _in_windows(
     audio: jax.Array, samples: jax.Array, config: Config
 ) -> tuple[jax.Array, jax.Array]:
-    """Features of whole windows, one floor for all of a row's, and frames that audio is in.
+    """Features of whole windows, and frames that audio is in.
 
-    The audio is padded before its features are made: silence is no zero among these.
+    The audio is padded before its features are made: silence is no zero among these. Its floor lies
+    below the loudest of a recording, or of each window by itself (GLM-ASR).
     """
     window = window_samples(config)
     padded = window * jnp.maximum(-(-samples // window), 1)
-    audio = jnp.where(jnp.arange(audio.shape[1]) < samples[:, None], audio, 0)
     audio = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % window or window * (not audio.shape[1]))))
-    features, _ = log_mel(audio, padded, config.front_end)
-    return features, -(-samples // (config.front_end.sample_rate // 100))
+    frames = -(-samples // (config.front_end.sample_rate // 100))
+    if config.speech_llm.encoder.kind != "glm":
+        return log_mel(audio, padded, config.front_end)[0], frames
+    windows = audio.reshape(-1, window)
+    each = jnp.full(len(windows), window, jnp.int32)
+    features, _ = log_mel(windows, each, config.front_end)
+    return features.reshape(len(audio), -1, features.shape[-1]), frames
+
+
+def _alone(audio: jax.Array, samples: jax.Array, config: Config) -> tuple[jax.Array, jax.Array]:
+    """Features of clips as long as they are, each with its own floor, and how many are real."""
+    audio = jnp.pad(audio, ((0, 0), (0, max(0, MIN_SAMPLES - audio.shape[1]))))
+    return log_mel(audio, jnp.maximum(samples, MIN_SAMPLES), config.front_end)
 
 
 def encoded_frames(samples: int, config: Config) -> int:

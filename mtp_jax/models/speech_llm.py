@@ -8,23 +8,35 @@ from __future__ import annotations
 
 from typing import cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.config import Whisper
+from mtp_jax.config import AudioEncoder, Whisper
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.encoders.conformer import frames_mask
-from mtp_jax.models.encoders.whisper import WhisperEncoder
+from mtp_jax.models.encoders.qwen import QwenEncoder
+from mtp_jax.models.encoders.whisper import WhisperEncoder, encoded_length
 from mtp_jax.models.encoders.windows import encode_windows
 from mtp_jax.models.heads import Heads
 from mtp_jax.models.projectors.mlp import MlpProjector
 from mtp_jax.models.recogniser import Encoded
 from mtp_jax.models.speech_llama import SpeechLlama
-from mtp_jax.models.speech_windows import window_frames
+from mtp_jax.models.speech_windows import heard_in_windows, window_frames
 from mtp_jax.tokenizer.speech_prompts import AUDIO, SpeechPrompt
 
 _NEVER = float(np.finfo(np.float32).min)  # logit of a token that may not be
+
+
+def make_encoder(config: AudioEncoder, dtype: jnp.dtype) -> nn.Module:
+    """The encoder of a kind."""
+    if config.kind == "qwen":
+        return QwenEncoder(config, dtype)
+    sizes = ("width", "layers", "heads", "positions")
+    whisper = Whisper(**{name: getattr(config, name) for name in sizes})
+    rotary = config.width // config.heads // 2 if config.kind == "glm" else 0
+    return WhisperEncoder(whisper, dtype, rotary)
 
 
 class SpeechLlm(SpeechLlama):
@@ -36,9 +48,7 @@ class SpeechLlm(SpeechLlama):
     def setup(self) -> None:
         c, size = self.config, self.vocabulary.size
         dtype = jnp.dtype(c.train.dtype)
-        e = c.speech_llm.encoder
-        sizes = Whisper(width=e.width, layers=e.layers, heads=e.heads, positions=e.positions)
-        self.encoder = WhisperEncoder(sizes, dtype)
+        self.encoder = make_encoder(c.speech_llm.encoder, dtype)
         self.projector = MlpProjector(c.speech_llm.projector, c.decoder.width, dtype)
         self.decoder = Llama(c.decoder, size, dtype, c.heads.layers)
         self.heads = Heads(c.heads, c.decoder, size, dtype)
@@ -51,10 +61,13 @@ class SpeechLlm(SpeechLlama):
 
     def hidden_states(self, features: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the encoder makes of `features` as `encode` takes them: [B, T', D] and lengths."""
+        if not heard_in_windows(self.config):
+            return self.encoder(features, length)
         frames = window_frames(self.config)
         x = encode_windows(self.encoder, features, frames)
-        windows = jnp.maximum(-(-length // frames), 1)  # silence is heard as well
-        return x, windows * (frames // 2)
+        if self.config.speech_llm.encoder.kind == "glm":  # what is made of silence is left out
+            return x, encoded_length(length)
+        return x, jnp.maximum(-(-length // frames), 1) * (frames // 2)
 
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
         """Encodes log-mel `features` [B, T, Z] of int32[B] `length`, as `speech_features` gives."""

@@ -5,23 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtp_jax.config import Config
+from mtp_jax.models.encoders.qwen import encoded_positions
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
+
+MIN_SAMPLES = 8000  # that Qwen3-ASR hears: shorter clips are padded, and the padding is speech
+
+
+def heard_in_windows(config: Config) -> bool:
+    """Whether the encoder hears windows padded with silence; else clips as long as they are."""
+    return config.speech_llm.encoder.kind in ("whisper", "glm")
 
 
 def window_frames(config: Config) -> int:
-    """Log-mel frames of 10 ms in a window of the encoder."""
+    """Log-mel frames of 10 ms in a window of the encoder, or in the longest clip."""
     return 2 * config.speech_llm.encoder.positions
 
 
 def window_samples(config: Config) -> int:
-    """Samples of a window."""
+    """Samples of a window, or of the longest clip."""
     return window_frames(config) * config.front_end.sample_rate // 100
+
+
+def least_frames(config: Config) -> int:
+    """Log-mel frames that the encoder can be run on."""
+    return window_frames(config) if heard_in_windows(config) else config.speech_llm.encoder.chunk
 
 
 def prompt_rows(samples: int, config: Config) -> int:
     """Rows of the prompt that an utterance of so many samples becomes, at most."""
-    windows = max(1, -(-samples // window_samples(config)))
-    return windows * config.speech_llm.encoder.positions // config.speech_llm.projector.stack
+    encoder, stack = config.speech_llm.encoder, config.speech_llm.projector.stack
+    if heard_in_windows(config):
+        windows = max(1, -(-samples // window_samples(config)))
+        return windows * encoder.positions // stack
+    frames = max(samples, MIN_SAMPLES) * 100 // config.front_end.sample_rate
+    return encoded_positions(frames, encoder.chunk) // stack
 
 
 def check_prompt(start: Sequence[int], samples: int, config: Config) -> None:

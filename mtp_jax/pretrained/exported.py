@@ -206,6 +206,11 @@ def check_target(workdir: Workdir, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} is the model itself, or a workdir with checkpoints: choose another folder"
         )
+    if workdir.read_config().speech_llm.present:
+        raise CheckpointError(
+            f"{workdir.path} is a speech LLM as it was released, to which nothing was added: copy"
+            " the folder"
+        )
     check_writable(folder, "output")
 
 

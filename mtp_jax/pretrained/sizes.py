@@ -26,9 +26,16 @@ def completed(config: Config) -> Config:
 
     Raises:
         WorkdirError, PretrainedError: a source is missing or cannot be used.
+        ConfigError: the run would begin with a speech LLM.
     """
     if not config.init_from:
-        return _with_ctc_of(with_sizes(config))
+        sized = with_sizes(config)
+        if sized.speech_llm.present:
+            raise ConfigError(
+                f"config.pretrained.model={config.pretrained.model} is a speech LLM, which is"
+                " neither trained nor planned here, only decoded: give it to transcribe or evaluate"
+            )
+        return _with_ctc_of(sized)
     sized = with_sizes_of(config, Workdir(config.init_from).read_config())
     if taken := differences(config, sized):
         log.info("as in %s: %s", config.init_from, "; ".join(taken))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class Rule:
         transpose: theirs [out, in] is ours [in, out].
         taps: theirs [out, in, taps], a convolution's, is ours [taps * in, out]; implies
             `transpose`.
+        square: the taps of theirs are of two axes alike, the last of which comes first in ours.
         part: (i, n): theirs has n of equal size along its first axis, and ours is the i-th. A
             part that no rule takes is zero.
         heads: in each of that many groups of rows theirs has the two halves interleaved (x0, y0,
@@ -39,6 +41,7 @@ class Rule:
     theirs: str
     transpose: bool = False
     taps: int = 0
+    square: bool = False
     part: tuple[int, int] = (0, 1)
     heads: int = 0
     first_rows: bool = False
@@ -47,6 +50,10 @@ class Rule:
     def stacked(self) -> bool:
         """Whether ours has a first axis of layers."""
         return "{layer}" in self.theirs
+
+    @property
+    def _tap_axes(self) -> tuple[int, ...]:
+        return (math.isqrt(self.taps),) * 2 if self.square else (self.taps,)
 
     def names(self, shape: Sequence[int]) -> list[str]:
         """Names of the tensors that make up ours of this shape."""
@@ -57,7 +64,7 @@ class Rule:
         """Shape of each of their tensors, when ours has `shape`."""
         own = tuple(shape[1:] if self.stacked else shape)
         if self.taps:
-            own = (own[1], own[0] // self.taps, self.taps)
+            own = (own[1], own[0] // self.taps, *self._tap_axes)
         elif self.transpose:
             own = own[::-1]
         return (own[0] * self.part[1], *own[1:])
@@ -88,7 +95,7 @@ class Rule:
     def write(self, x: np.ndarray) -> np.ndarray:
         """The inverse of `read` over the whole of ours: a layer's parameter as theirs."""
         if self.taps:
-            x = x.reshape(self.taps, -1, x.shape[-1])
+            x = x.reshape(*self._tap_axes, -1, x.shape[-1])
         if self.transpose or self.taps:
             x = x.T
         if self.heads:

@@ -26,14 +26,21 @@ def hugging_face_rules(prefix: str) -> tuple[Rule, ...]:
     Args:
         prefix: ``model.encoder.`` of a whole model, or ``encoder.``.
     """
+    return (
+        *convolution_rules(prefix),
+        *norm_rules("norm", prefix + "layer_norm", ("weight", "bias")),
+        *block_rules(prefix),
+    )
+
+
+def block_rules(prefix: str, key_bias: bool = False) -> tuple[Rule, ...]:
+    """The table of the blocks, of an encoder whose names begin with `prefix`."""
     block = prefix + "layers.{layer}."
     return (
-        *_convolutions(prefix),
-        *norm_rules("norm", prefix + "layer_norm", ("weight", "bias")),
         *norm_rules("blocks/attention_norm", block + "self_attn_layer_norm", ("weight", "bias")),
         *norm_rules("blocks/feedforward_norm", block + "final_layer_norm", ("weight", "bias")),
         *linear_rules("blocks/query", block + "self_attn.q_proj"),
-        *linear_rules("blocks/key", block + "self_attn.k_proj")[:1],
+        *linear_rules("blocks/key", block + "self_attn.k_proj")[: 1 + key_bias],
         *linear_rules("blocks/value", block + "self_attn.v_proj"),
         *linear_rules("blocks/output", block + "self_attn.out_proj"),
         *linear_rules("blocks/up", block + "fc1"),
@@ -41,7 +48,8 @@ def hugging_face_rules(prefix: str) -> tuple[Rule, ...]:
     )
 
 
-def _convolutions(prefix: str, separator: str = ".") -> list[Rule]:
+def convolution_rules(prefix: str, separator: str = ".") -> list[Rule]:
+    """Of the two convolutions in front."""
     rules = []
     for i in (1, 2):
         ours, theirs = f"convolution_{i}", f"{prefix}conv{i}{separator}"
@@ -73,7 +81,7 @@ def _ctranslate2_rules() -> tuple[Rule, ...]:
     names = ("gamma", "beta")
     attention, feedforward = (f"encoder/layer_{{layer}}/{x}/" for x in ("self_attention", "ffn"))
     return (
-        *_convolutions("encoder/", "/"),
+        *convolution_rules("encoder/", "/"),
         *norm_rules("norm", "encoder/layer_norm", names, "/"),
         *norm_rules("blocks/attention_norm", attention + "layer_norm", names, "/"),
         *norm_rules("blocks/feedforward_norm", feedforward + "layer_norm", names, "/"),

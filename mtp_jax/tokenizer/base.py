@@ -13,6 +13,7 @@ from mtp_jax.paths import to_path, write_whole
 # Names in a folder, the one to prefer first: a LLaMA's repository often has both, of which
 # `tokenizer.json` also holds the tokens added since.
 NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model")
+VOCABULARY = "vocab.json"  # an older form of the first, with merges.txt beside it
 CTC_NAME = "ctc_tokenizer.model"  # beside it, if CTC's labels are not its tokens
 
 
@@ -201,6 +202,8 @@ def _file(path: Path) -> Path:
     for name in NAMES:
         if (path / name).is_file():
             return path / name
+    if (path / VOCABULARY).is_file() and (path / "merges.txt").is_file():
+        return path / VOCABULARY
     models = sorted(path.glob("*.gguf"))
     if len(models) == 1:
         return models[0]
@@ -209,7 +212,7 @@ def _file(path: Path) -> Path:
 
 
 def _read(file: Path) -> Tokenizer:
-    from mtp_jax.tokenizer import gguf, huggingface, sentencepiece
+    from mtp_jax.tokenizer import gguf, huggingface, sentencepiece, vocabulary_files
 
     try:
         with file.open("rb") as opened:
@@ -217,6 +220,8 @@ def _read(file: Path) -> Tokenizer:
             if start.startswith(b"GGUF"):
                 return gguf.read(file)
             content = start + opened.read()
+        if file.name == VOCABULARY:
+            content = vocabulary_files.as_json(content, file.parent)
         if file.suffix == ".json" or start.lstrip().startswith(b"{"):
             return huggingface.read(content, file.parent)
         return sentencepiece.SentencePieceTokenizer(content)

@@ -66,25 +66,22 @@ class SpeechLlmTokenizer(HuggingFaceTokenizer):
             0 and nothing where it begins at once. The language is its code; empty if it is none
             that is known.
         """
+        template = self._template
+        if template.heading_end:
+            ids = list(ids)
+            token = self.pieces.index(template.heading_end)
+            if token not in ids:
+                return 0, ""
+            end = ids.index(token)
+            found = re.fullmatch(template.heading, super()._decode(ids[:end]).strip())
+            return end + 1, self._code(found[1]) if found else ""
         head = list(ids[:_LONGEST_HEADING])
-        if not self._template.heading or not self._begins(head):
+        if not template.heading or not re.match(template.heading, super()._decode(head).strip()):
             return 0, ""
-        if end := self._template.heading_end:
-            token = self.pieces.index(end)
-            lengths = [head.index(token) + 1] if token in head else []
-        else:
-            lengths = list(range(1, len(head) + 1))
-        for length in lengths:
-            text = super()._decode(head[:length])
-            if found := re.fullmatch(self._template.heading, text.strip()):
+        for length in range(1, len(head) + 1):
+            if found := re.fullmatch(template.heading, super()._decode(head[:length]).strip()):
                 return length, self._code(found[1])
         return 0, ""
-
-    def _begins(self, head: list[int]) -> bool:
-        """Whether there may be a heading in the first tokens of a text."""
-        if end := self._template.heading_end:
-            return end in (self.pieces[token] for token in head)
-        return re.match(self._template.heading, super()._decode(head).strip()) is not None
 
     def _code(self, told: str) -> str:
         """The code of a language that is told by code or by name."""

@@ -2,7 +2,8 @@
 
 A family's prompt is a template in which special tokens stand by their names. Two places of it are
 filled in: the context (words to be expected) and the language. Sources: mistral-common's
-``InstructTokenizerV7._encode_instruct_transcription`` for Voxtral.
+``InstructTokenizerV7._encode_instruct_transcription`` for Voxtral, transformers'
+``processing_qwen3_asr.py`` for Qwen3-ASR, and vLLM's tests of it for GLM-ASR.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Template:
         takes_context: whether there is a place for a context.
         heading: a regular expression of what stands before the text in what the model writes; its
             first group is the language.
-        heading_end: a token that ends the heading, if one does.
+        heading_end: a token that ends the heading and is no part of it, if one does; whatever is
+            before it is no text then.
     """
 
     name: str
@@ -50,6 +52,38 @@ class Template:
 
 
 TEMPLATES = {
+    "glmasr": Template(
+        name="GLM-ASR",
+        audio="<|pad|>",
+        special=("<|user|>", "<|assistant|>", "<|begin_of_audio|>", "<|end_of_audio|>"),
+        before_audio="<|user|>\n<|begin_of_audio|>",
+        behind_audio="<|end_of_audio|><|user|>\nPlease transcribe this audio into text",
+        end="<|assistant|>\n",
+    ),
+    "qwen3_asr": Template(
+        name="Qwen3-ASR",
+        audio="<|audio_pad|>",
+        special=(
+            *("<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<asr_text>"),
+        ),
+        begin="<|im_start|>system\n",
+        before_audio="<|im_end|>\n<|im_start|>user\n<|audio_start|>",
+        behind_audio="<|audio_end|><|im_end|>\n<|im_start|>assistant\n",
+        language="language {name}<asr_text>",
+        languages=(
+            *(("ar", "Arabic"), ("cs", "Czech"), ("da", "Danish"), ("de", "German")),
+            *(("el", "Greek"), ("en", "English"), ("es", "Spanish"), ("fa", "Persian")),
+            *(("fi", "Finnish"), ("fil", "Filipino"), ("fr", "French"), ("hi", "Hindi")),
+            *(("hu", "Hungarian"), ("id", "Indonesian"), ("it", "Italian"), ("ja", "Japanese")),
+            *(("ko", "Korean"), ("mk", "Macedonian"), ("ms", "Malay"), ("nl", "Dutch")),
+            *(("pl", "Polish"), ("pt", "Portuguese"), ("ro", "Romanian"), ("ru", "Russian")),
+            *(("sv", "Swedish"), ("th", "Thai"), ("tr", "Turkish"), ("vi", "Vietnamese")),
+            *(("yue", "Cantonese"), ("zh", "Chinese")),
+        ),
+        takes_context=True,
+        heading="language (.+)",
+        heading_end="<asr_text>",
+    ),
     "voxtral": Template(
         name="Voxtral",
         audio="[AUDIO]",

@@ -1,14 +1,15 @@
-"""Writes voxtral/: tiny random speech LLMs as `transformers` 5 saves them, and what they compute.
+"""Writes voxtral/ and others: tiny random speech LLMs as `transformers` 5 saves them.
 
-tests/test_voxtral.py reads it, so that the tests need no PyTorch and no download. To make it again,
-from the root of the repository:
+And what they compute, which tests/test_speech_llms.py reads, so that the tests need no PyTorch and
+no download. To make them again, from the root of the repository:
 
     python -m venv /tmp/golden
     /tmp/golden/bin/pip install torch==2.13.0 transformers==5.24.0 mistral-common==1.13.1 soundfile
     /tmp/golden/bin/python tests/golden/make_speech_llms.py voxtral
 
 A folder holds config.json, generation_config.json, the tokenizer's files and shards of safetensors.
-Windows are short (0.8 s in place of 30), so that the files are small; the arithmetic is the same.
+Windows are short (0.8 s in place of 30, 2 in place of 8), so that the files are small; the
+arithmetic is the same.
 ``expected.npz`` holds ``audio`` int16[B, T] of int32[B] ``samples``; of row b, each alone,
 ``features/b`` (as the encoder takes them), ``encoded/b`` float32[T', D], ``embeddings/b``
 float32[R, D], ``prompt/b`` int32[P] with a token a row of audio and ``told/b``, the same with a
@@ -33,15 +34,16 @@ import transformers
 HERE = Path(__file__).parent
 RATE = 16_000
 SAMPLES = (8000, 12_800, 20_871)  # of rows; windows are of 12,800
+QWEN_SAMPLES = (5000, 20_871, 40_123)  # with half a second at least, and windows of 32,000
 LENGTH, TEXT = 24, 6  # tokens
 POSITIONS = 40  # frames of 20 ms in a window
 MELS = 16
 
 
-def waveforms(rng: np.random.Generator) -> np.ndarray:
+def waveforms(lengths: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """int16[B, T], tones that come and go, with noise; zeros behind each row."""
-    made = np.zeros((len(SAMPLES), max(SAMPLES)), np.int16)
-    for row, samples in enumerate(SAMPLES):
+    made = np.zeros((len(lengths), max(lengths)), np.int16)
+    for row, samples in enumerate(lengths):
         t = np.arange(samples) / RATE
         tones = sum(
             np.sin(2 * np.pi * f * t + 3 * np.sin(2 * np.pi * g * t))
@@ -91,6 +93,7 @@ def computed(
     words: np.ndarray,
     language: str,
     rng: np.random.Generator,
+    lengths: tuple[int, ...] = SAMPLES,
 ) -> dict[str, np.ndarray]:
     """What a model makes of `waveforms`.
 
@@ -101,12 +104,13 @@ def computed(
         words: tokens that a text may be made of.
         language: that is told.
         rng: draws audio and text.
+        lengths: samples of each row.
     """
-    audio = waveforms(rng)
-    text = rng.choice(words, size=(len(SAMPLES), TEXT)).astype(np.int32)
-    out: dict[str, np.ndarray] = {"audio": audio, "samples": np.array(SAMPLES, np.int32)}
+    audio = waveforms(lengths, rng)
+    text = rng.choice(words, size=(len(lengths), TEXT)).astype(np.int32)
+    out: dict[str, np.ndarray] = {"audio": audio, "samples": np.array(lengths, np.int32)}
     greedy: dict[str, list[np.ndarray]] = {"greedy": [], "greedy_told": []}
-    for row, samples in enumerate(SAMPLES):
+    for row, samples in enumerate(lengths):
         wave = audio[row, :samples].astype(np.float32) / 32768
         with torch.no_grad():
             given = inputs(wave, "")
@@ -122,17 +126,20 @@ def computed(
                 given = inputs(wave, told)
                 made = model.generate(**given, do_sample=False, max_new_tokens=LENGTH)
                 greedy[name].append(text_only(made, given["input_ids"].shape[1]))
-                if told:
+                if name == "greedy_told":
                     out[f"told/{row}"] = given["input_ids"][0].numpy().astype(np.int32)
     return out | {"text": text} | {name: np.stack(rows) for name, rows in greedy.items()}
 
 
 def save(name: str, model: Any, expected: dict[str, np.ndarray], files: dict[str, Any]) -> None:
-    """Writes the folder of a model: its shards, what it computes, and JSON files."""
+    """Writes the folder of a model: its shards, what it computes, and JSON files or tokenizers."""
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, max_shard_size="100KB")
     for file, values in files.items():
+        if isinstance(values, transformers.PreTrainedTokenizerBase):
+            values.save_pretrained(folder)
+            continue
         (folder / file).write_text(json.dumps(values, ensure_ascii=False) + "\n")
     np.savez_compressed(folder / "expected.npz", **expected)
 
@@ -274,7 +281,199 @@ def voxtral() -> None:
     save("voxtral", model, expected, {"tekken.json": described})
 
 
-MODELS = {"voxtral": voxtral}
+# Qwen3-ASR
+
+CHAT = (
+    "<|im_start|>system\n{context}<|im_end|>\n<|im_start|>user\n<|audio_start|>{audio}<|audio_end|>"
+    "<|im_end|>\n<|im_start|>assistant\n{language}"
+)
+CONTEXT = "the and"
+
+
+def byte_level(
+    special: tuple[str, ...], plain: tuple[str, ...], **names: str
+) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE of the bytes and a few words, split as Qwen2's, and added tokens."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import pre_tokenizers as pre
+
+    letters = sorted(pre.ByteLevel.alphabet())
+    merges = [("Ġ", "t"), ("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("an", "d")]
+    merges += [("Ġ", "and"), ("l", "an"), ("e", "r")]
+    vocabulary = [*letters, *dict.fromkeys("".join(pair) for pair in merges)]
+    made = Tokenizer(models.BPE({piece: i for i, piece in enumerate(vocabulary)}, merges))
+    made.normalizer = normalizers.NFC()
+    words = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    split = pre.Split(Regex(words), behavior="isolated")
+    made.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(False, use_regex=False)])
+    made.decoder = decoders.ByteLevel()
+    for name in special:
+        made.add_special_tokens([AddedToken(name, special=True, normalized=False)])
+    made.add_tokens([AddedToken(name, special=False, normalized=False) for name in plain])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+def qwen3_asr() -> None:
+    special = (
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>"),
+        "<|audio_pad|>",
+    )
+    tokenizer = byte_level(
+        special, ("<asr_text>",), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    ids = tokenizer.get_vocab()
+    ends = [ids["<|endoftext|>"], ids["<|im_end|>"]]
+    config = transformers.Qwen3ASRConfig(
+        audio_config={
+            "num_mel_bins": MELS,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "d_model": 16,
+            "n_window_infer": 200,
+            "downsample_hidden_size": 6,
+            "output_dim": 32,
+        },
+        text_config={
+            "vocab_size": len(ids) + 5,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 12,
+            "max_position_embeddings": 1024,
+            "rope_theta": 1e6,
+        },
+        audio_token_id=ids["<|audio_pad|>"],
+        eos_token_id=ends,
+        pad_token_id=ids["<|endoftext|>"],
+        attn_implementation="eager",
+    )
+    model = transformers.Qwen3ASRForConditionalGeneration(config).eval()
+    rng = np.random.default_rng(2601)
+    randomise(model, rng, {})
+    embedding = model.model.language_model.embed_tokens.weight.data
+    embedding[ends] *= 1.3
+    embedding[len(ids) :] = 0  # the rows that pad a vocabulary are never the likeliest
+    model.generation_config = transformers.GenerationConfig(
+        eos_token_id=ends, pad_token_id=ids["<|endoftext|>"]
+    )
+    extractor = transformers.Qwen3ASRFeatureExtractor(feature_size=MELS)
+
+    def inputs(wave: np.ndarray, language: str) -> dict[str, torch.Tensor]:
+        made = extractor(
+            wave,
+            sampling_rate=RATE,
+            padding=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        mask = made["attention_mask"]
+        rows = len(model.get_audio_features(made["input_features"], mask).pooler_output)
+        text = CHAT.format(
+            context=CONTEXT if language else "",
+            audio="<|audio_pad|>" * rows,
+            language=f"language {language}<asr_text>" if language else "",
+        )
+        tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        return {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
+            "input_features": made["input_features"],
+            "input_features_mask": mask,
+        }
+
+    def encode(given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        made = model.get_audio_features(given["input_features"], given["input_features_mask"])
+        return made.last_hidden_state, made.pooler_output
+
+    words = np.arange(ids["<|endoftext|>"])
+    expected = computed(model, inputs, encode, words, "German", rng, QWEN_SAMPLES)
+    save("qwen3_asr", model, expected, {"tokenizer": tokenizer})
+
+
+# GLM-ASR
+
+
+def glmasr() -> None:
+    special = (
+        *("<|endoftext|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|pad|>"),
+        *("<|begin_of_audio|>", "<|end_of_audio|>"),
+    )
+    tokenizer = byte_level(special, (), eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    ids = tokenizer.get_vocab()
+    ends = [ids[name] for name in ("<|endoftext|>", "<|user|>", "<|observation|>")]
+    config = transformers.GlmAsrConfig(
+        audio_config={
+            "hidden_size": 16,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "num_mel_bins": MELS,
+            "max_position_embeddings": POSITIONS,
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(ids) + 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 12,
+            "max_position_embeddings": 1024,
+            "rms_norm_eps": 1e-5,
+            "eos_token_id": ends,
+        },
+        audio_token_id=ids["<|pad|>"],
+        attn_implementation="eager",
+    )
+    model = transformers.GlmAsrForConditionalGeneration(config).eval()
+    model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])
+    extractor = transformers.WhisperFeatureExtractor(feature_size=MELS)
+    window = POSITIONS * 320
+
+    def inputs(wave: np.ndarray, language: str) -> dict[str, torch.Tensor]:
+        del language
+        made = extractor(
+            [wave[at : at + window] for at in range(0, len(wave), window)],
+            sampling_rate=RATE,
+            padding=True,
+            truncation=False,
+            pad_to_multiple_of=window,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        mask = made["attention_mask"]
+        rows = model.get_audio_features(made["input_features"], mask).pooler_output.shape[0]
+        text = "<|user|>\n<|begin_of_audio|>" + "<|pad|>" * rows
+        text += "<|end_of_audio|><|user|>\nPlease transcribe this audio into text<|assistant|>\n"
+        tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        return {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
+            "input_features": made["input_features"],
+            "input_features_mask": mask,
+        }
+
+    def encode(given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        made = model.get_audio_features(given["input_features"], given["input_features_mask"])
+        return made.last_hidden_state, made.pooler_output
+
+    words = np.arange(ids["<|endoftext|>"])
+    rng = np.random.default_rng(2512)
+    randomise(model, rng, {})
+    model.model.language_model.embed_tokens.weight.data[len(ids) :] = 0
+    expected = computed(model, inputs, encode, words, "", rng)
+    save("glmasr", model, expected, {"tokenizer": tokenizer})
+
+
+MODELS = {"voxtral": voxtral, "qwen3_asr": qwen3_asr, "glmasr": glmasr}
 
 
 def main() -> None:

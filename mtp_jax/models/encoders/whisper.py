@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.config import Whisper
+from mtp_jax.config import RopeScaling, Whisper
 from mtp_jax.distributed.sharding import constrain
 from mtp_jax.models.attention import attend
 from mtp_jax.models.encoders.conformer import frames_mask
-from mtp_jax.models.layers import LayerNorm, Linear, zero_padding
+from mtp_jax.models.layers import LayerNorm, Linear, rotary_frequencies, rotate, zero_padding
 
 Count = TypeVar("Count", int, jax.Array)
 
@@ -45,11 +45,28 @@ def _neighbours(x: jax.Array, stride: int) -> jax.Array:
     return jnp.concatenate([padded[:, i : i + frames : stride] for i in range(3)], axis=-1)
 
 
+def _turned(x: jax.Array, rotary: int) -> jax.Array:
+    """[B, T, N, H], the first `rotary` features of each head turned by their position."""
+    frequencies, _ = rotary_frequencies(rotary, 10_000.0, RopeScaling())
+    turned = rotate(x[..., :rotary], jnp.arange(x.shape[1])[None], frequencies)
+    return jnp.concatenate([turned, x[..., rotary:]], axis=-1)
+
+
 class Block(nn.Module):
-    """Attention and a GELU layer, each behind a LayerNorm and added to its input."""
+    """Attention and a GELU layer, each behind a LayerNorm and added to its input.
+
+    Attributes:
+        config: sizes.
+        dtype: of activations.
+        key_bias: whether keys have a bias, as Whisper's have not.
+        rotary: features of each head of queries and keys that turn with their position (Su et al.,
+            2021); none of Whisper's do.
+    """
 
     config: Whisper
     dtype: jnp.dtype
+    key_bias: bool = False
+    rotary: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, None]:
@@ -61,7 +78,9 @@ class Block(nn.Module):
             return z.reshape(rows, frames, c.heads, width // c.heads)
 
         y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        q, k, v = project("query", True), project("key", False), project("value", True)
+        q, k, v = project("query", True), project("key", self.key_bias), project("value", True)
+        if self.rotary:
+            q, k = (_turned(z, self.rotary) for z in (q, k))
         y = attend(q, k, v, real).reshape(rows, frames, width)
         x = constrain(x + linear(width, ("heads", "embed"), True, name="output")(y), *_WHOLE)
         y = LayerNorm(dtype=self.dtype, name="feedforward_norm")(x)
@@ -70,16 +89,39 @@ class Block(nn.Module):
         return constrain(x + linear(width, ("mlp", "embed"), True, name="down")(y), *_WHOLE), None
 
 
+def run_blocks(
+    config: Whisper,
+    dtype: jnp.dtype,
+    x: jax.Array,
+    real: jax.Array,
+    key_bias: bool = False,
+    rotary: int = 0,
+) -> jax.Array:
+    """Runs the blocks of the module that calls over `x` [B, T, D], of which bool[B, T] are real."""
+    stack = nn.scan(
+        Block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=config.layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    x, _ = stack(config, dtype, key_bias, rotary, name="blocks")(x, real)
+    return x
+
+
 class WhisperEncoder(nn.Module):
     """From log-mel frames to 50 hidden states a second.
 
     Attributes:
         config: sizes.
         dtype: of activations.
+        rotary: as in `Block`, in place of the table of positions.
     """
 
     config: Whisper
     dtype: jnp.dtype = jnp.float32
+    rotary: int = 0
 
     @nn.compact
     def __call__(self, features: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -101,15 +143,8 @@ class WhisperEncoder(nn.Module):
         x = _gelu(linear(name="convolution_2")(_neighbours(x, 2)))
         length = encoded_length(length)
         real = frames_mask(length, x.shape[1])
-        table = sinusoids(c.positions, c.width)[: x.shape[1]]
-        x = constrain(zero_padding(x + table.astype(self.dtype), real), *_WHOLE)
-        stack = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=c.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, _ = stack(c, self.dtype, name="blocks")(x, real)
+        if not self.rotary:
+            x = x + sinusoids(c.positions, c.width)[: x.shape[1]].astype(self.dtype)
+        x = constrain(zero_padding(x, real), *_WHOLE)
+        x = run_blocks(c, self.dtype, x, real, rotary=self.rotary)
         return LayerNorm(dtype=self.dtype, name="norm")(x), length

@@ -1,0 +1,70 @@
+"""What every family of released speech LLMs is described by, and what their tables are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from mtp_jax.config import Decoder, FrontEnd, SpeechLlm
+from mtp_jax.pretrained import whisper
+from mtp_jax.pretrained.errors import PretrainedError
+from mtp_jax.pretrained.fields import Fields
+from mtp_jax.pretrained.table import Rule
+from mtp_jax.pretrained.weights import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechLlmSource:
+    """What a folder says of its model.
+
+    Attributes:
+        config: encoder, projector and positions.
+        decoder: sizes of the LLM.
+        front_end: the log-mel features.
+        rows: of the embedding.
+        audio_token: id of the token that stands for a row of audio; None if it names none.
+    """
+
+    config: SpeechLlm
+    decoder: Decoder
+    front_end: FrontEnd
+    rows: int
+    audio_token: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of model.
+
+    Attributes:
+        describe: reads its config.json.
+        rules: the tables of its parts, below ``encoder/``, ``projector/`` and ``decoder/``.
+        positions: the name of a stored table of positions, which must be the one that is computed.
+        ignored: patterns of tensors that need not be used.
+    """
+
+    describe: Callable[[Fields], SpeechLlmSource]
+    rules: Callable[[Weights], Iterable[Rule]]
+    positions: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+def below(part: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """A part's table, in the tree of the whole model."""
+    return tuple(dataclasses.replace(rule, ours=f"{part}/{rule.ours}") for rule in rules)
+
+
+def group(config: Fields, name: str, defaults: Mapping[str, Any] | None = None) -> Fields:
+    """A group of fields of config.json, over what is meant where it lacks one."""
+    values = config.get(name, {})
+    if not isinstance(values, Mapping):
+        raise PretrainedError(f"{config.where}: {name} is no object: download it again")
+    given = {key: value for key, value in values.items() if value is not None}
+    return Fields(config.where, {**(defaults or {}), **given})
+
+
+def linear(ours: str, theirs: str, bias: bool) -> list[Rule]:
+    """The table of a `Linear`."""
+    rules = whisper.linear_rules(ours, theirs)
+    return rules if bias else rules[:1]

@@ -1,0 +1,79 @@
+"""Released sizes: the tables name as many tensors, and the models have as many parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mtp_jax.config import Config, Data, Heads, Mesh
+from mtp_jax.distributed.sharding import make_mesh
+from mtp_jax.models.build import build
+from mtp_jax.models.initialization import parameter_shapes
+from mtp_jax.models.params import by_path
+from mtp_jax.models.recogniser import Vocabulary
+from mtp_jax.models.speech_windows import prompt_rows
+from mtp_jax.pretrained.glm_asr import GLM_ASR
+from mtp_jax.pretrained.qwen3_asr import QWEN3_ASR
+from mtp_jax.pretrained.speech_llm import speech_llm_architecture
+from mtp_jax.pretrained.voxtral import VOXTRAL
+from mtp_jax.pretrained.weights import Weights
+from mtp_jax.tokenizer.speech_prompts import SpeechPrompt
+
+HEAD = {"glmasr": "language_model.lm_head.weight"}
+SMALL_QWEN = {
+    "audio_config": {
+        "d_model": 896,
+        "encoder_layers": 18,
+        "encoder_attention_heads": 14,
+        "encoder_ffn_dim": 3584,
+        "output_dim": 1024,
+    },
+    "text_config": {"hidden_size": 1024, "intermediate_size": 3072},
+}
+LARGE_VOXTRAL = {
+    "text_config": {"hidden_size": 5120, "num_hidden_layers": 40, "intermediate_size": 32_768}
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "tensors", "billions", "rows"),
+    [
+        # A stored table of positions is a tensor and no parameter of ours; a tied head is neither.
+        ("voxtral", {}, 762 - 1, 4.676 - 0.002, 375),
+        ("voxtral", LARGE_VOXTRAL, None, 24.262 - 0.002, 375),
+        ("qwen3_asr", {}, 708 - 1, 2.038, 390),
+        ("qwen3_asr", SMALL_QWEN, 612 - 1, 0.782, 390),
+        ("glmasr", {}, 745, 2.258, 375),
+    ],
+)
+def test_counts_are_those_of_the_released_models(tmp_path, kind, fields, tensors, billions, rows):
+    """What config.json leaves out is the size of the class in transformers."""
+    values = {"model_type": kind, "text_config": {}, "audio_config": {}} | fields
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    if kind in HEAD:
+        save_file({HEAD[kind]: np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    source = speech_llm_architecture(tmp_path)
+    config = Config(
+        front_end=source.front_end,
+        decoder=source.decoder,
+        speech_llm=source.config,
+        heads=Heads(count=1),
+        data=Data(bucket_seconds=(30.0,)),
+    )
+    prompt = SpeechPrompt("", 0, (), (0,), (0,), ())
+    model = build(config, Vocabulary(source.rows, 0, 0, speech=prompt))
+    shapes, _ = parameter_shapes(model, make_mesh(Mesh(data=1), jax.devices()[:1]))
+    leaves = by_path(shapes)
+    count = sum(math.prod(x.shape) for x in leaves.values())
+    assert count / 1e9 == pytest.approx(billions, abs=6e-4)
+    family = {"voxtral": VOXTRAL, "qwen3_asr": QWEN3_ASR, "glmasr": GLM_ASR}[kind]
+    rules = {rule.ours: rule for rule in family.rules(Weights(tmp_path, "safetensors", {}, None))}
+    assert leaves.keys() <= rules.keys()
+    names = {name for path, x in leaves.items() for name in rules[path].names(x.shape)}
+    assert tensors in (None, len(names))
+    assert prompt_rows(30 * 16_000, config) == rows
