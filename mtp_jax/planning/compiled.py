@@ -91,7 +91,7 @@ class Task:
 
 def _vocabulary(values: dict[str, Any]) -> Vocabulary:
     """The inverse of `dataclasses.asdict`, after JSON."""
-    prompt = {name: tuple(values[name]) for name in ("prompt_before", "prompt_after")}
+    prompt = {name: tuple(values[name]) for name in ("prompt_before", "prompt_after", "ends")}
     merges = values["merges"]
     if merges is not None:
         space = merges.pop("space")
