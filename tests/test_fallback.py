@@ -9,7 +9,7 @@ from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import ConfigError
 from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.decoding import BeamSearch, Greedy
-from mtp_jax.inference.fallback import rows_of, token_limit, went_wrong
+from mtp_jax.inference.fallback import first_limit, is_short, rows_of, token_limit, went_wrong
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.models.speech_features import speech_features
@@ -105,6 +105,16 @@ def test_a_text_without_an_end_is_not_waited_for(bare, batch):
     made = bare.run(batch, Greedy()).decoded
     assert made.tokens.shape[1] == most and made.calls.max() == limit + most
     assert bare.is_compiled(batch, Greedy())
+
+
+def test_rows_that_fill_the_window_may_have_as_many_tokens_as_any(bare, full, batch):
+    """They are not decoded again, and a limit would cut them off."""
+    runner = runner_of(0.2)
+    assert is_short(2500, runner.model.config) and not is_short(4800, runner.model.config)
+    assert first_limit(batch, runner.model.config) == runner.model.config.data.max_tokens
+    assert first_limit(batch, bare.model.config) == 19
+    made, whole = (r.run(batch, Greedy()).decoded for r in (runner, full))
+    assert texts(made)[0] == texts(whole)[0] and made.calls[0] == whole.calls[0] > 19
 
 
 def test_its_text_is_the_one_that_it_has_alone(bare, batch):

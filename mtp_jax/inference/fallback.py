@@ -26,8 +26,8 @@ from mtp_jax.models.speech_features import window
 from mtp_jax.tokenizer import Tokenizer
 
 MAX_COMPRESSION = 2.4  # of a text by zlib, as in Whisper's transcribe.py
-_TOKENS_A_SECOND = 10  # fast English has 5; a script with more is decoded again, and as right
-_TOKENS_BESIDE = 16
+_TOKENS_PER_SECOND = 10  # fast English has 5; a script with more is decoded again, and as right
+_EXTRA_TOKENS = 16
 
 
 def full_window(config: Config) -> Config:
@@ -46,11 +46,26 @@ def can_fall_back(config: Config, batch: Batch, strategy: Strategy) -> bool:
     )
 
 
+def is_short(samples: int | np.ndarray, config: Config) -> bool | np.ndarray:
+    """Whether so much audio, and the silence behind it, leave a part of the window empty."""
+    silence = round(config.whisper.silence * config.front_end.sample_rate)
+    return samples + silence < window(config)
+
+
 def token_limit(samples: int, config: Config) -> int:
     """Tokens that a text of so much audio may have before it counts as one without an end."""
     seconds = samples / config.front_end.sample_rate
-    longest = _TOKENS_BESIDE + math.ceil(_TOKENS_A_SECOND * seconds)
+    longest = _EXTRA_TOKENS + math.ceil(_TOKENS_PER_SECOND * seconds)
     return min(config.data.max_tokens, longest)
+
+
+def first_limit(batch: Batch, config: Config) -> int:
+    """Tokens that the texts of a batch may have before the first of them is decoded again.
+
+    All that a text may have where the window is full for some row: such a row is not decoded again.
+    """
+    longest = batch.audio.shape[1]
+    return token_limit(longest, config) if is_short(longest, config) else config.data.max_tokens
 
 
 def with_token_limit(config: Config, limit: int) -> Config:
@@ -100,12 +115,11 @@ def with_fallback(
         decode: decodes a batch in the full window, as `done` was decoded.
     """
     tokens, length = multihost.to_host((done.decoded.tokens, done.decoded.length))
-    samples = round(config.whisper.silence * config.front_end.sample_rate)
     audio_length = np.asarray(batch.audio_length)
-    short = audio_length + samples < window(config)
+    short = (np.asarray(batch.index) >= 0) & is_short(audio_length, config)
     rows = [
         row
-        for row in np.flatnonzero((np.asarray(batch.index) >= 0) & short).tolist()
+        for row in np.flatnonzero(short).tolist()
         if went_wrong(
             tokens[row, : length[row]].tolist(),
             tokenizer,

@@ -100,7 +100,7 @@ class Runner:
         config = self.model.config
         if not fallback.can_fall_back(config, batch, strategy):
             return self.model
-        return self._limited(fallback.token_limit(batch.audio.shape[1], config))
+        return self._limited(fallback.first_limit(batch, config))
 
     def _limited(self, max_tokens: int) -> Recogniser:
         return self.model.clone(config=fallback.with_token_limit(self.model.config, max_tokens))
