@@ -131,7 +131,7 @@ def text_only(tokens: list[int], start: tuple[int, ...], eos: int) -> list[int]:
     return [token for token in tokens if token != eos]
 
 
-def say_where_they_part(
+def print_divergence(
     runner: Runner, batch: Batch, name: str, mine: list[int], theirs: list[int]
 ) -> None:
     """Prints the difference of the two greatest logits where two texts part, if they do."""
@@ -197,12 +197,12 @@ def main(argv: list[str]) -> None:
             if "verify" in found:
                 mine, greedy_tokens = found["verify"]["tokens"], found["greedy"]["tokens"]
                 identical += mine == greedy_tokens
-                say_where_they_part(runner, batch, source.utterances[i].id, greedy_tokens, mine)
+                print_divergence(runner, batch, source.utterances[i].id, greedy_tokens, mine)
                 encoding += encoder_seconds(runner, batch) if i else 0.0
             if "transformers" in found:
                 mine, theirs = found["greedy"]["tokens"], found["transformers"]["tokens"]
                 same += mine == theirs
-                say_where_they_part(runner, batch, source.utterances[i].id, mine, theirs)
+                print_divergence(runner, batch, source.utterances[i].id, mine, theirs)
     if "transformers" in sides:
         print(f"greedy tokens equal to transformers': {same} of {len(audio)}")
     if "verify" in strategies:

@@ -45,7 +45,7 @@ _LOST_AFTER = flags.DEFINE_integer(
 _NO_FAULT_OF_THE_CODE = {
     *(errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 }
-BOXED = "models/whisper-base"  # in a clone
+DEFAULT_MODEL = "models/whisper-base"  # in a clone
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # What is defined by functions of this module belongs to the commands that call them, in --help too.
 flags.disclaim_key_flags()
@@ -112,17 +112,17 @@ def model_flag() -> flags.FlagHolder[str]:
     return holder
 
 
-def whisper_flag() -> flags.FlagHolder[str | None]:
-    """``--model`` of commands that people begin with; `whisper_or` says what it is by default."""
+def optional_model_flag() -> flags.FlagHolder[str | None]:
+    """``--model`` of commands that people begin with, which have a `model_or_default`."""
     return flags.DEFINE_string(
         "model",
         None,
         "a workdir, an exported model, a Whisper or a speech LLM (hf://OWNER/NAME too); default:"
-        f" {BOXED} of the clone, which is Whisper base with heads",
+        f" {DEFAULT_MODEL} of the clone, which is Whisper base with heads",
     )
 
 
-def whisper_or(given: str | None) -> str:
+def model_or_default(given: str | None) -> str:
     """`given`, or else the folder of heads for Whisper base that comes with the clone.
 
     Raises:
@@ -131,12 +131,12 @@ def whisper_or(given: str | None) -> str:
     if given:
         return given
     clone = pathlib.Path(__file__).parent.parent  # whatever the current folder is
-    for folder in (clone / BOXED, pathlib.Path(BOXED)):
+    for folder in (clone / DEFAULT_MODEL, pathlib.Path(DEFAULT_MODEL)):
         if folder.is_dir():
             return str(folder)
     raise flags.Error(
-        f"no --model is given, and {BOXED} is not here: run this in a clone of mtp_jax, or name a"
-        " model, as in --model=hf://openai/whisper-base"
+        f"no --model is given, and {DEFAULT_MODEL} is not here: run this in a clone of mtp_jax, or"
+        " name a model, as in --model=hf://openai/whisper-base"
     )
 
 

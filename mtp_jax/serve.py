@@ -34,7 +34,7 @@ from mtp_jax.flag_checks import check_tau
 if TYPE_CHECKING:
     import uvicorn
 
-_MODEL = cli.whisper_flag()
+_MODEL = cli.optional_model_flag()
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         if name not in registry.names():
             raise flags.Error(f"--{flag}={name} is not one of {', '.join(registry.names())}")
     check_tau(_TAU.value)
-    folder = cli.whisper_or(_MODEL.value)
+    folder = cli.model_or_default(_MODEL.value)
     try:
         import uvicorn
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from mtp_jax.checkpoints.workdir import Workdir
     from mtp_jax.transcription.transcriber import Transcriber
 
-_MODEL = cli.whisper_flag()
+_MODEL = cli.optional_model_flag()
 _OUTPUT = flags.DEFINE_string("output_dir", None, "folder of the transcripts; default: print them")
 _FORMAT = flags.DEFINE_list("format", None, f"of {', '.join(FORMATS)}; default: txt")
 _STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(registry.names())}")
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         raise flags.Error("several formats need --output_dir: only one can be printed")
     if _OUTPUT.value and "://" in _OUTPUT.value:
         raise flags.Error(f"--output_dir={_OUTPUT.value} lies in a bucket: mount it, or copy later")
-    model = cli.whisper_or(_MODEL.value)
+    model = cli.model_or_default(_MODEL.value)
     folder = to_path(_OUTPUT.value) if _OUTPUT.value else None
     if folder:
         check_writable(folder, "output_dir")

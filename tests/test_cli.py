@@ -23,13 +23,13 @@ ROOT = Path(__file__).parent.parent
 
 def test_by_default_people_get_the_whisper_of_the_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.whisper_or("mine") == "mine"
-    assert Path(cli.whisper_or(None)).samefile(ROOT / "models" / "whisper-base")
+    assert cli.model_or_default("mine") == "mine"
+    assert Path(cli.model_or_default(None)).samefile(ROOT / "models" / "whisper-base")
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "mtp_jax" / "cli.py"))
     with pytest.raises(flags.Error, match=r"run this in a clone .*--model=hf://"):
-        cli.whisper_or(None)
+        cli.model_or_default(None)
     (tmp_path / "models" / "whisper-base").mkdir(parents=True)  # the current folder is a clone
-    assert cli.whisper_or(None) == "models/whisper-base"
+    assert cli.model_or_default(None) == "models/whisper-base"
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ from mtp_jax.decoding import Greedy, Threshold, Verify
 from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.recogniser import Recogniser, call
+from mtp_jax.planning import hlo
 from mtp_jax.pretrained.sizes import with_heads
 from mtp_jax.training.losses import shifted_targets
 from tests.tiny_whisper import WHISPER_WINDOW, drawn_params, tiny_whisper
@@ -128,16 +129,33 @@ def test_drafting_ends_where_it_is_not_needed(model, params, run):
     every = draft(hidden[:, 1], last, 0.0)
     np.testing.assert_array_equal(every.drafted, M - 1)
     so_far = np.cumprod(every.probabilities, axis=1)
-    for limit in (1.1, *(0.99 * so_far[:, :-1]).ravel().tolist(), *so_far[:, 0].tolist()):
+    before = np.concatenate([np.ones((ROWS, 1)), so_far[:, :-1]], axis=1)
+    likely = np.sort(before.ravel())  # a limit between two of these is missed by no rounding
+    for limit in (1.1, *((likely[1:] + likely[:-1]) / 2)[np.diff(likely) > 1e-4].tolist()):
         some = draft(hidden[:, 1], last, limit)
-        before = np.concatenate([np.ones((3, 1)), so_far[:, :-1]], axis=1)
-        count = (
-            np.sum(before >= limit * (1 + 1e-6), axis=1),
-            np.sum(before >= limit * (1 - 1e-6), axis=1),
-        )
-        assert np.all((some.drafted >= count[0]) & (some.drafted <= count[1]))
+        np.testing.assert_array_equal(some.drafted, np.sum(before >= limit, axis=1))
         for row, drafted in enumerate(some.drafted):
             np.testing.assert_array_equal(some.tokens[row, :drafted], every.tokens[row, :drafted])
+
+
+def test_a_plan_counts_every_head(model, params, run):
+    """Where all are to draft, as in plans for TPUs, the compiled loop tells how often it runs."""
+    hidden, encoded = run
+
+    def trips(limit):
+        def draft(params):
+            return bind_decoder(model, params, encoded).draft(hidden[:, 1], jnp.arange(ROWS), limit)
+
+        module = hlo.parse(jax.jit(draft).lower(params).compile().as_text())
+        return [
+            hlo.trip_count(module, computation, instruction)
+            for computation in module.computations.values()
+            for instruction in computation.instructions
+            if instruction.opcode == "while"
+        ]
+
+    assert M - 1 in trips(0.0) and None not in trips(0.0)
+    assert None in trips(0.5)
 
 
 def test_fewer_heads_draft_the_first_of_the_same(model, params, run):

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from mtp_jax.data import Batch
 from mtp_jax.decoding import DecoderFunctions, Drafts, DraftText
 from mtp_jax.decoding.text import most_likely, select_position
 from mtp_jax.distributed import sharding
+from mtp_jax.inference.serial_drafts import draft_serially
 from mtp_jax.models.ctc import best_labels
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.params import products_type
@@ -107,11 +107,14 @@ def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFun
     if sharding.platform() != "cpu":
         params = products_type(params, model.config.train.dtype)  # once, not in every call
     logits, hypothesis = encoded.ctc_logits, encoded.ctc_hypothesis
+    draft = functools.partial(_draft, model, params)
+    if model.config.heads.serial:
+        draft = functools.partial(draft_serially, model, params, encoded)
     return DecoderFunctions(
         prefill=functools.partial(_prefill, model, params, encoded),
         extend=lambda *args: call(Recogniser.extend, model, params, *args),
         next_token=lambda hidden: call(Recogniser.next_token, model, params, hidden),
-        draft=functools.partial(_draft, model, params, encoded),
+        draft=draft,
         heads=model.config.heads.count,
         eos=model.vocabulary.eos,
         ctc_labels=None if logits is None else DraftText(*best_labels(logits, encoded.ctc_length)),
@@ -130,81 +133,13 @@ def _decoder(model: Recogniser) -> Recogniser:
 
 
 def _draft(
-    model: Recogniser,
-    params: Any,
-    encoded: Encoded,
-    hidden: jax.Array,
-    last: jax.Array,
-    min_probability: float,
+    model: Recogniser, params: Any, hidden: jax.Array, last: jax.Array, min_probability: float
 ) -> Drafts:
-    """The most likely token of each of heads 2..M, of serial ones given those before it."""
-    if model.config.heads.serial:
-        return _draft_serially(model, params, encoded, hidden, last, min_probability)
+    """The most likely token of each of heads 2..M, which are computed at once."""
+    del min_probability
     places, log_probs = most_likely(call(Recogniser.draft_logits, model, params, hidden))
     tokens = call(Recogniser.draft_tokens, model, params, places)
     return Drafts(tokens, jnp.exp(log_probs), jnp.full(len(last), model.config.heads.count - 1))
-
-
-@struct.dataclass
-class _Drafting:
-    """Loop state.
-
-    Attributes:
-        step: int32, drafts of each row so far.
-        state: [B, D], of the head before; `token`: int32[B], which that head drafted.
-        log_prob: float32[B], of all drafts of a row being right.
-        drafts: so far.
-    """
-
-    step: jax.Array
-    state: jax.Array
-    token: jax.Array
-    log_prob: jax.Array
-    drafts: Drafts
-
-
-def _draft_serially(
-    model: Recogniser,
-    params: Any,
-    encoded: Encoded,
-    hidden: jax.Array,
-    last: jax.Array,
-    min_probability: float,
-) -> Drafts:
-    """Ends where no row's drafts are likely enough; each row counts its own alone."""
-    shape = len(last), model.config.heads.count - 1
-    enough = jnp.log(min_probability)
-
-    def unfinished(at: _Drafting) -> jax.Array:
-        return (at.step < shape[1]) & jnp.any(at.log_prob >= enough)
-
-    def step(at: _Drafting) -> _Drafting:
-        state, logits = call(Recogniser.next_draft, model, params, encoded, at.state, at.token)
-        place, log_prob = most_likely(logits)
-        token = call(Recogniser.draft_tokens, model, params, place)
-        tokens, probabilities, drafted = at.drafts
-        return _Drafting(
-            step=at.step + 1,
-            state=state,
-            token=token,
-            log_prob=at.log_prob + log_prob,
-            drafts=Drafts(
-                tokens.at[:, at.step].set(token),
-                probabilities.at[:, at.step].set(jnp.exp(log_prob)),
-                drafted + (at.log_prob >= enough),
-            ),
-        )
-
-    start = _Drafting(
-        step=jnp.int32(0),
-        state=call(Recogniser.of_later_heads, model, params, hidden),
-        token=last,
-        log_prob=jnp.zeros(shape[0]),
-        drafts=Drafts(
-            jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32)
-        ),
-    )
-    return jax.lax.while_loop(unfinished, step, start).drafts
 
 
 def _prefill(

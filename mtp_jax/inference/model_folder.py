@@ -17,8 +17,8 @@ from mtp_jax.pretrained.parts import digests
 from mtp_jax.pretrained.sizes import with_pretrained
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import CTC_NAME
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "merges.txt")
+from mtp_jax.tokenizer.base import NAMES, VOCABULARY
+from mtp_jax.tokenizer.vocabulary_files import MERGES
 
 
 def open_model_folder(folder: str | os.PathLike[str]) -> Workdir:
@@ -96,7 +96,7 @@ def model_digest(workdir: Workdir, pretrained: str = "") -> str:
 
 def _model_files(workdir: Workdir) -> Iterator[pathlib.Path]:
     w = workdir
-    names = (*TOKENIZER_FILES, CTC_NAME, "model.safetensors")
+    names = (*NAMES, VOCABULARY, MERGES, CTC_NAME, "model.safetensors")
     files = [w.config, w.parts, w.confidence, w.heads, w.speech, *(w.path / n for n in names)]
     checkpoints = [] if w.is_export else sorted((w.path / "best").rglob("*"))
     weights = w.weights if isinstance(w, ReleasedFolder) else []

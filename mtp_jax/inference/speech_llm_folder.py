@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mtp_jax.config import Config, Data, Evaluation, Heads, Pretrained
 from mtp_jax.inference.released_folder import ReleasedFolder
-from mtp_jax.models.speech_windows import heard_in_windows, prompt_rows, window_samples
+from mtp_jax.models.speech_windows import has_windows, prompt_rows, window_samples
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.pretrained.speech_llm import family_of
@@ -43,7 +43,7 @@ class SpeechLlmFolder(ReleasedFolder):
                 " model"
             )
         # Shorter chunks take less time where none is padded to a window: a program for each length.
-        shares = (1.0,) if heard_in_windows(config) else (1 / 3, 2 / 3, 1.0)
+        shares = (1.0,) if has_windows(config) else (1 / 3, 2 / 3, 1.0)
         lengths = tuple(share * seconds for share in shares)
         return Config(
             pretrained=config.pretrained,

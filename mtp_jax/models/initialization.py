@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from mtp_jax.distributed import sharding
 from mtp_jax.models.recogniser import Recogniser
-from mtp_jax.models.speech_windows import least_frames
+from mtp_jax.models.speech_windows import min_frames
 
 
 def init_params(model: Recogniser, key: jax.Array) -> Any:
     """Fresh parameters, in their annotations."""
     c = model.config
-    frames = least_frames(c) if c.speech_llm.present else max(1, *c.encoder.subsampling)
+    frames = min_frames(c) if c.speech_llm.present else max(1, *c.encoder.subsampling)
     features = jnp.zeros((1, frames, c.whisper.width or c.front_end.mel_bins))
     one = jnp.ones(1, jnp.int32)
     tokens = jnp.zeros((1, 1), jnp.int32)

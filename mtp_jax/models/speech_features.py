@@ -12,7 +12,7 @@ from mtp_jax.config import Config
 from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.models.recogniser import Recogniser, call
-from mtp_jax.models.speech_windows import MIN_SAMPLES, heard_in_windows, window_samples
+from mtp_jax.models.speech_windows import MIN_SAMPLES, has_windows, window_samples
 
 
 def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -29,7 +29,7 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
     audio, samples = jnp.asarray(batch.audio), jnp.asarray(batch.audio_length)
     if c.speech_llm.present:
         audio = jnp.where(jnp.arange(audio.shape[1]) < samples[:, None], audio, 0)
-        return (_in_windows if heard_in_windows(c) else _alone)(audio, samples, c)
+        return (_in_windows if has_windows(c) else _alone)(audio, samples, c)
     if not c.whisper.present:
         return log_mel(audio, samples, c.front_end)
     whole, most = c.whisper_decoder.present, window(c)

@@ -23,7 +23,7 @@ from mtp_jax.models.heads import Heads
 from mtp_jax.models.projectors.mlp import MlpProjector
 from mtp_jax.models.recogniser import Encoded
 from mtp_jax.models.speech_llama import SpeechLlama
-from mtp_jax.models.speech_windows import heard_in_windows, window_frames
+from mtp_jax.models.speech_windows import has_windows, window_frames
 from mtp_jax.tokenizer.speech_prompts import AUDIO, SpeechPrompt
 
 _NEVER = float(np.finfo(np.float32).min)  # logit of a token that may not be
@@ -42,7 +42,7 @@ def make_encoder(config: AudioEncoder, dtype: jnp.dtype) -> nn.Module:
 class SpeechLlm(SpeechLlama):
     """A released speech LLM with M prediction heads, of which the first is its own.
 
-    It differs from `SpeechLlama` in what hears the audio and in what stands around it.
+    It differs from `SpeechLlama` in encoder, projector and prompt.
     """
 
     def setup(self) -> None:
@@ -61,7 +61,7 @@ class SpeechLlm(SpeechLlama):
 
     def hidden_states(self, features: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What the encoder makes of `features` as `encode` takes them: [B, T', D] and lengths."""
-        if not heard_in_windows(self.config):
+        if not has_windows(self.config):
             return self.encoder(features, length)
         frames = window_frames(self.config)
         x = encode_windows(self.encoder, features, frames)

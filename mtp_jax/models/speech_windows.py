@@ -1,4 +1,4 @@
-"""How the audio of a released speech LLM is padded before its encoder hears it."""
+"""How the audio of a released speech LLM is padded before it is encoded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from mtp_jax.config import Config
 from mtp_jax.models.encoders.qwen import encoded_positions
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
 
-MIN_SAMPLES = 8000  # that Qwen3-ASR hears: shorter clips are padded, and the padding is speech
+MIN_SAMPLES = 8000  # that Qwen3-ASR encodes: padding of shorter clips counts as speech
 
 
-def heard_in_windows(config: Config) -> bool:
-    """Whether the encoder hears windows padded with silence; else clips as long as they are."""
+def has_windows(config: Config) -> bool:
+    """Whether the encoder takes windows padded with silence; else clips as long as they are."""
     return config.speech_llm.encoder.kind in ("whisper", "glm")
 
 
@@ -26,15 +26,15 @@ def window_samples(config: Config) -> int:
     return window_frames(config) * config.front_end.sample_rate // 100
 
 
-def least_frames(config: Config) -> int:
+def min_frames(config: Config) -> int:
     """Log-mel frames that the encoder can be run on."""
-    return window_frames(config) if heard_in_windows(config) else config.speech_llm.encoder.chunk
+    return window_frames(config) if has_windows(config) else config.speech_llm.encoder.chunk
 
 
 def prompt_rows(samples: int, config: Config) -> int:
     """Rows of the prompt that an utterance of so many samples becomes, at most."""
     encoder, stack = config.speech_llm.encoder, config.speech_llm.projector.stack
-    if heard_in_windows(config):
+    if has_windows(config):
         windows = max(1, -(-samples // window_samples(config)))
         return windows * encoder.positions // stack
     frames = max(samples, MIN_SAMPLES) * 100 // config.front_end.sample_rate

@@ -64,6 +64,22 @@ def group(config: Fields, name: str, defaults: Mapping[str, Any] | None = None) 
     return Fields(config.where, {**(defaults or {}), **given})
 
 
+def stacked(audio: Fields, positions: int) -> int:
+    """How many neighbouring states of the encoder become one row, where its config implies it.
+
+    Args:
+        audio: with ``intermediate_size``, which is the width of a row, and ``hidden_size``.
+        positions: in a window, of which whole rows must come.
+    """
+    stack, rest = divmod(audio.integer("intermediate_size"), audio.integer("hidden_size"))
+    if rest or positions % stack:
+        raise PretrainedError(
+            f"{audio.where}: audio_config.intermediate_size is no whole number of hidden_size, or"
+            " does not divide the positions: choose another model"
+        )
+    return stack
+
+
 def linear(ours: str, theirs: str, bias: bool) -> list[Rule]:
     """The table of a `Linear`."""
     rules = whisper.linear_rules(ours, theirs)

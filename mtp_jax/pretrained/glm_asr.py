@@ -1,4 +1,4 @@
-"""GLM-ASR-Nano: Whisper's encoder with half-rotary positions, four states a row, a LLaMA."""
+"""GLM-ASR-Nano: Whisper's encoder with half-rotary positions, four states per row, a LLaMA."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from mtp_jax.config import AudioEncoder, FrontEnd, Projector, SpeechLlm
 from mtp_jax.pretrained import llama, whisper
 from mtp_jax.pretrained.errors import PretrainedError
-from mtp_jax.pretrained.family import Family, SpeechLlmSource, below, group, linear
+from mtp_jax.pretrained.family import Family, SpeechLlmSource, below, group, linear, stacked
 from mtp_jax.pretrained.fields import Fields
 from mtp_jax.pretrained.table import Rule
 from mtp_jax.pretrained.weights import Weights, open_weights
@@ -59,12 +59,8 @@ def _describe(config: Fields) -> SpeechLlmSource:
     decoder = llama.llama_of(
         Fields(text.where, {**text.values, "tie_word_embeddings": _HEAD not in names})
     )
-    stack, rest = divmod(audio.integer("intermediate_size"), width)
-    if rest or audio.integer("max_position_embeddings") % stack:
-        raise PretrainedError(
-            f"{config.where}: audio_config.intermediate_size is no whole number of hidden_size, or"
-            " does not divide the positions: choose another model"
-        )
+    positions = audio.integer("max_position_embeddings")
+    stack = stacked(audio, positions)
     return SpeechLlmSource(
         config=SpeechLlm(
             family="glmasr",
@@ -74,7 +70,7 @@ def _describe(config: Fields) -> SpeechLlmSource:
                 layers=audio.integer("num_hidden_layers"),
                 heads=heads,
                 feedforward=audio.integer("intermediate_size"),
-                positions=audio.integer("max_position_embeddings"),
+                positions=positions,
             ),
             projector=Projector(stack=stack, width=2 * decoder.config.width, bias=True),
             positions=text.integer("max_position_embeddings"),

@@ -49,10 +49,7 @@ def _describe(config: Fields) -> SpeechLlmSource:
     # QwenLM's own layout nests what transformers has at the top.
     own_layout = "thinker_config" in config.values
     whole = group(config, "thinker_config") if own_layout else config
-    text, audio = (
-        group(whole, "text_config", _TEXT),
-        group(whole, "audio_config", _AUDIO),
-    )
+    text, audio = group(whole, "text_config", _TEXT), group(whole, "audio_config", _AUDIO)
     audio.must("activation_function", ("gelu",), "gelu")
     audio.must("scale_embedding", (False,), False)
     audio.must("output_dim", (text.integer("hidden_size"),), text.integer("hidden_size"))

@@ -1,4 +1,4 @@
-"""Voxtral: Whisper's encoder, four of its states a row, a LLaMA."""
+"""Voxtral: Whisper's encoder, four of its states per row, a LLaMA."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from mtp_jax.config import AudioEncoder, FrontEnd, Projector, SpeechLlm
 from mtp_jax.pretrained import llama, whisper
-from mtp_jax.pretrained.errors import PretrainedError
-from mtp_jax.pretrained.family import Family, SpeechLlmSource, below, group, linear
+from mtp_jax.pretrained.family import Family, SpeechLlmSource, below, group, linear, stacked
 from mtp_jax.pretrained.fields import Fields
 from mtp_jax.pretrained.table import Rule
 from mtp_jax.pretrained.weights import Weights
@@ -37,22 +36,15 @@ _AUDIO = {
 
 
 def _describe(config: Fields) -> SpeechLlmSource:
-    text, audio = (
-        group(config, "text_config", _TEXT),
-        group(config, "audio_config", _AUDIO),
-    )
+    text, audio = group(config, "text_config", _TEXT), group(config, "audio_config", _AUDIO)
     text.must("model_type", ("llama", "mistral"), None)
     audio.must("activation_function", ("gelu",), "gelu")
     audio.must("scale_embedding", (False,), False)
     config.must("projector_hidden_act", ("gelu",), "gelu")
     decoder = llama.llama_of(text)
     width = audio.integer("hidden_size")
-    stack, rest = divmod(audio.integer("intermediate_size"), width)
-    if rest or audio.integer("max_source_positions") % stack:
-        raise PretrainedError(
-            f"{config.where}: audio_config.intermediate_size is no whole number of hidden_size, or"
-            " does not divide the positions: choose another model"
-        )
+    positions = audio.integer("max_source_positions")
+    stack = stacked(audio, positions)
     return SpeechLlmSource(
         config=SpeechLlm(
             family="voxtral",
@@ -62,7 +54,7 @@ def _describe(config: Fields) -> SpeechLlmSource:
                 layers=audio.integer("num_hidden_layers"),
                 heads=audio.integer("num_attention_heads"),
                 feedforward=audio.integer("intermediate_size"),
-                positions=audio.integer("max_source_positions"),
+                positions=positions,
             ),
             projector=Projector(stack=stack, width=decoder.config.width, bias=False),
             positions=text.integer("max_position_embeddings"),

@@ -37,7 +37,7 @@ class SpeechLlmTokenizer(HuggingFaceTokenizer):
             model: the tokenizer.
             family: a key of `TEMPLATES`.
             ends: ids that end a text, of which the first is EOS.
-            pad: id that fills a row up.
+            pad: id of padding.
 
         Raises:
             TokenizerError: it lacks a special token.

@@ -1,7 +1,8 @@
 """Mistral's ``tekken.json``: a byte-level BPE whose merges follow from the ranks of its tokens.
 
-Ids 0 to S - 1 are special; the token of rank r is S + r. A piece of text that is a token is one; of
-others the neighbours are merged whose union has the lowest rank, over and over. Source:
+Ids 0 to S - 1 are special; the token of rank r is S + r. A piece of text that
+equals a token becomes that token; in others the neighbours whose union has the lowest rank are
+merged, over and over. Source:
 mistral-common's ``mistral_common/tokens/tokenizers/tekken.py``.
 """
 

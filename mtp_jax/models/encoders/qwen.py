@@ -65,7 +65,7 @@ class StridedConvolution(nn.Module):
 
 
 class QwenEncoder(nn.Module):
-    """From log-mel frames to 13 hidden states a second.
+    """From log-mel frames to 13 hidden states per second.
 
     Attributes:
         config: sizes.

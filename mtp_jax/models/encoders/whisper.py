@@ -45,11 +45,11 @@ def _neighbours(x: jax.Array, stride: int) -> jax.Array:
     return jnp.concatenate([padded[:, i : i + frames : stride] for i in range(3)], axis=-1)
 
 
-def _turned(x: jax.Array, rotary: int) -> jax.Array:
-    """[B, T, N, H], the first `rotary` features of each head turned by their position."""
+def _rotated(x: jax.Array, rotary: int) -> jax.Array:
+    """[B, T, N, H], the first `rotary` features of each head rotated by their position."""
     frequencies, _ = rotary_frequencies(rotary, 10_000.0, RopeScaling())
-    turned = rotate(x[..., :rotary], jnp.arange(x.shape[1])[None], frequencies)
-    return jnp.concatenate([turned, x[..., rotary:]], axis=-1)
+    rotated = rotate(x[..., :rotary], jnp.arange(x.shape[1])[None], frequencies)
+    return jnp.concatenate([rotated, x[..., rotary:]], axis=-1)
 
 
 class Block(nn.Module):
@@ -80,7 +80,7 @@ class Block(nn.Module):
         y = LayerNorm(dtype=self.dtype, name="attention_norm")(x)
         q, k, v = project("query", True), project("key", self.key_bias), project("value", True)
         if self.rotary:
-            q, k = (_turned(z, self.rotary) for z in (q, k))
+            q, k = (_rotated(z, self.rotary) for z in (q, k))
         y = attend(q, k, v, real).reshape(rows, frames, width)
         x = constrain(x + linear(width, ("heads", "embed"), True, name="output")(y), *_WHOLE)
         y = LayerNorm(dtype=self.dtype, name="feedforward_norm")(x)
