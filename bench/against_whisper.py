@@ -3,7 +3,7 @@
     python -m bench.against_whisper --model=FOLDER --data=dev.jsonl [--count=20] [--language=en]
         [--pretrained=FOLDER] [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER]
         [--compute_types=float32,int8] [--python=PATH] [--silence=30] [--dtype=bfloat16]
-        [--threads=2] [--timestamps] [--heads=M]
+        [--threads=2] [--timestamps] [--heads=M] [--min_probability=0.2]
 
 Utterances go one by one through every program, each in a process of its own, in turn; the first
 one warms up and does not count. Greedy, no voice activity detection; timestamps with
@@ -36,7 +36,7 @@ import mtp_jax.inference.load
 from mtp_jax import cli
 from mtp_jax.config import Data
 from mtp_jax.data import Batch, open_source
-from mtp_jax.decoding import Greedy, Verify
+from mtp_jax.decoding import Greedy, Verify, drafts
 from mtp_jax.evaluation.metrics import word_errors
 from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.model_folder import open_model_folder
@@ -54,6 +54,9 @@ _PYTHON = flags.DEFINE_string("python", sys.executable, "one that has the other 
 _SILENCE = flags.DEFINE_float("silence", None, "seconds behind an utterance; default: the model's")
 _DTYPE = cli.dtype_flag()
 _HEADS = cli.heads_flag()
+_LEAST = flags.DEFINE_float(
+    "min_probability", drafts.MIN_PROBABILITY, "of all drafts so far, for serial heads to go on"
+)
 _TIMESTAMPS = flags.DEFINE_bool("timestamps", False, "texts hold times")
 _THREADS = flags.DEFINE_integer("threads", 2, "of the other programs", lower_bound=1)
 
@@ -163,7 +166,7 @@ def main(argv: list[str]) -> None:
     source = open_source(_DATA.value, Data(bucket_seconds=(30.0,)), 16_000)
     strategies = {"greedy": Greedy()}
     if runner.model.config.heads.count > 1:
-        strategies["verify"] = Verify()
+        strategies["verify"] = Verify(min_probability=_LEAST.value)
     sides: dict[str, Side] = {}
     if _HF.value:
         sides["transformers"] = Side("transformers", _HF.value, language)

@@ -16,8 +16,7 @@ from mtp_jax.decoding.edit_distance import (
 )
 from mtp_jax.decoding.interface import DecoderFunctions
 
-# Serial heads draft no further once the drafts so far are all right with a probability below this:
-# a draft then costs more time than it is likely to save (docs/whisper.md has the measurement).
+# Below it a draft costs more time than it is likely to save: docs/whisper.md has the measurement.
 MIN_PROBABILITY = 0.2
 
 
@@ -47,14 +46,14 @@ class DraftSource(NamedTuple):
     draft: Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
 
 
-def head_drafts(model: DecoderFunctions) -> DraftSource:
-    """Drafts of heads 2..M."""
+def head_drafts(model: DecoderFunctions, min_probability: float) -> DraftSource:
+    """Drafts of heads 2..M, as `Verify` says."""
 
     def draft(
         state: Any, hidden: jax.Array, predicted: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, jax.Array, Any]:
         last = _last(predicted, count)
-        drafts = model.draft(hidden, last[:, 0], MIN_PROBABILITY)
+        drafts = model.draft(hidden, last[:, 0], min_probability)
         return jnp.concatenate([last, drafts.tokens], axis=1), 1 + drafts.drafted, state
 
     return DraftSource(model.heads, (), draft)
@@ -85,14 +84,16 @@ def text_drafts(
     return DraftSource(width, initial_distances(text) if distances is None else distances, draft)
 
 
-def draft_source(model: DecoderFunctions, ctc_width: int) -> DraftSource:
+def draft_source(
+    model: DecoderFunctions, ctc_width: int, min_probability: float = MIN_PROBABILITY
+) -> DraftSource:
     """Drafts of the heads or, where `ctc_width` (S) is above 0, of the CTC hypothesis.
 
     Raises:
         DraftsError: there is no CTC hypothesis in the decoder's tokens.
     """
     if not ctc_width:
-        return head_drafts(model)
+        return head_drafts(model, min_probability)
     if model.ctc_hypothesis is None:
         raise DraftsError
     return text_drafts(model.ctc_hypothesis, ctc_width, model.eos)

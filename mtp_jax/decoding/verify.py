@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.drafts import draft_source
+from mtp_jax.decoding.drafts import MIN_PROBABILITY, draft_source
 from mtp_jax.decoding.interface import Decoded, DecoderFunctions
 from mtp_jax.decoding.text import Emitted, most_likely
 from mtp_jax.decoding.verify_loop import Verification, verify_loop
@@ -21,9 +21,12 @@ class Verify:
     Attributes:
         ctc_width: 0 takes the drafts of heads 2..M, and S is M. Otherwise it is S, and the drafts
             are the CTC hypothesis, whatever M is; a model without one raises `DraftsError`.
+        min_probability: serial heads draft no further once the drafts so far are all right with a
+            probability below it.
     """
 
     ctc_width: int = struct.field(pytree_node=False, default=0)
+    min_probability: float = struct.field(pytree_node=False, default=MIN_PROBABILITY)
 
     @property
     def name(self) -> str:
@@ -32,7 +35,7 @@ class Verify:
 
     def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does."""
-        source = draft_source(model, self.ctc_width)
+        source = draft_source(model, self.ctc_width, self.min_probability)
         hidden, cache = model.prefill(max_tokens)
         first, log_prob = (x[:, None] for x in most_likely(model.next_token(hidden)))
         text, _ = Emitted.empty(active, max_tokens).emit(
