@@ -2,8 +2,8 @@
 
 With less silence behind an utterance than Whisper was trained with, a text may repeat itself
 without end. Whether one did is read off its own tokens, so that a row of a batch gets the text that
-it gets alone, by every exact strategy the same. A text that goes on for longer than anybody speaks
-is not waited for.
+it gets alone, by every exact strategy the same. A text longer than anybody speaks counts as one
+without an end, so that a batch does not wait for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtp_jax.models.speech_features import window
 from mtp_jax.tokenizer import Tokenizer
 
 MAX_COMPRESSION = 2.4  # of a text by zlib, as in Whisper's transcribe.py
-_TOKENS_PER_SECOND = 10  # fast English has 5; a script with more is decoded again, and as right
+_TOKENS_PER_SECOND = 10  # fast English has 5; text in a script that needs more is decoded twice
 _EXTRA_TOKENS = 16
 
 

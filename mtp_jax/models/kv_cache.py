@@ -46,9 +46,9 @@ class CrossCache:
         return dataclasses.replace(self, keys=tuple(keys), values=tuple(values))
 
     def row_major(self) -> CrossCache:
-        """The same, whose keys and values are put in the order of their axes once.
+        """The same, with keys and values in memory in the order of their axes.
 
-        XLA on a CPU would put off their transposition, and make it anew for each loop.
+        XLA on a CPU would delay their transposition, and repeat it before each loop that reads it.
         """
 
         def put(x: jax.Array) -> jax.Array:

@@ -51,8 +51,7 @@ class Segment:
         tokens: in order, EOS last where it was reached; of Whisper's times none.
         decoder_calls: that it took, the pass over the audio included.
         aligned: False where nothing tells when words were said, or the encoder's output has no room
-            for them, and they are spread
-            evenly over the segment.
+            for them, and they are spread evenly over the segment.
         looped: a repetition loop was cut.
         complete: EOS was reached.
         evidence: of each word, what its confidence is made of: log-probability of its tokens by
