@@ -48,11 +48,12 @@ def test_bfloat16_gradients_are_those_of_float32_up_to_rounding():
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 6, 16, 17])
-def test_a_kernel_from_which_few_rows_or_many_are_had(rows):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 6, 16, 17, 64, 65])
+def test_a_kernel_from_which_few_rows_or_many_are_had(rows, dtype):
     x = jax.random.normal(KEY, (1, rows, 64))
-    kernel = jax.random.normal(KEY, (40, 64)).astype(jnp.bfloat16)
-    expected = x.astype(jnp.bfloat16).astype(jnp.float32) @ kernel.astype(jnp.float32).T
+    kernel = jax.random.normal(KEY, (40, 64)).astype(dtype)
+    expected = x.astype(dtype).astype(jnp.float32) @ kernel.astype(jnp.float32).T
     made = jax.jit(matmul_transposed)(x, kernel)
     assert made.shape == (1, rows, 40) and made.dtype == jnp.float32
     np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
