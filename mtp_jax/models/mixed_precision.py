@@ -62,7 +62,7 @@ def matmul_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
     if count == 1 and dtype != jnp.float32:
         rows = jnp.pad(rows, ((0, 1), (0, 0)))
     product = _rows_first
-    if 1 < len(rows) and count <= _FEW_ROWS.get(dtype.name, 0):
+    if len(rows) > 1 and count <= _FEW_ROWS.get(dtype.name, 0):
         product = functools.partial(
             jax.lax.platform_dependent, cpu=_kernel_first, default=_rows_first
         )
