@@ -126,13 +126,17 @@ def main(argv: list[str]) -> None:
     data = _DATA.value or config.data.test
     output = to_path(_OUTPUT.value) if _OUTPUT.value else workdir.evaluation(data)
     check_writable(output, "output")
-    tunes = _TAU.value is None and (_INCREASE.value is not None or not workdir.read_tau())
+    options = dataclasses.replace(config.evaluation, **given)
+    tunes = (
+        options.needs_tau(_HEADS.value or config.heads.count)
+        and _TAU.value is None
+        and (_INCREASE.value is not None or not workdir.read_tau())
+    )
     if tunes and _SAVE_TAU.value:
         check_writable(workdir.path, "workdir")
     from mtp_jax.data import check_sources
 
     check_sources([data, *([config.data.dev] if tunes else [])], config.data)
-    options = dataclasses.replace(config.evaluation, **given)
     cli.start_jax(config)
     from mtp_jax.decoding import DraftsError
     from mtp_jax.evaluation import evaluate  # imported late: errors in flags come at once

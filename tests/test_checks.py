@@ -166,3 +166,24 @@ def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     with pytest.raises(CheckpointError, match="the model itself"):
         export(model, workdir, tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("strategy", ["greedy,verify", "threshold"])
+def test_dev_must_be_there_only_if_tau_is_chosen_on_it(workdir, tmp_path, monkeypatch, strategy):
+    class Loading(Exception):
+        pass
+
+    def loading_begins(*unused, **also):
+        raise Loading
+
+    folder = Path(shutil.copytree(workdir, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["dev"] = "elsewhere.jsonl"
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(load_module, "load", loading_begins)
+    flags = f"--workdir={folder}", "--data=embedded:test", f"--strategy={strategy}"
+    if strategy == "threshold":
+        assert "'elsewhere.jsonl' is no file" in run("evaluate", *flags).err
+    else:
+        with pytest.raises(Loading):
+            run("evaluate", *flags)

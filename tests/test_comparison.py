@@ -29,7 +29,6 @@ from mtp_jax.evaluation.compare import (
     compare,
     differences,
     identical,
-    needs_tau,
     outcome_errors,
     row,
     table_rows,
@@ -276,9 +275,9 @@ def test_the_rows_of_the_table() -> None:
     assert rows_of(options, 1) == [drafted]
     assert rows_of(options, 8) == [("verify", {}, Verify()), drafted]
     assert rows_of(options, 8, has_ctc=False) == [("verify", {}, Verify())]
-    assert needs_tau(Evaluation(), 8)
-    assert not needs_tau(Evaluation(), 1)
-    assert not needs_tau(Evaluation(strategies=("greedy", "verify")), 8)
+    assert Evaluation().needs_tau(8)
+    assert not Evaluation().needs_tau(1)
+    assert not Evaluation(strategies=("greedy", "verify")).needs_tau(8)
     searches = ("beam", "prefix_beam", "prefix_beam_ctc")
     options = Evaluation(strategies=searches, beams=6, draft_width=5, beam_rounds=2)
     ours = PrefixBeam(6, 0.0, 5, 2)

@@ -388,3 +388,7 @@ class Evaluation:
         check(len(self.strategies) > 0, "evaluation.strategies", "must name at least one")
         for strategy in self.strategies:
             one_of(strategy, registry.names(), "evaluation.strategies")
+
+    def needs_tau(self, heads: int) -> bool:
+        """Whether the table of a model with M `heads` has a row of threshold decoding."""
+        return heads > 1 and "threshold" in self.strategies

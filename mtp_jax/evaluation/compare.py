@@ -30,11 +30,6 @@ def options_of(options: Evaluation, heads: int, tau: float) -> registry.Options:
     )
 
 
-def needs_tau(options: Evaluation, heads: int) -> bool:
-    """Whether the table has a row of threshold decoding."""
-    return heads > 1 and "threshold" in options.strategies
-
-
 def table_rows(
     options: Evaluation, heads: int, tau: float, usable: Collection[str]
 ) -> list[tuple[registry.Entry, registry.Variant]]:

@@ -15,7 +15,7 @@ from mtp_jax.checkpoints.workdir import Workdir, commit, write_json
 from mtp_jax.config import Config, Evaluation
 from mtp_jax.data import Problem, Report, Source, open_source
 from mtp_jax.distributed import multihost
-from mtp_jax.evaluation.compare import compare, needs_tau
+from mtp_jax.evaluation.compare import compare
 from mtp_jax.evaluation.metrics import word_errors
 from mtp_jax.evaluation.report import (
     beam_table,
@@ -54,7 +54,7 @@ def tune(
         tau; 1, and nothing is decoded or kept, if no row will use it.
     """
     config = runner.model.config
-    if not needs_tau(options or config.evaluation, config.heads.count):
+    if not (options or config.evaluation).needs_tau(config.heads.count):
         return 1.0
     rate = config.front_end.sample_rate
     dev = open_source(config.data.dev, config.data, rate, needs_text=True)
