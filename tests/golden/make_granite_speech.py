@@ -10,12 +10,13 @@ what the others have, ``ctc/b`` float32[T', labels] are the logits of the encode
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from make_speech_llms import MELS, byte_level, computed, randomise, save
+from make_speech_llms import HERE, MELS, byte_level, computed, randomise, save
 
 SAMPLES = (4000, 6400, 11_111)  # of rows: 26, 41 and 70 frames, which are 13, 20 and 35 states
 CHAT = "USER: {{ messages[0].content }}\n ASSISTANT:"
@@ -94,6 +95,7 @@ def main() -> None:
             statistics.copy_(torch.from_numpy(rng.uniform(0.5, 2, statistics.shape)))
     model = model.bfloat16().float()  # stored in half of the bytes, as the released ones are
     model.generation_config = transformers.GenerationConfig(eos_token_id=end, pad_token_id=end)
+    base = copy.deepcopy(model)
     adapt(model, rng)
     extractor = transformers.GraniteSpeechFeatureExtractor(n_mels=MELS)
 
@@ -123,7 +125,9 @@ def main() -> None:
         with torch.no_grad():
             states = torch.from_numpy(expected[f"encoded/{row}"])
             expected[f"ctc/{row}"] = model.model.encoder.out(states).numpy()
-    save("granite_speech", model.bfloat16(), expected, {"tokenizer": tokenizer}, "60KB")
+    save("granite_speech", base.bfloat16(), expected, {"tokenizer": tokenizer}, "60KB")
+    # The class's own method would save the model once more, under the names that `peft` gives.
+    transformers.PreTrainedModel.save_pretrained(model.bfloat16(), HERE / "granite_speech")
 
 
 if __name__ == "__main__":

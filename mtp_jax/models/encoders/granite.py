@@ -83,8 +83,10 @@ class BatchNorm(nn.Module):
             for name, init in starts.items()
         )
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
-        whole = functools.partial(along_rows, shape=x.shape, dtype=jnp.float32)
-        return (x * whole(factor) + whole(bias - mean * factor)).astype(self.dtype)
+        factor, offset = (
+            along_rows(y, x.shape, jnp.float32) for y in (factor, bias - mean * factor)
+        )
+        return (x * factor + offset).astype(self.dtype)
 
 
 class Convolution(nn.Module):
