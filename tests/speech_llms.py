@@ -20,7 +20,12 @@ from mtp_jax.models.params import merge
 
 GOLDEN = Path(__file__).parent / "golden"
 # Language and context that the golden texts were told.
-TOLD = {"voxtral": ("de", ""), "qwen3_asr": ("de", "the and"), "glmasr": ("", "")}
+TOLD = {
+    "voxtral": ("de", ""),
+    "qwen3_asr": ("de", "the and"),
+    "glmasr": ("", ""),
+    "granite_speech": ("", ""),
+}
 NAMES = tuple(TOLD)
 
 

@@ -18,13 +18,20 @@ from mtp_jax.models.params import by_path
 from mtp_jax.models.recogniser import Vocabulary
 from mtp_jax.models.speech_windows import prompt_rows
 from mtp_jax.pretrained.glm_asr import GLM_ASR
+from mtp_jax.pretrained.granite_speech import GRANITE_SPEECH
 from mtp_jax.pretrained.qwen3_asr import QWEN3_ASR
 from mtp_jax.pretrained.speech_llm import speech_llm_architecture
 from mtp_jax.pretrained.voxtral import VOXTRAL
 from mtp_jax.pretrained.weights import Weights
 from mtp_jax.tokenizer.speech_prompts import SpeechPrompt
 
-HEAD = {"glmasr": "language_model.lm_head.weight"}
+HEAD = dict.fromkeys(("glmasr", "granite_speech"), "language_model.lm_head.weight")
+FAMILIES = {
+    "voxtral": VOXTRAL,
+    "qwen3_asr": QWEN3_ASR,
+    "glmasr": GLM_ASR,
+    "granite_speech": GRANITE_SPEECH,
+}
 SMALL_QWEN = {
     "audio_config": {
         "d_model": 896,
@@ -38,6 +45,53 @@ SMALL_QWEN = {
 LARGE_VOXTRAL = {
     "text_config": {"hidden_size": 5120, "num_hidden_layers": 40, "intermediate_size": 32_768}
 }
+
+GRANITE_4 = {
+    "has_lora_adapter": False,
+    "encoder_config": {"num_layers": 16, "output_dim": 348},
+    "projector_config": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "cross_attention_frequency": 1,
+        "encoder_hidden_size": 1024,
+    },
+    "text_config": {
+        "vocab_size": 100_353,
+        "hidden_size": 2048,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+    },
+}
+
+
+def counted(folder, kind, fields) -> tuple[int, int, int]:
+    """Tensors, parameters and rows of 30 s of a model; config.json leaves out what is usual."""
+    values = {"model_type": kind, "text_config": {}, "audio_config": {}} | fields
+    (folder / "config.json").write_text(json.dumps(values))
+    if kind in HEAD:
+        save_file({HEAD[kind]: np.zeros(1, np.float32)}, folder / "model.safetensors")
+    source = speech_llm_architecture(folder)
+    config = Config(
+        front_end=source.front_end,
+        decoder=source.decoder,
+        speech_llm=source.config,
+        heads=Heads(count=1),
+        data=Data(bucket_seconds=(30.0,)),
+    )
+    prompt = SpeechPrompt("", 0, (), (0,), (0,), ())
+    model = build(config, Vocabulary(source.rows, 0, 0, speech=prompt))
+    shapes, _ = parameter_shapes(model, make_mesh(Mesh(data=1), jax.devices()[:1]))
+    leaves = by_path(shapes)
+    weights = Weights(folder, "safetensors", {}, None)
+    rules = {rule.ours: rule for rule in FAMILIES[kind].rules(weights, source.config)}
+    assert leaves.keys() <= rules.keys()
+    names = {name for path, x in leaves.items() for name in rules[path].names(x.shape)}
+    parameters = sum(math.prod(x.shape) for x in leaves.values())
+    return len(names), parameters, prompt_rows(30 * 16_000, config)
 
 
 @pytest.mark.parametrize(
@@ -53,27 +107,15 @@ LARGE_VOXTRAL = {
 )
 def test_counts_are_those_of_the_released_models(tmp_path, kind, fields, tensors, billions, rows):
     """What config.json leaves out is the size of the class in transformers."""
-    values = {"model_type": kind, "text_config": {}, "audio_config": {}} | fields
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    if kind in HEAD:
-        save_file({HEAD[kind]: np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
-    source = speech_llm_architecture(tmp_path)
-    config = Config(
-        front_end=source.front_end,
-        decoder=source.decoder,
-        speech_llm=source.config,
-        heads=Heads(count=1),
-        data=Data(bucket_seconds=(30.0,)),
-    )
-    prompt = SpeechPrompt("", 0, (), (0,), (0,), ())
-    model = build(config, Vocabulary(source.rows, 0, 0, speech=prompt))
-    shapes, _ = parameter_shapes(model, make_mesh(Mesh(data=1), jax.devices()[:1]))
-    leaves = by_path(shapes)
-    count = sum(math.prod(x.shape) for x in leaves.values())
-    assert count / 1e9 == pytest.approx(billions, abs=6e-4)
-    family = {"voxtral": VOXTRAL, "qwen3_asr": QWEN3_ASR, "glmasr": GLM_ASR}[kind]
-    rules = {rule.ours: rule for rule in family.rules(Weights(tmp_path, "safetensors", {}, None))}
-    assert leaves.keys() <= rules.keys()
-    names = {name for path, x in leaves.items() for name in rules[path].names(x.shape)}
-    assert tensors in (None, len(names))
-    assert prompt_rows(30 * 16_000, config) == rows
+    names, parameters, ours = counted(tmp_path, kind, fields)
+    assert tensors in (None, names)
+    assert parameters / 1e9 == pytest.approx(billions, abs=6e-4)
+    assert ours == rows
+
+
+def test_granite_has_the_bytes_that_are_published(tmp_path):
+    """Of bfloat16, and one int64 per layer of the encoder, which counts batches of its training."""
+    names, parameters, rows = counted(tmp_path, "granite_speech", GRANITE_4)
+    assert names + 16 == 954
+    assert 2 * parameters + 16 * 8 == 4_626_414_392
+    assert rows == 300

@@ -39,9 +39,9 @@ def log_mel(
 ) -> tuple[jax.Array, jax.Array]:
     """Features as the encoder takes them.
 
-    "kaldi" is `kaldi_fbank` under `normalize`; "whisper" is `whisper_log_mel`, which brings its
-    own scale. Frames beyond a row's length are exactly 0. A row shorter than one window (25 ms)
-    has no frames.
+    "kaldi" is `kaldi_fbank` under `normalize`; "whisper" and "granite" are `whisper_log_mel`, which
+    brings its own scale. Frames beyond a row's length are exactly 0. A row shorter than one window
+    (25 ms) has no frames.
 
     Args:
         audio: int16[B, T] (or floats on the scale of int16).
@@ -56,7 +56,7 @@ def log_mel(
         ValueError: the flavour is not defined at this sample rate.
     """
     length = feature_length(audio_length, front_end)
-    if front_end.flavour == "whisper":
+    if front_end.flavour != "kaldi":
         return whisper_log_mel(audio, audio_length, front_end), length
     return normalize(kaldi_fbank(audio, front_end), length), length
 
@@ -65,11 +65,11 @@ def feature_length(samples: Count, front_end: FrontEnd) -> Count:
     """Frames of `samples` samples: ints, or arrays of NumPy or JAX, give their own kind.
 
     A frame starts every 10 ms. In "kaldi" a frame is where its whole window of 25 ms is
-    (``snip_edges``); "whisper" centres them, and leaves the last one out.
+    (``snip_edges``); "whisper" and "granite" centre them, and "whisper" leaves the last one out.
     """
     window, hop = _window_and_hop(front_end.sample_rate)
-    whisper = front_end.flavour == "whisper"
-    frames: Count = samples // hop if whisper else 1 + (samples - window) // hop
+    first = window if front_end.flavour == "kaldi" else 0  # samples before its end
+    frames: Count = (samples - first) // hop + (front_end.flavour != "whisper")
     return frames * (samples >= window)
 
 
@@ -134,6 +134,10 @@ def whisper_log_mel(audio: jax.Array, audio_length: jax.Array, front_end: FrontE
     Whisper's models were trained on windows of 30 s, zero-padded: for those pass 480,000 samples,
     zeros included, and 480,000 as the length.
 
+    "granite" is the same but for the spectrum, which has the bins of a transform of 512 samples,
+    the mel filters, which are HTK's of height 1, and the last frame, which is kept (transformers'
+    ``feature_extraction_granite_speech.py``).
+
     Args:
         audio: int16[B, T].
         audio_length: int32[B].
@@ -148,18 +152,21 @@ def whisper_log_mel(audio: jax.Array, audio_length: jax.Array, front_end: FrontE
     if front_end.sample_rate != _WHISPER_RATE:
         raise ValueError(
             f"config.front_end.sample_rate ({front_end.sample_rate}) must be {_WHISPER_RATE} for"
-            " config.front_end.flavour 'whisper', which is defined at no other"
+            f" config.front_end.flavour {front_end.flavour!r}, which is defined at no other"
         )
     window, hop = _window_and_hop(_WHISPER_RATE)
     count = feature_length(audio.shape[1], front_end)
     if not count:
         return jnp.zeros((audio.shape[0], 0, front_end.mel_bins))
     reflected = jax.vmap(functools.partial(_reflect, margin=window // 2))(audio, audio_length)
-    energy = _mel_energy(
-        _frames(reflected, window, hop, count) / _FULL_SCALE,
-        _whisper_analysis(window),
-        _slaney_filters(window, front_end.mel_bins),
-    )
+    if front_end.flavour == "granite":
+        size = _fft_size(window)
+        filters = _htk_filters(size, front_end.mel_bins)
+    else:
+        size = window
+        filters = _slaney_filters(size, front_end.mel_bins)
+    frames = _frames(reflected, window, hop, count) / _FULL_SCALE
+    energy = _mel_energy(frames, _whisper_analysis(window, size), filters)
     features = jnp.log10(jnp.maximum(energy, 1e-10))
     real = _real(features, feature_length(audio_length, front_end))
     # Without a real frame any finite number will do; -10 is the logarithm of the floor above.
@@ -306,10 +313,13 @@ def _kaldi_filters(sample_rate: int, window: int, mel_bins: int) -> np.ndarray:
 
 
 @functools.cache
-def _whisper_analysis(window: int) -> np.ndarray:
-    """Periodic Hann window, then Fourier transform: [window, window + 2]."""
+def _whisper_analysis(window: int, fft_size: int) -> np.ndarray:
+    """Periodic Hann window, then Fourier transform: [window, fft_size + 2].
+
+    Where in a longer transform the window stands changes phases alone, not the power.
+    """
     hann = np.hanning(window + 1)[:-1]
-    return _complex_columns(np.fft.rfft(np.diag(hann)))
+    return _complex_columns(np.fft.rfft(np.diag(hann), fft_size))
 
 
 @functools.cache
@@ -325,6 +335,18 @@ def _slaney_filters(fft_size: int, mel_bins: int) -> np.ndarray:
     corners = np.where(mel < 15.0, mel * 1000.0 / 15.0, 1000.0 * np.exp((mel - 15.0) / slope))
     bins = np.arange(fft_size // 2 + 1) * _WHISPER_RATE / fft_size
     return _triangles(bins, corners) * (2.0 / (corners[2:] - corners[:-2])).astype(np.float32)
+
+
+@functools.cache
+def _htk_filters(fft_size: int, mel_bins: int) -> np.ndarray:
+    """Triangles of height 1, straight in Hz: [fft_size / 2 + 1, Z].
+
+    Their corners are even on HTK's mel scale, 2595 log10(1 + f / 700), from 0 Hz to 8 kHz.
+    """
+    top = 2595.0 * np.log10(1.0 + _WHISPER_HIGH_HZ / 700.0)
+    corners = 700.0 * (10.0 ** (np.linspace(0.0, top, mel_bins + 2) / 2595.0) - 1.0)
+    bins = np.arange(fft_size // 2 + 1) * _WHISPER_RATE / fft_size
+    return _triangles(bins, corners)
 
 
 def _triangles(place: np.ndarray, corners: np.ndarray) -> np.ndarray:

@@ -13,8 +13,9 @@ class FrontEnd:
     """Log-mel features, 100 frames a second.
 
     Attributes:
-        flavour: "kaldi" (pre-emphasis, Povey window, natural log) or "whisper" (Hann window,
-            log10, clipped 8 below the loudest, scaled).
+        flavour: "kaldi" (pre-emphasis, Povey window, natural log), "whisper" (Hann window,
+            log10, clipped 8 below the loudest, scaled) or "granite" (as Whisper's, of a finer
+            spectrum on HTK's mel scale, with the last frame).
         mel_bins: Z.
         sample_rate: Hz; recordings are resampled to it when they are read.
     """
@@ -24,13 +25,13 @@ class FrontEnd:
     sample_rate: int = 16_000
 
     def __post_init__(self) -> None:
-        one_of(self.flavour, ("kaldi", "whisper"), "front_end.flavour")
+        one_of(self.flavour, ("kaldi", "whisper", "granite"), "front_end.flavour")
         check(self.mel_bins > 0, "front_end.mel_bins", "must be positive")
         check(self.sample_rate >= 1000, "front_end.sample_rate", "must be 1000 or more")
         check(
-            self.flavour != "whisper" or self.sample_rate == 16_000,
+            self.flavour == "kaldi" or self.sample_rate == 16_000,
             "front_end.sample_rate",
-            f"({self.sample_rate}) must be 16000 for config.front_end.flavour 'whisper'",
+            f"({self.sample_rate}) must be 16000 for config.front_end.flavour {self.flavour!r}",
         )
 
 

@@ -99,6 +99,6 @@ def _model_files(workdir: Workdir) -> Iterator[pathlib.Path]:
     names = (*NAMES, VOCABULARY, MERGES, CTC_NAME, "model.safetensors")
     files = [w.config, w.parts, w.confidence, w.heads, w.speech, *(w.path / n for n in names)]
     checkpoints = [] if w.is_export else sorted((w.path / "best").rglob("*"))
-    weights = w.weights if isinstance(w, ReleasedFolder) else []
-    files += [*weights, w.path / "generation_config.json"]
+    released = w.own_files if isinstance(w, ReleasedFolder) else []
+    files += [*released, w.path / "generation_config.json"]
     yield from (file for file in [*files, *checkpoints] if file.is_file())

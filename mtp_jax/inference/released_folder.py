@@ -37,6 +37,6 @@ class ReleasedFolder(Workdir):
         return {"sha256": {}, "left_out": ["*"]}
 
     @property
-    def weights(self) -> list[Path]:
-        """The files that hold its parameters."""
+    def own_files(self) -> list[Path]:
+        """The files beside config and tokenizer that tell what it makes of a recording."""
         return weight_files(self.path)[1]

@@ -7,10 +7,12 @@ from pathlib import Path
 from mtp_jax.config import Config, Data, Evaluation, Heads, Pretrained
 from mtp_jax.inference.released_folder import ReleasedFolder
 from mtp_jax.models.speech_windows import has_windows, prompt_rows, window_samples
+from mtp_jax.pretrained import adapter
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.pretrained.speech_llm import family_of
 from mtp_jax.tokenizer.base import NAMES, VOCABULARY
+from mtp_jax.tokenizer.speech_llm import CHAT_TEMPLATES
 
 _MAX_TOKENS = 448  # of a chunk's text: Whisper's window, of as much speech, has no more
 _PROMPT = 64  # tokens around the audio, at least
@@ -60,6 +62,12 @@ class SpeechLlmFolder(ReleasedFolder):
         """The tokenizer's file, of any format that such folders have."""
         files = (self.path / name for name in (*NAMES, VOCABULARY))
         return next((file for file in files if file.exists()), None)
+
+    @property
+    def own_files(self) -> list[Path]:
+        """With those of a LoRA adapter, and of a chat template."""
+        names = (adapter.CONFIG, adapter.FILE, *CHAT_TEMPLATES)
+        return [*super().own_files, *(self.path / name for name in names)]
 
 
 def is_speech_llm_folder(folder: Path) -> bool:

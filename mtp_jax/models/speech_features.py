@@ -12,7 +12,7 @@ from mtp_jax.config import Config
 from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.models.recogniser import Recogniser, call
-from mtp_jax.models.speech_windows import MIN_SAMPLES, has_windows, window_samples
+from mtp_jax.models.speech_windows import has_windows, window_samples
 
 
 def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -54,14 +54,13 @@ def _in_windows(
 ) -> tuple[jax.Array, jax.Array]:
     """Features of whole windows, and frames that audio is in.
 
-    The audio is padded before its features are made: silence is no zero among these. Its floor lies
-    below the loudest of a recording, or of each window by itself (GLM-ASR).
+    The audio is padded before its features are made: silence is no zero among these.
     """
     window = window_samples(config)
     padded = window * jnp.maximum(-(-samples // window), 1)
     audio = jnp.pad(audio, ((0, 0), (0, -audio.shape[1] % window or window * (not audio.shape[1]))))
     frames = -(-samples // (config.front_end.sample_rate // 100))
-    if config.speech_llm.encoder.kind != "glm":
+    if not config.speech_llm.encoder.own_floor:
         return log_mel(audio, padded, config.front_end)[0], frames
     windows = audio.reshape(-1, window)
     each = jnp.full(len(windows), window, jnp.int32)
@@ -71,8 +70,9 @@ def _in_windows(
 
 def _alone(audio: jax.Array, samples: jax.Array, config: Config) -> tuple[jax.Array, jax.Array]:
     """Features of clips as long as they are, each with its own floor, and how many are real."""
-    audio = jnp.pad(audio, ((0, 0), (0, max(0, MIN_SAMPLES - audio.shape[1]))))
-    return log_mel(audio, jnp.maximum(samples, MIN_SAMPLES), config.front_end)
+    least = config.speech_llm.encoder.min_samples
+    audio = jnp.pad(audio, ((0, 0), (0, max(0, least - audio.shape[1]))))
+    return log_mel(audio, jnp.maximum(samples, least), config.front_end)
 
 
 def encoded_frames(samples: int, config: Config) -> int:

@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.config import AudioEncoder, Whisper
+from mtp_jax.config import AudioEncoder, Projector, Whisper
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.encoders.conformer import frames_mask
+from mtp_jax.models.encoders.granite import GraniteEncoder
 from mtp_jax.models.encoders.qwen import QwenEncoder
 from mtp_jax.models.encoders.whisper import WhisperEncoder, encoded_length
 from mtp_jax.models.encoders.windows import encode_windows
 from mtp_jax.models.heads import Heads
 from mtp_jax.models.projectors.mlp import MlpProjector
+from mtp_jax.models.projectors.qformer import QFormerProjector
 from mtp_jax.models.recogniser import Encoded
 from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.models.speech_windows import has_windows, window_frames
@@ -33,10 +35,17 @@ def make_encoder(config: AudioEncoder, dtype: jnp.dtype) -> nn.Module:
     """The encoder of a kind."""
     if config.kind == "qwen":
         return QwenEncoder(config, dtype)
+    if config.kind == "granite":
+        return GraniteEncoder(config, dtype)
     sizes = ("width", "layers", "heads", "positions")
     whisper = Whisper(**{name: getattr(config, name) for name in sizes})
-    rotary = config.width // config.heads // 2 if config.kind == "glm" else 0
-    return WhisperEncoder(whisper, dtype, rotary)
+    return WhisperEncoder(whisper, dtype, config.rotary)
+
+
+def make_projector(config: Projector, features: int, dtype: jnp.dtype) -> nn.Module:
+    """The projector of a kind, onto rows of so many `features`."""
+    kind = QFormerProjector if config.kind == "qformer" else MlpProjector
+    return kind(config, features, dtype)
 
 
 class SpeechLlm(SpeechLlama):
@@ -49,7 +58,7 @@ class SpeechLlm(SpeechLlama):
         c, size = self.config, self.vocabulary.size
         dtype = jnp.dtype(c.train.dtype)
         self.encoder = make_encoder(c.speech_llm.encoder, dtype)
-        self.projector = MlpProjector(c.speech_llm.projector, c.decoder.width, dtype)
+        self.projector = make_projector(c.speech_llm.projector, c.decoder.width, dtype)
         self.decoder = Llama(c.decoder, size, dtype, c.heads.layers)
         self.heads = Heads(c.heads, c.decoder, size, dtype)
 
@@ -65,9 +74,17 @@ class SpeechLlm(SpeechLlama):
             return self.encoder(features, length)
         frames = window_frames(self.config)
         x = encode_windows(self.encoder, features, frames)
-        if self.config.speech_llm.encoder.kind == "glm":  # what is made of silence is left out
+        if not self.config.speech_llm.encoder.keeps_silence:
             return x, encoded_length(length)
         return x, jnp.maximum(-(-length // frames), 1) * (frames // 2)
+
+    def encoder_ctc_logits(self, hidden: jax.Array) -> jax.Array:
+        """float32[B, T', labels] of Granite's CTC head at its encoder's `hidden` states [B, T', D].
+
+        No file of these models tells what the labels are, nor which is the blank: nothing is
+        drafted by them.
+        """
+        return cast(GraniteEncoder, self.encoder).ctc_logits(hidden)
 
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
         """Encodes log-mel `features` [B, T, Z] of int32[B] `length`, as `speech_features` gives."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mtp_jax.audio.log_mel import feature_length
 from mtp_jax.config import Config
 from mtp_jax.models.encoders.qwen import encoded_positions
+from mtp_jax.models.projectors.qformer import projected_rows
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
-
-MIN_SAMPLES = 8000  # that Qwen3-ASR encodes: padding of shorter clips counts as speech
 
 
 def has_windows(config: Config) -> bool:
     """Whether the encoder takes windows padded with silence; else clips as long as they are."""
-    return config.speech_llm.encoder.kind in ("whisper", "glm")
+    return config.speech_llm.encoder.kind == "whisper"
 
 
 def window_frames(config: Config) -> int:
@@ -33,12 +33,16 @@ def min_frames(config: Config) -> int:
 
 def prompt_rows(samples: int, config: Config) -> int:
     """Rows of the prompt that an utterance of so many samples becomes, at most."""
-    encoder, stack = config.speech_llm.encoder, config.speech_llm.projector.stack
+    encoder, projector = config.speech_llm.encoder, config.speech_llm.projector
     if has_windows(config):
-        windows = max(1, -(-samples // window_samples(config)))
-        return windows * encoder.positions // stack
-    frames = max(samples, MIN_SAMPLES) * 100 // config.front_end.sample_rate
-    return encoded_positions(frames, encoder.chunk) // stack
+        states = max(1, -(-samples // window_samples(config))) * encoder.positions
+    else:
+        frames = feature_length(max(samples, encoder.min_samples), config.front_end)
+        convolved = encoder.kind == "qwen"
+        states = encoded_positions(frames, encoder.chunk) if convolved else frames // encoder.chunk
+    if projector.kind == "qformer":
+        return projected_rows(states, projector)
+    return states // projector.stack
 
 
 def check_prompt(start: Sequence[int], samples: int, config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mtp_jax.config import Decoder, FrontEnd, SpeechLlm
@@ -11,7 +12,7 @@ from mtp_jax.pretrained import whisper
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.fields import Fields
 from mtp_jax.pretrained.table import Rule
-from mtp_jax.pretrained.weights import Weights
+from mtp_jax.pretrained.weights import Weights, open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +40,18 @@ class Family:
 
     Attributes:
         describe: reads its config.json.
-        rules: the tables of its parts, below ``encoder/``, ``projector/`` and ``decoder/``.
+        rules: the tables of its parts, below ``encoder/``, ``projector/`` and ``decoder/``, of what
+            is in its files and of its config.
         positions: the name of a stored table of positions, which must be the one that is computed.
         ignored: patterns of tensors that need not be used.
+        open: opens the weights in a folder.
     """
 
     describe: Callable[[Fields], SpeechLlmSource]
-    rules: Callable[[Weights], Iterable[Rule]]
+    rules: Callable[[Weights, SpeechLlm], Iterable[Rule]]
     positions: str = ""
     ignored: tuple[str, ...] = ()
+    open: Callable[[Path], Weights] = open_weights
 
 
 def below(part: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:

@@ -65,12 +65,15 @@ def _describe(config: Fields) -> SpeechLlmSource:
         config=SpeechLlm(
             family="glmasr",
             encoder=AudioEncoder(
-                kind="glm",
+                kind="whisper",
                 width=width,
                 layers=audio.integer("num_hidden_layers"),
                 heads=heads,
                 feedforward=audio.integer("intermediate_size"),
                 positions=positions,
+                rotary=width // heads // 2,
+                own_floor=True,
+                keeps_silence=False,
             ),
             projector=Projector(stack=stack, width=2 * decoder.config.width, bias=True),
             positions=text.integer("max_position_embeddings"),
@@ -99,8 +102,8 @@ def encoder_rules(prefix: str) -> tuple[Rule, ...]:
     )
 
 
-def _rules(weights: Weights) -> Iterable[Rule]:
-    del weights  # of one layout
+def _rules(weights: Weights, config: SpeechLlm) -> Iterable[Rule]:
+    del weights, config  # of one layout
     yield from below("encoder", encoder_rules("audio_tower."))
     for ours, theirs in (("up", "linear_1"), ("down", "linear_2")):
         yield from below("projector", linear(ours, f"multi_modal_projector.{theirs}", True))

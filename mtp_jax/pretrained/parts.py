@@ -102,8 +102,9 @@ def _check_audio_token(tokenizer: Tokenizer, named: int | None, path: Path) -> N
     if not isinstance(tokenizer, SpeechLlmTokenizer) or named in (None, tokenizer.speech.audio):
         return
     raise PretrainedError(
-        f"{path / 'config.json'}: audio_token_id is {named}, and {tokenizer.template.audio} is"
-        f" token {tokenizer.speech.audio} of the tokenizer: give the two files of one model"
+        f"{path / 'config.json'}: token {named} stands for audio there, and"
+        f" {tokenizer.template.audio} is token {tokenizer.speech.audio} of the tokenizer: give the"
+        " two files of one model"
     )
 
 

@@ -37,6 +37,7 @@ _AUDIO = {
     "n_window_infer": 800,
     "downsample_hidden_size": 480,
 }
+_SHORTEST = 8000  # samples
 _LONGEST = 1500  # frames of 20 ms: chunks are cut as for the other models
 
 
@@ -68,6 +69,7 @@ def _describe(config: Fields) -> SpeechLlmSource:
                 heads=audio.integer("encoder_attention_heads"),
                 feedforward=audio.integer("encoder_ffn_dim"),
                 positions=_LONGEST,
+                min_samples=_SHORTEST,
                 channels=audio.integer("downsample_hidden_size"),
                 chunk=chunk,
                 window=audio.integer("n_window_infer"),
@@ -100,7 +102,8 @@ def qwen_encoder_rules(prefix: str) -> tuple[Rule, ...]:
     )
 
 
-def _rules(weights: Weights) -> Iterable[Rule]:
+def _rules(weights: Weights, config: SpeechLlm) -> Iterable[Rule]:
+    del config
     if "thinker.audio_tower.conv2d1.weight" in weights.names:  # QwenLM's own
         audio, model, head = "thinker.audio_tower.", "thinker.model.", "thinker.lm_head.weight"
         projector = [f"{audio}proj{i}" for i in (1, 2)]

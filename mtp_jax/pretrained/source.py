@@ -10,7 +10,7 @@ from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.weights import weight_files
 
 PATTERNS = [
-    *("*.safetensors", "*.json", "tokenizer.model", "merges.txt"),
+    *("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"),
     *("model.bin", "vocabulary.*"),
 ]
 DUPLICATES = ["consolidated*"]  # Mistral's own layout of the same weights

@@ -18,19 +18,23 @@ from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.family import SpeechLlmSource
 from mtp_jax.pretrained.fields import Fields
 from mtp_jax.pretrained.glm_asr import GLM_ASR
+from mtp_jax.pretrained.granite_speech import GRANITE_SPEECH
 from mtp_jax.pretrained.qwen3_asr import QWEN3_ASR
 from mtp_jax.pretrained.table import Rule, import_params
 from mtp_jax.pretrained.voxtral import VOXTRAL
-from mtp_jax.pretrained.weights import open_weights, read_json
+from mtp_jax.pretrained.weights import read_json
 
 
 def family_of(path: str | os.PathLike[str]) -> str:
-    """The family of the model in a folder, a key of `config.FAMILIES`; empty if it is of none."""
+    """The family of the model in a folder, a key of `config.FAMILIES`; empty if it is of none.
+
+    A relative whose ``model_type`` begins with it counts, so that it can be refused by its name.
+    """
     try:
-        kind = read_json(Path(path) / "config.json").get("model_type")
+        kind = str(read_json(Path(path) / "config.json").get("model_type"))
     except PretrainedError:
         return ""
-    return kind if isinstance(kind, str) and kind in FAMILIES else ""
+    return next((family for family in FAMILIES if kind.startswith(family)), "")
 
 
 def speech_llm_architecture(path: str | os.PathLike[str]) -> SpeechLlmSource:
@@ -41,10 +45,16 @@ def speech_llm_architecture(path: str | os.PathLike[str]) -> SpeechLlmSource:
     """
     where = Path(path) / "config.json"
     config = Fields(where, read_json(where))
+    family, kind = family_of(path), config.get("model_type", "")
+    if family and kind != family:
+        raise PretrainedError(
+            f"{where}: a {kind} is built otherwise than a {FAMILIES[family]} ({family}), and cannot"
+            " be imported: choose another model"
+        )
     config.must("model_type", tuple(FAMILIES), None)
     config.must("quantization_config", (None,), None)
     try:
-        return _FAMILIES[config.get("model_type", "")].describe(config)
+        return _FAMILIES[family].describe(config)
     except ConfigError as error:
         raise PretrainedError(f"{where} describes no model that can be built: {error}") from error
 
@@ -64,14 +74,15 @@ def import_speech_llm(path: str | os.PathLike[str], shapes: Any, shardings: Any 
     Raises:
         PretrainedError: it is corrupt, or does not fit `shapes`.
     """
-    source, weights = speech_llm_architecture(path), open_weights(path)
+    source = speech_llm_architecture(path)
     family = _FAMILIES[source.config.family]
+    weights = family.open(Path(path))
     ignored = list(family.ignored)
     if family.positions:
         ignored.append(family.positions)
         e = source.config.encoder
         whisper.check_positions(weights, family.positions, e.positions, e.width)
-    rules = tuple(family.rules(weights))
+    rules = tuple(family.rules(weights, source.config))
     if source.decoder.tied:
         names = {rule.ours: rule.theirs for rule in rules}
         head, embedding = names["decoder/lm_head"], names["decoder/embedding"]
@@ -88,4 +99,9 @@ def _padded(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     )
 
 
-_FAMILIES = {"glmasr": GLM_ASR, "qwen3_asr": QWEN3_ASR, "voxtral": VOXTRAL}
+_FAMILIES = {
+    "glmasr": GLM_ASR,
+    "granite_speech": GRANITE_SPEECH,
+    "qwen3_asr": QWEN3_ASR,
+    "voxtral": VOXTRAL,
+}

@@ -45,6 +45,7 @@ class Rule:
     part: tuple[int, int] = (0, 1)
     heads: int = 0
     first_rows: bool = False
+    first: int = 0
 
     @property
     def stacked(self) -> bool:
@@ -58,7 +59,7 @@ class Rule:
     def names(self, shape: Sequence[int]) -> list[str]:
         """Names of the tensors that make up ours of this shape."""
         count = shape[0] if self.stacked else 1
-        return [self.theirs.replace("{layer}", str(i)) for i in range(count)]
+        return [self.theirs.replace("{layer}", str(self.first + i)) for i in range(count)]
 
     def their_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of each of their tensors, when ours has `shape`."""

@@ -66,8 +66,8 @@ def _describe(config: Fields) -> SpeechLlmSource:
     )
 
 
-def _rules(weights: Weights) -> Iterable[Rule]:
-    del weights  # of one layout
+def _rules(weights: Weights, config: SpeechLlm) -> Iterable[Rule]:
+    del weights, config  # of one layout
     yield from below("encoder", whisper.hugging_face_rules("audio_tower."))
     for ours, theirs in (("up", "linear_1"), ("down", "linear_2")):
         yield from below("projector", linear(ours, f"multi_modal_projector.{theirs}", False))

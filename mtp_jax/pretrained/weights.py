@@ -89,6 +89,15 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
     )
 
 
+def open_safetensors(file: Path) -> Weights:
+    """Opens one file of safetensors, whatever its name.
+
+    Raises:
+        PretrainedError: it is none, or corrupt.
+    """
+    return _safetensors(file, [file])
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -134,7 +143,7 @@ def _safetensors(path: Path, files: list[Path]) -> Weights:
             raise PretrainedError(
                 f"{file} is no complete safetensors file ({error}): download it again"
             ) from error
-    if files[0].name != "model.safetensors":
+    if path.is_dir() and files[0].name != "model.safetensors":
         index = path / "model.safetensors.index.json"
         if lost := sorted(set(_weight_map(index)) - set(names)):
             raise PretrainedError(f"{index} names {lost[0]}, which no file has: download it again")

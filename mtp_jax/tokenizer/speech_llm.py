@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_jax.tokenizer.base import TokenizerError
 from mtp_jax.tokenizer.huggingface import HuggingFaceTokenizer, read_config
-from mtp_jax.tokenizer.speech_prompts import TEMPLATES, Template, make_prompt
+from mtp_jax.tokenizer.speech_prompts import TEMPLATES, Template, make_prompt, template_of
 
 if TYPE_CHECKING:
     import tokenizers
 
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 _LONGEST_HEADING = 16  # tokens
 
 
@@ -29,13 +30,17 @@ class SpeechLlmTokenizer(HuggingFaceTokenizer):
     """
 
     def __init__(
-        self, model: tokenizers.Tokenizer, family: str, ends: Sequence[int], pad: int | None = None
+        self,
+        model: tokenizers.Tokenizer,
+        template: Template,
+        ends: Sequence[int],
+        pad: int | None = None,
     ) -> None:
         """Takes a tokenizer.
 
         Args:
             model: the tokenizer.
-            family: a key of `TEMPLATES`.
+            template: of the prompt.
             ends: ids that end a text, of which the first is EOS.
             pad: id of padding.
 
@@ -43,7 +48,7 @@ class SpeechLlmTokenizer(HuggingFaceTokenizer):
             TokenizerError: it lacks a special token.
         """
         super().__init__(model, ends[0], ends[0], pad)
-        self._template = TEMPLATES[family]
+        self._template = template
         for token in ends:
             if not (0 <= token < self.vocab_size and self.pieces[token]):
                 raise TokenizerError(f"has no token {token}, which is to end a text")
@@ -53,7 +58,7 @@ class SpeechLlmTokenizer(HuggingFaceTokenizer):
 
     @property
     def template(self) -> Template:
-        """Of the family."""
+        """Of the prompt."""
         return self._template
 
     def heading(self, ids: Sequence[int]) -> tuple[int, str]:
@@ -124,4 +129,26 @@ def read(model: tokenizers.Tokenizer, folder: Path, family: str) -> SpeechLlmTok
             " beside it"
         )
     pad = configs[0].get("pad_token_id", configs[1].get("pad_token_id"))
-    return SpeechLlmTokenizer(model, family, ends, pad if type(pad) is int else None)
+    template = template_of(family, _chat_template(folder))
+    return SpeechLlmTokenizer(model, template, ends, pad if type(pad) is int else None)
+
+
+def _chat_template(folder: Path) -> str:
+    """The chat template in a folder, wherever it is kept; empty if there is none.
+
+    Raises:
+        TokenizerError: it cannot be read.
+    """
+    jinja, json, config = (folder / name for name in CHAT_TEMPLATES)
+    try:
+        if jinja.is_file():
+            return jinja.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise TokenizerError(f"goes with {jinja.name}, which cannot be read") from None
+    for file in (json, config):
+        found = read_config(file).get("chat_template")
+        if isinstance(found, list):  # one of several, by name
+            found = "".join(str(each.get("template")) for each in found if isinstance(each, dict))
+        if found:
+            return str(found)
+    return ""

@@ -3,7 +3,8 @@
 A family's prompt is a template in which special tokens stand by their names. Two places of it are
 filled in: the context (words to be expected) and the language. Sources: mistral-common's
 ``InstructTokenizerV7._encode_instruct_transcription`` for Voxtral, transformers'
-``processing_qwen3_asr.py`` for Qwen3-ASR, and vLLM's tests of it for GLM-ASR.
+``processing_qwen3_asr.py`` for Qwen3-ASR, vLLM's tests of it for GLM-ASR, and for Granite-speech
+transformers' tests of 3.3 and ports of 4.x.
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ TEMPLATES = {
         behind_audio="<|end_of_audio|><|user|>\nPlease transcribe this audio into text",
         end="<|assistant|>\n",
     ),
+    "granite_speech": Template(
+        name="Granite-speech",
+        audio="<|audio|>",
+        special=("<|end_of_text|>",),
+        before_audio="USER: ",
+        behind_audio="can you transcribe the speech into a written format?\n ASSISTANT:",
+    ),
     "qwen3_asr": Template(
         name="Qwen3-ASR",
         audio="<|audio_pad|>",
@@ -99,6 +107,42 @@ TEMPLATES = {
         heading="lang:([a-z]{2})",
     ),
 }
+
+# Granite-speech 3.3. Its own template has today's date here: texts would change with the day.
+_GRANITE_ROLES = Template(
+    name="Granite-speech",
+    audio="<|audio|>",
+    special=("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
+    before_audio=(
+        "<|start_of_role|>system<|end_of_role|>Knowledge Cutoff Date: April 2024.\n"
+        "Today's Date: December 19, 2024.\nYou are Granite, developed by IBM. You are a helpful AI"
+        " assistant<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>"
+    ),
+    behind_audio="can you transcribe the speech into a written format?<|end_of_text|>\n",
+    end="<|start_of_role|>assistant<|end_of_role|>",
+)
+
+
+def template_of(family: str, chat: str) -> Template:
+    """The prompt of a model.
+
+    Args:
+        family: a key of `TEMPLATES`.
+        chat: the chat template in its folder, which is not run: it tells which of Granite's two
+            prompts is the model's. Empty if there is none.
+
+    Raises:
+        TokenizerError: it is of neither.
+    """
+    if family != "granite_speech" or "USER:" in chat:
+        return TEMPLATES[family]
+    if "<|start_of_role|>" in chat:
+        return _GRANITE_ROLES
+    found = "a chat template of another kind" if chat else "no chat template"
+    raise TokenizerError(
+        f"has {found} beside it, where Granite-speech has turns of USER and ASSISTANT or of"
+        " <|start_of_role|>: put the model's own chat_template.jinja or tokenizer_config.json there"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ def randomise(model: Any, rng: np.random.Generator, ends: dict[int, float]) -> N
         if "embed_positions" in name:
             continue
         x = rng.normal(size=parameter.shape)
-        if name.endswith(("norm.weight", "ln_post.weight")):
+        if name.endswith(("norm.weight", "LayerNorm.weight", "ln_post.weight")):
             x = 1 + 0.3 * x
         elif x.ndim > 1:
             x = 1.3 * x / np.prod(x.shape[1:]) ** 0.5
@@ -131,11 +131,17 @@ def computed(
     return out | {"text": text} | {name: np.stack(rows) for name, rows in greedy.items()}
 
 
-def save(name: str, model: Any, expected: dict[str, np.ndarray], files: dict[str, Any]) -> None:
+def save(
+    name: str,
+    model: Any,
+    expected: dict[str, np.ndarray],
+    files: dict[str, Any],
+    shard: str = "100KB",
+) -> None:
     """Writes the folder of a model: its shards, what it computes, and JSON files or tokenizers."""
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder, max_shard_size="100KB")
+    model.save_pretrained(folder, max_shard_size=shard)
     for file, values in files.items():
         if isinstance(values, transformers.PreTrainedTokenizerBase):
             values.save_pretrained(folder)

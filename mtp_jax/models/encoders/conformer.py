@@ -65,17 +65,21 @@ class StridedConvolution(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with SiLU between them, behind a LayerNorm."""
+    """Two linear layers with SiLU between them, behind a LayerNorm.
 
-    config: Encoder
+    Attributes:
+        features: F.
+        dtype: of activations.
+    """
+
+    features: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        c, width = self.config, x.shape[-1]
+        width = x.shape[-1]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        hidden = c.feedforward * width
-        x = nn.silu(Linear(hidden, ("embed", "mlp"), True, self.dtype, name="up")(x))
+        x = nn.silu(Linear(self.features, ("embed", "mlp"), True, self.dtype, name="up")(x))
         x = constrain(x, "batch", None, "mlp")
         return Linear(width, ("mlp", "embed"), True, self.dtype, name="down")(x)
 
@@ -99,6 +103,16 @@ class SelfAttention(nn.Module):
         return Linear(width, ("heads", "embed"), True, self.dtype, name="output")(y)
 
 
+def depthwise(x: jax.Array, taps: jax.Array) -> jax.Array:
+    """Convolves every channel of `x` [B, T, C] with its own `taps` [K, C], zeros at both ends."""
+    kernel, frames = len(taps), x.shape[1]
+    x = jnp.pad(x, ((0, 0), (kernel // 2, kernel // 2), (0, 0)))
+    # A sum of shifted products, which XLA fuses into one pass.
+    shifted = [x[:, i : i + frames] for i in range(kernel)]
+    products = [y * along_rows(taps[i], y.shape, y.dtype) for i, y in enumerate(shifted)]
+    return functools.reduce(jnp.add, products)
+
+
 class Convolution(nn.Module):
     """Gated pointwise, depthwise and pointwise convolution, behind a LayerNorm.
 
@@ -111,16 +125,12 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, real: jax.Array) -> jax.Array:
-        kernel, (_, frames, width) = self.config.kernel, x.shape
+        kernel, width = self.config.kernel, x.shape[-1]
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
         x = nn.glu(Linear(2 * width, ("embed", "mlp"), True, self.dtype, name="gate")(x))
-        x = jnp.pad(zero_padding(x, real), ((0, 0), (kernel // 2, kernel // 2), (0, 0)))
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=())
         taps = parameter(self, "depthwise", init, (None, "norm"), (kernel, width))
-        # A sum of shifted products, which XLA fuses into one pass.
-        shifted = [x[:, i : i + frames] for i in range(kernel)]
-        products = [y * along_rows(taps[i], y.shape, y.dtype) for i, y in enumerate(shifted)]
-        x = functools.reduce(jnp.add, products)
+        x = depthwise(zero_padding(x, real), taps)
         x = nn.silu(LayerNorm(dtype=self.dtype, name="depthwise_norm")(x))
         return Linear(width, ("mlp", "embed"), True, self.dtype, name="output")(x)
 
@@ -134,17 +144,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, real: jax.Array) -> tuple[jax.Array, None]:
-        c = self.config
+        c, hidden = self.config, self.config.feedforward * x.shape[-1]
         drop = Dropout(c.dropout, self.deterministic)
 
         def add(x: jax.Array, y: jax.Array) -> jax.Array:
             return constrain(x + y, "batch", None, None)
 
         x = constrain(x, "batch", None, None)
-        x = add(x, 0.5 * drop(FeedForward(c, self.dtype, name="feedforward_1")(x)))
+        x = add(x, 0.5 * drop(FeedForward(hidden, self.dtype, name="feedforward_1")(x)))
         x = add(x, drop(SelfAttention(c, self.dtype, name="attention")(x, real)))
         x = add(x, drop(Convolution(c, self.dtype, name="convolution")(x, real)))
-        x = add(x, 0.5 * drop(FeedForward(c, self.dtype, name="feedforward_2")(x)))
+        x = add(x, 0.5 * drop(FeedForward(hidden, self.dtype, name="feedforward_2")(x)))
         return constrain(LayerNorm(dtype=self.dtype, name="norm")(x), "batch", None, None), None
 
 
