@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import jax
+import jax.numpy as jnp
 
 from mtp_jax.config import Config
-from mtp_jax.models.encoders.qwen import encoded_positions
+from mtp_jax.models.encoders.qwen import chunk_positions, encoded_positions
+from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
 
+Count = TypeVar("Count", int, jax.Array)
+PROMPT_TOKENS = 64  # around the audio, for which there is always a place
 MIN_SAMPLES = 8000  # that Qwen3-ASR encodes: padding of shorter clips counts as speech
 
 
@@ -29,6 +36,24 @@ def window_samples(config: Config) -> int:
 def min_frames(config: Config) -> int:
     """Log-mel frames that the encoder can be run on."""
     return window_frames(config) if has_windows(config) else config.speech_llm.encoder.chunk
+
+
+def hidden_length(samples: Count, config: Config) -> Count:
+    """Hidden states that the encoder makes of as many samples: those that become rows."""
+    encoder, hop = config.speech_llm.encoder, config.front_end.sample_rate // 100
+    if encoder.kind == "glm":
+        return encoded_length(-(-samples // hop))
+    at_least = jnp.maximum if isinstance(samples, jax.Array) else max
+    if encoder.kind == "qwen":
+        return encoded_positions(cast(Count, at_least(samples, MIN_SAMPLES)) // hop, encoder.chunk)
+    windows = cast(Count, at_least(-(-samples // window_samples(config)), 1))
+    return windows * encoder.positions
+
+
+def frames_per_state(config: Config) -> float:
+    """Log-mel frames that become one hidden state of the encoder."""
+    encoder = config.speech_llm.encoder
+    return encoder.chunk / chunk_positions(encoder.chunk) if encoder.kind == "qwen" else 2
 
 
 def prompt_rows(samples: int, config: Config) -> int:
