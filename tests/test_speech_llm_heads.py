@@ -47,15 +47,14 @@ from mtp_jax.tokenizer import TokenizerError
 from mtp_jax.training.loop import train
 from tests.commands import run
 from tests.pretrained import GOLDEN_WHISPER
-from tests.speech_llms import GOLDEN, NAMES, batch_of, golden_runner
+from tests.speech_llms import GOLDEN, NAMES, batch_of, golden_runner, told
 from tests.test_training import Killed, kill
 from tests.test_training import train as train_until
 
 RATE, ROWS, LENGTH = 16_000, 8, 24
-TRAINED = {
-    "voxtral": Heads("latent", 4, layers=1, detached=True, vocabulary=64),
-    "qwen3_asr": Heads("serial", 4, detached=True),
-}
+MODEL = "voxtral"  # the golden one whose texts end
+LATENT = Heads("latent", 4, layers=1, detached=True, vocabulary=64)
+SERIAL = Heads("serial", 4, detached=True)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def config_of(name, folder, **changed):
         ),
         augment=Augment(speeds=(1.0,), freq_masks=0, time_masks=0),
         whisper=Whisper(cached=True),
-        heads=TRAINED[name],
+        heads=SERIAL,
         loss=Loss(ctc=0.0),
         optim=Optim(steps=60, warmup_steps=5, learning_rate=2e-2, freeze=("*", "!heads/*")),
         train=Train(dev_every=60, checkpoint_every=60, log_every=60),
@@ -107,41 +106,42 @@ def config_of(name, folder, **changed):
     return completed(dataclasses.replace(config, **changed))
 
 
-@pytest.fixture(scope="module", params=TRAINED)
+@pytest.fixture(scope="module", params=[LATENT, SERIAL], ids=["latent", "serial"])
 def trained(request, folder, tmp_path_factory):
-    """Name of a model, its workdir, and its parameters by path."""
+    """A workdir, its parameters by path, and which of them are those of the model."""
     workdir = Workdir(tmp_path_factory.mktemp("heads") / "run")
-    config = config_of(request.param, folder)
+    config = config_of(MODEL, folder, heads=request.param)
     workdir.claim(config)
     runner = train(config, workdir)
-    return request.param, workdir, by_path(runner.params), runner.imported
+    return workdir, by_path(runner.params), runner.imported
 
 
 def test_heads_learn_from_audio_alone(trained, batch):
     """Greedy is that of the folder, as it is without heads."""
-    name, workdir, after, imported = trained
-    for path, x in by_path(load(open_model_folder(GOLDEN / name)).params).items():
+    workdir, after, imported = trained
+    for path, x in by_path(load(open_model_folder(GOLDEN / MODEL)).params).items():
         np.testing.assert_array_equal(x, after[path], err_msg=path)  # nothing of it has changed
     own = {path for path in after if path not in imported}
     assert own and all(path.startswith("heads/") for path in own)
     assert not (workdir.path / "tokenizer.json").exists()
-    again, count = load(workdir), TRAINED[name].count
+    again = load(workdir)
     assert set(again.params["heads"]) == {path.split("/")[1] for path in own}
-    greedy = golden_runner(name).run_once(batch, Greedy(count), LENGTH).decoded
+    greedy = golden_runner(MODEL).run_once(batch, Greedy(4), LENGTH).decoded
     verify = again.run(batch, Verify()).decoded
     np.testing.assert_array_equal(verify.tokens, greedy.tokens)
-    assert int(verify.length.sum()) > 2 * ROWS
-    assert int(verify.calls.sum()) < 0.7 * int(greedy.calls.sum())
+    learnt = np.asarray(greedy.length) < LENGTH  # of a text without an end nothing is
+    assert np.sum(learnt) > 2
+    assert np.sum(verify.calls[learnt]) < 0.6 * np.sum(greedy.calls[learnt])
 
 
 def test_an_export_holds_what_was_added(trained, batch, tmp_path, caplog):
-    name, workdir, after, imported = trained
+    workdir, after, imported = trained
     out = tmp_path / "out"
     done = run("export", f"--model={workdir.path}", f"--output={out}", "--pretrained=hf://a/b")
     assert done.status == 0, done.err
     names = {file.name for file in out.iterdir()}
     assert names == {"config.json", "parts.json", "digests.json", "heads.safetensors"}
-    again = load(Workdir(out), pretrained=str(GOLDEN / name))
+    again = load(Workdir(out), pretrained=str(GOLDEN / MODEL))
     assert by_path(again.params).keys() == after.keys() and again.imported == imported
     ours, theirs = (each.run(batch, Verify()).decoded for each in (load(workdir), again))
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -153,7 +153,7 @@ def test_an_export_holds_what_was_added(trained, batch, tmp_path, caplog):
 def test_kept_states_are_those_of_a_step(name, folder):
     """In float16, and as many of each row."""
     runner = golden_runner(name)
-    config = config_of("voxtral", folder)
+    config = config_of(MODEL, folder)
     config = dataclasses.replace(
         runner.model.config, data=config.data, whisper=config.whisper, train=config.train
     )
@@ -217,15 +217,20 @@ def test_killed_it_goes_on_to_the_same_bits(folder, tmp_path, monkeypatch):
         train=Train(dev_every=4, checkpoint_every=2, log_every=2, dtype="bfloat16"),
     )
     straight = by_path(train_until(config, tmp_path / "straight").params["heads"])
+    assert {str(x.dtype) for x in straight.values()} == {"float32"}
     with pytest.raises(Killed):
         train_until(config, tmp_path / "killed", monkeypatch, 3, kill)
     for path, x in by_path(train_until(config, tmp_path / "killed").params["heads"]).items():
         np.testing.assert_array_equal(x, straight[path], err_msg=path)
+    given = told("qwen3_asr", batch_of("qwen3_asr"))
+    greedy = golden_runner("qwen3_asr").run_once(given, Greedy(4), LENGTH).decoded
+    verify = load(Workdir(tmp_path / "killed")).run(given, Verify()).decoded
+    np.testing.assert_array_equal(verify.tokens, greedy.tokens)
 
 
-def changed_folder(name, path, **fields):
+def changed_folder(path, **fields):
     """A golden model whose config.json has other sizes, or as if it had been fine-tuned."""
-    shutil.copytree(GOLDEN / name, path, ignore=shutil.ignore_patterns("*.npz"))
+    shutil.copytree(GOLDEN / MODEL, path, ignore=shutil.ignore_patterns("*.npz"))
     if fields:
         values = json.loads((path / "config.json").read_text())
         values["text_config"] |= fields
@@ -239,10 +244,9 @@ def changed_folder(name, path, **fields):
 
 
 def test_another_model_is_taken_if_it_is_of_the_same_size(trained, batch, tmp_path, caplog):
-    name, workdir, *_ = trained
-    tuned = changed_folder(name, tmp_path / "tuned")
-    count = TRAINED[name].count
-    greedy = load(open_model_folder(tuned)).run_once(batch, Greedy(count), LENGTH).decoded
+    workdir, *_ = trained
+    tuned = changed_folder(tmp_path / "tuned")
+    greedy = load(open_model_folder(tuned)).run_once(batch, Greedy(4), LENGTH).decoded
     with caplog.at_level(logging.WARNING, "mtp_jax"):
         runner = load(workdir, pretrained=str(tuned))
     (record,) = caplog.records
@@ -251,12 +255,11 @@ def test_another_model_is_taken_if_it_is_of_the_same_size(trained, batch, tmp_pa
 
 
 def test_another_model_is_refused_if_it_is_of_another_size(trained, tmp_path):
-    name, workdir, *_ = trained
-    other = next(each for each in TRAINED if each != name)
-    smaller = changed_folder(name, tmp_path / "smaller", num_hidden_layers=1)
+    workdir, *_ = trained
+    smaller = changed_folder(tmp_path / "smaller", num_hidden_layers=1)
     for source, said in (
         (smaller, r"speech LLM of another size.*decoder\.layers: 2 -> 1"),
-        (GOLDEN / other, r"speech LLM of another size.*speech_llm\.family"),
+        (GOLDEN / "qwen3_asr", r"speech LLM of another size.*speech_llm\.family"),
         (GOLDEN_WHISPER, "needs its own tokenizer"),
     ):
         with pytest.raises((PretrainedError, TokenizerError), match=said):
@@ -272,9 +275,9 @@ def test_lora_of_the_decoder_is_exported_merged(folder, batch, tmp_path):
         for line in lines
     ]
     said.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    plain = config_of("voxtral", folder)
+    plain = config_of(MODEL, folder)
     config = config_of(
-        "voxtral",
+        MODEL,
         folder,
         decoder=Decoder(lora=Lora(rank=2)),
         data=dataclasses.replace(
@@ -293,15 +296,15 @@ def test_lora_of_the_decoder_is_exported_merged(folder, batch, tmp_path):
     assert again.model.config.decoder.lora.rank == 0
     expected = runner.run(batch, Greedy(4)).decoded.tokens
     np.testing.assert_array_equal(again.run(batch, Greedy(4)).decoded.tokens, expected)
-    tuned = changed_folder("voxtral", tmp_path / "tuned")
+    tuned = changed_folder(tmp_path / "tuned")
     with pytest.raises(WorkdirError, match=r"config\.pretrained\.model no longer holds"):
         load(Workdir(tmp_path / "out"), pretrained=str(tuned))
 
 
 def test_what_does_not_suit_the_model_is_refused(folder):
-    data = config_of("voxtral", folder).data
+    data = config_of(MODEL, folder).data
     with pytest.raises(ConfigError, match="need 1113 positions, and the model has 1024"):
-        config_of("voxtral", folder, data=dataclasses.replace(data, max_tokens=1039))
+        config_of(MODEL, folder, data=dataclasses.replace(data, max_tokens=1039))
     with pytest.raises(ConfigError, match=r"leaves CTC 6\.5 of Qwen3-ASR's frames per second"):
         config_of(
             "qwen3_asr",
