@@ -191,7 +191,7 @@ def test_kept_states_are_those_of_a_step(name, folder):
     ],
 )
 def test_verify_is_greedy_whatever_the_heads_draft(name, heads):
-    whole, given = golden_runner(name), batch_of(name)
+    whole, given = golden_runner(name), told(name, batch_of(name))
     config = dataclasses.replace(whole.model.config, heads=heads)
     model = build(config, whole.model.vocabulary)
     fresh = jax.tree.map(
@@ -229,13 +229,12 @@ def test_killed_it_goes_on_to_the_same_bits(folder, tmp_path, monkeypatch):
 
 
 def changed_folder(path, **fields):
-    """A golden model whose config.json has other sizes, or as if it had been fine-tuned."""
+    """A golden model as if it had been fine-tuned, with other sizes in its config.json."""
     shutil.copytree(GOLDEN / MODEL, path, ignore=shutil.ignore_patterns("*.npz"))
     if fields:
         values = json.loads((path / "config.json").read_text())
         values["text_config"] |= fields
         (path / "config.json").write_text(json.dumps(values))
-        return path
     (file,) = sorted(path.glob("*.safetensors"))[-1:]
     content = bytearray(file.read_bytes())
     content[-2] ^= 1  # of a float32

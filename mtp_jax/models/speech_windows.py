@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,8 @@ def hidden_length(samples: Count, config: Config) -> Count:
         return encoded_length(-(-samples // hop))
     at_least = jnp.maximum if isinstance(samples, jax.Array) else max
     if encoder.kind == "qwen":
-        return encoded_positions(cast(Count, at_least(samples, MIN_SAMPLES)) // hop, encoder.chunk)
-    windows = cast(Count, at_least(-(-samples // window_samples(config)), 1))
-    return windows * encoder.positions
+        return encoded_positions(at_least(samples, MIN_SAMPLES) // hop, encoder.chunk)
+    return at_least(-(-samples // window_samples(config)), 1) * encoder.positions
 
 
 def frames_per_state(config: Config) -> float:

@@ -33,6 +33,7 @@ from mtp_jax.checkpoints.digest import file_digest
 from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.config import Config, Lora, Mesh, Pretrained
 from mtp_jax.distributed.multihost import place_whole
+from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.params import Params, by_path, matches, merge_lora, nested, split
 from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.paths import check_writable, partial_name
@@ -75,7 +76,8 @@ def export(
 
     Raises:
         CheckpointError: the folder cannot be written, or is a workdir; an export that was there
-            stays as it was. Or `dtype` is not one for this model.
+            stays as it was. Or `dtype` is not one for this model, or this is a speech LLM that has
+            decoded.
         OutputError: the folder cannot be written, as is seen before anything is.
     """
     check_target(workdir, folder)
@@ -84,6 +86,10 @@ def export(
         raise CheckpointError(
             f"{workdir.path} is no model of heads for a Whisper or a speech LLM, and only these are"
             " exported as int8: choose another dtype"
+        )
+    if layer_name(0) in trained.params["decoder"]:
+        raise CheckpointError(
+            f"{workdir.path} has decoded, and its parameters are laid out for that: load it again"
         )
     config, own, left_out = _own(trained, workdir, source)
     new, target = Workdir(folder / partial_name()), Workdir(folder)
