@@ -47,6 +47,7 @@ from mtp_jax.tokenizer import TokenizerError
 from mtp_jax.training.loop import train
 from tests.commands import run
 from tests.pretrained import GOLDEN_WHISPER
+from tests.recordings import sentences
 from tests.speech_llms import GOLDEN, NAMES, batch_of, golden_runner, told
 from tests.test_training import Killed, kill
 from tests.test_training import train as train_until
@@ -147,6 +148,27 @@ def test_an_export_holds_what_was_added(trained, batch, tmp_path, caplog):
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(x, y)
     assert not caplog.records
+
+
+def test_from_a_workdir_to_a_text_in_two_commands(trained, tmp_path):
+    workdir, *_ = trained
+    talk, out = tmp_path / "talk.wav", tmp_path / "out"
+    soundfile.write(talk, sentences(1)[0][: 3 * RATE // 2], RATE)
+    done = run(
+        *("export", f"--model={workdir.path}", f"--output={out}", "--dtype=int8"),
+        "--pretrained=hf://a/b",
+    )
+    assert done.status == 0, done.err
+    found = [
+        run("transcribe", talk, f"--model={model}", "--batch_size=2", "--language=de", *flags)
+        for model, *flags in (
+            (workdir.path, "--strategy=greedy"),
+            (workdir.path,),
+            (out, f"--pretrained={GOLDEN / MODEL}"),
+        )
+    ]
+    assert [each.status for each in found] == [0, 0, 0], found[-1].err
+    assert len({each.out for each in found}) == 1 and found[0].out.strip()
 
 
 @pytest.mark.parametrize("name", NAMES)
