@@ -7,8 +7,8 @@ logistic regression learns from them how often words are right; its weights go t
 ``confidence.json`` in the workdir, where `mtp_jax.load` finds them. Then words of --check (the
 config's test) say how far confidences and accuracy are apart, before and after.
 
-A Whisper of other programs, to whose folder nothing is written, is calibrated in the folder that
-`mtp_jax.export` makes beside it.
+A Whisper or speech LLM of other programs, to whose folder nothing is written, is calibrated in the
+folder that `mtp_jax.export` makes beside it.
 
 A word is right if it is one of the reference's in the alignment with the fewest word errors, both
 in lower case and without punctuation.
@@ -49,17 +49,13 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     from mtp_jax.inference.model_folder import open_model_folder
     from mtp_jax.inference.released_folder import ReleasedFolder
-    from mtp_jax.inference.whisper_folder import WhisperFolder
 
     workdir = open_model_folder(_MODEL.value)
     if isinstance(workdir, ReleasedFolder):
-        remedy = "use its confidences as they are"
-        if isinstance(workdir, WhisperFolder):
-            command = f"python -m mtp_jax.export --model={_MODEL.value} --output=FOLDER"
-            remedy = f"calibrate what {command} makes"
         raise flags.Error(
             f"--model={_MODEL.value} is a {workdir.kind} of other programs, to which nothing is"
-            f" written: {remedy}"
+            f" written: calibrate what python -m mtp_jax.export --model={_MODEL.value}"
+            " --output=FOLDER makes"
         )
     config = workdir.read_config()
     check_writable(workdir.path, "workdir")

@@ -141,8 +141,8 @@ def model_or_default(given: str | None) -> str:
 
 
 def pretrained_flag(
-    meaning: str = "folder or source of the Whisper, or frozen speech encoder, that the model goes"
-    " with; default: where training had it",
+    meaning: str = "folder or source of the Whisper, speech LLM or frozen speech encoder that the"
+    " model goes with; default: where training had it",
     default: str = os.environ.get("MTP_PRETRAINED", ""),
 ) -> flags.FlagHolder[str]:
     """``--pretrained``, which may be called ``--encoder``: where what a model leaves out lies."""

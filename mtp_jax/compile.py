@@ -185,6 +185,11 @@ def sized(config: Config) -> tuple[Config, Any]:
 
     whole, size = with_published_sizes(config)
     whole = completed(whole)
+    if whole.speech_llm.present:
+        raise ConfigError(
+            f"config.pretrained.model={config.pretrained.model} is a speech LLM, for which nothing"
+            " is planned here: give a config of another model"
+        )
     # With the names of its parts, as their tokenizers lie beside them.
     named = dataclasses.replace(whole, pretrained=config.pretrained)
     return whole, planned_vocabulary(named, size)

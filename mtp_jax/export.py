@@ -5,7 +5,8 @@
 
 The folder serves wherever a workdir does (``mtp_jax.evaluate --workdir``, ``--config.init_from``),
 and `transformers` loads its decoder. LoRA is merged. A frozen Whisper encoder, or the whole Whisper
-that heads were added to, stays where it is, or where ``--pretrained`` says that others find it.
+or speech LLM that heads were added to, stays where it is, or where ``--pretrained`` says that
+others find it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ _DTYPE = flags.DEFINE_enum(
     "dtype",
     "float32",
     ["float32", "float16", "bfloat16", "int8"],
-    "of parameters; int8 is for heads of a Whisper",
+    "of parameters; int8 is for heads of a Whisper or a speech LLM",
 )
 _HEADS = cli.heads_flag()
 _PRETRAINED = cli.pretrained_flag(
-    "source of the Whisper (or frozen encoder) that the export names; default: that of training", ""
+    "source of the Whisper or speech LLM (or frozen encoder) that the export names; default: that"
+    " of training",
+    "",
 )
 
 

@@ -45,6 +45,7 @@ from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import TrainState, init_state, make_train_step
 from mtp_jax.training.word_hashes import Spelling
+from tests.tiny_speech_llm import tiny_speech_llm
 from tests.tiny_whisper import tiny_whisper
 
 V, B, T, L = 16, 8, 3200, 6
@@ -77,6 +78,7 @@ SPELLING = Spelling(
     starts=jnp.arange(V) % 2 == 0,
 )
 WHISPER = tiny_whisper(Heads("latent", 3, layers=1), optim=MODEL.config.optim)
+LLM = tiny_speech_llm(Heads("serial", 3, layers=1), optim=MODEL.config.optim)
 # MWER takes long to compile: two meshes are enough for it.
 PLAIN = MODEL.clone(config=dataclasses.replace(MODEL.config, mwer=Mwer()))
 RUNS = {
@@ -88,6 +90,8 @@ RUNS = {
     "data_and_tensor": (PLAIN, configs.Mesh(data=4, tensor=2)),
     "whisper_one": (WHISPER, configs.Mesh(data=1)),
     "whisper_fsdp_and_tensor": (WHISPER, configs.Mesh(data=2, fsdp=2, tensor=2)),
+    "llm_one": (LLM, configs.Mesh(data=1)),
+    "llm_fsdp_and_tensor": (LLM, configs.Mesh(data=2, fsdp=2, tensor=2)),
 }
 STRATEGIES = {
     "ctc": CtcGreedy(),
@@ -97,6 +101,7 @@ STRATEGIES = {
     "beam": BeamSearch(3),
     "prefix_beam": PrefixBeam(3, width=3),
 }
+OF_LLM = ("greedy", "verify")  # the others have nothing of its own
 SOURCE = Source("rows", "", [Utterance(str(i), "", 1.0) for i in range(B)], [], np.zeros)
 
 
@@ -148,6 +153,8 @@ def parts(state: TrainState) -> dict[str, Any]:
 
 def untied(params: Any) -> Any:
     """Heads begin as copies of one another, so that texts tie in which tokens change places."""
+    if "kernel" not in params["heads"]:  # serial ones are drawn
+        return params
     kernel = params["heads"]["kernel"]
     noise = 0.3 * np.random.default_rng(0).normal(size=kernel.shape).astype(np.float32)
     kernel += jax.device_put(noise, kernel.sharding)
@@ -181,7 +188,7 @@ def run(out: Path) -> None:
         checkpoints.save(states["fsdp"][0])
         checkpoints.wait()
         for name, (state, shardings) in states.items():
-            if name.startswith("whisper"):
+            if name.startswith(("whisper", "llm")):
                 continue
             restored = checkpoints.restore(state, shardings)
             assert jax.tree.map(lambda x: x.sharding, restored) == shardings
@@ -196,6 +203,8 @@ def decode_all(
     found = {}
     for label, strategy in STRATEGIES.items():
         if label == "ctc" and not model.vocabulary.has_ctc:
+            continue
+        if name.startswith("llm") and label not in OF_LLM:
             continue
         found[label] = [
             [[*h.tokens], h.calls, [[*a.tokens] for a in h.nbest]]

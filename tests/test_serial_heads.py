@@ -17,15 +17,21 @@ from mtp_jax.models.recogniser import Recogniser, call
 from mtp_jax.planning import hlo
 from mtp_jax.pretrained.sizes import with_heads
 from mtp_jax.training.losses import shifted_targets
+from tests.tiny_speech_llm import tiny_speech_llm
 from tests.tiny_whisper import WHISPER_WINDOW, drawn_params, tiny_whisper
 
 M, ROWS, LENGTH = 4, 3, 7
 FRAMES = round(100 * WHISPER_WINDOW)
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["block", "layer_and_block"])
+@pytest.fixture(
+    scope="module",
+    params=[(tiny_whisper, 0), (tiny_whisper, 1), (tiny_speech_llm, 1)],
+    ids=["block", "layer_and_block", "speech_llm"],
+)
 def model(request):
-    return tiny_whisper(Heads("serial", M, layers=request.param, detached=True))
+    make, layers = request.param
+    return make(Heads("serial", M, layers=layers, detached=True))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,8 @@ def test_a_head_sees_the_tokens_before_its_own(model, params, text, run):
     targets, real = shifted(text, np.full(ROWS, LENGTH), np.arange(1, M + 1))
     _, later = call(Recogniser.projections, model, params, hidden, targets, encoded)
     expected = np.asarray(logits_of(later))
-    suppressed = list(model.special.suppressed)
+    special = model.vocabulary.whisper
+    suppressed = list(special.suppressed) if special else []
     for place in range(LENGTH - M + 1):
         state = call(Recogniser.of_later_heads, model, params, hidden[:, place])
         for m in range(2, M + 1):
@@ -208,7 +215,7 @@ def test_only_their_own_parameters_get_a_gradient(model, params, text, run):
 @pytest.mark.parametrize(
     ("groups", "said"),
     [
-        ({}, "needs a decoder that attends to the audio"),
+        ({}, "needs a finished model to be added to"),
         (
             {"pretrained": Pretrained(model="folder"), "mwer": Mwer(weight=1.0, all_heads=True)},
             "needs heads that draft independently",

@@ -12,16 +12,16 @@ import soundfile
 from starlette.testclient import TestClient
 
 import mtp_jax
-from mtp_jax.config import Config, ConfigError, Pretrained, Whisper
+from mtp_jax.config import ConfigError, Whisper
+from mtp_jax.decoding import Greedy
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import model_digest, open_model_folder
-from mtp_jax.pretrained.sizes import completed
 from mtp_jax.serving.app import Service, Settings
 from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from tests.commands import run
 from tests.recordings import sentences
-from tests.speech_llms import GOLDEN, expected, golden_runner
+from tests.speech_llms import GOLDEN, batch_of, expected, golden_runner
 
 RATE = 16_000
 VOXTRAL, GRANITE = GOLDEN / "voxtral", GOLDEN / "granite_speech"
@@ -206,14 +206,19 @@ def test_a_command_says_it_in_one_sentence(folder):
     assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("model", [VOXTRAL, GRANITE], ids=lambda path: path.name)
-def test_what_such_a_model_is_not_for_is_said(model, tmp_path):
-    for name, said in (("export", "copy the folder"), ("calibrate", "confidences as they are")):
-        given = (f"--output={tmp_path / 'out'}",) if name == "export" else ()
-        done = run(name, f"--model={model}", *given)
-        assert done.status and said in done.err
-    with pytest.raises(ConfigError, match="neither trained nor planned here"):
-        completed(Config(pretrained=Pretrained(model=str(model))))
+def test_it_is_calibrated_in_a_folder_beside_it(tmp_path):
+    """Nothing is written to its own; that one holds nothing of the model."""
+    refused = run("calibrate", f"--model={VOXTRAL}")
+    assert refused.status and "calibrate what python -m mtp_jax.export" in refused.err
+    beside = tmp_path / "beside"
+    done = run("export", f"--model={VOXTRAL}", f"--output={beside}")
+    assert done.status == 0, done.err
+    names = {"config.json", "parts.json", "digests.json", "heads.safetensors"}
+    assert {file.name for file in beside.iterdir()} == names
+    again = load(open_model_folder(beside))
+    batch = batch_of("voxtral", slice(0, 1))
+    ours, theirs = (each.run(batch, Greedy()).decoded for each in (golden_runner("voxtral"), again))
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
 
 
 def test_a_speech_llm_excludes_a_whisper():

@@ -23,7 +23,7 @@ from mtp_jax.decoding import (
 from mtp_jax.inference.decoder_functions import bind_decoder, encode
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.recogniser import call
-from mtp_jax.models.speech_features import speech_features
+from mtp_jax.models.speech_features import speech_features, speech_llm_mel
 from mtp_jax.models.speech_llm import SpeechLlm
 from mtp_jax.tokenizer.speech_prompts import AUDIO
 from tests.speech_llms import (
@@ -60,9 +60,10 @@ def stages(runner: Runner, batch: Batch) -> list[tuple[np.ndarray, ...]]:
 
     @jax.jit
     def run(params):
-        features, length = speech_features(runner.model, params, batch)
-        hidden, frames = call(SpeechLlm.hidden_states, runner.model, params, features, length)
-        encoded = call(SpeechLlm.encode, runner.model, params, features, length)
+        audio, samples = jnp.asarray(batch.audio), jnp.asarray(batch.audio_length)
+        features, _ = speech_llm_mel(audio, samples, runner.model.config)
+        hidden, frames = speech_features(runner.model, params, batch)
+        encoded = call(SpeechLlm.encode, runner.model, params, hidden, frames)
         return features, hidden, frames, encoded.audio, encoded.length
 
     features, hidden, frames, audio, rows = map(np.asarray, run(runner.params))

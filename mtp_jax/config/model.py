@@ -66,7 +66,7 @@ class Whisper:
             the true length of each utterance, which is cheaper.
         cached: training reads its outputs from disk, made once for each utterance and each of
             `config.augment.speeds` (about 50 kB a second of audio for D = 512); it must be frozen,
-            its LoRA included.
+            its LoRA included. So with the encoder of a speech LLM.
         silence: seconds of silence that Whisper's own decoder gets to hear behind an utterance, as
             far as the window has place for them; 30 fill it always, as in its training.
         lora: trained beside it.
@@ -336,7 +336,7 @@ class Heads:
         kind: "independent" (a D x V projection each), "latent" (a D x D map each, then the shared
             un-embedding), "residual" (as latent, but the SiLU of the map is added to the state) or
             "serial" (one block for all heads, which takes the state of the head before and the
-            token that this one drafted, and looks at the audio again; of a Whisper only).
+            token that this one drafted, and looks at the audio again; of a finished model only).
         count: M, head 1 (the LM head) included; 1 is the plain model.
         layers: of heads 2..M alone, between the decoder's and theirs, each like one of the
             decoder's. They look at the audio and the text by themselves, so that what drafts need

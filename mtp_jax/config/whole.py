@@ -90,10 +90,10 @@ class Config:
             "needs heads that draft independently: config.heads.kind must not be 'serial'",
         )
         check(
-            not self.heads.serial or self.whisper_decoder.present or bool(self.pretrained.model),
+            not self.heads.serial or self.extends_finished or bool(self.pretrained.model),
             "heads.kind",
-            "('serial') needs a decoder that attends to the audio: set config.pretrained.model to"
-            " a Whisper",
+            "('serial') needs a finished model to be added to: set config.pretrained.model to a"
+            " Whisper or a speech LLM",
         )
         check(
             not self.tokenizer.retrained or bool(self.init_from),
@@ -124,6 +124,11 @@ class Config:
             "data.bucket_seconds",
             f"({longest:g} at most) must not exceed Whisper's window of {window:g} s",
         )
+
+    @property
+    def extends_finished(self) -> bool:
+        """Whether the model is a finished one, a Whisper or speech LLM, and what is added to it."""
+        return self.whisper_decoder.present or self.speech_llm.present
 
 
 def to_config_dict(config: Config) -> ConfigDict:

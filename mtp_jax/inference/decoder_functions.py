@@ -15,7 +15,7 @@ from mtp_jax.decoding.text import most_likely, select_position
 from mtp_jax.distributed import sharding
 from mtp_jax.inference.serial_drafts import draft_serially
 from mtp_jax.models.ctc import best_labels
-from mtp_jax.models.kv_cache import KVCache
+from mtp_jax.models.kv_cache import CrossCache, KVCache
 from mtp_jax.models.params import products_type
 from mtp_jax.models.recogniser import Encoded, Recogniser, call, in_type
 from mtp_jax.models.speech_features import speech_features
@@ -31,13 +31,17 @@ def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
     encoded = call(Recogniser.encode, model, params, *speech_features(model, params, batch))
     if encoded.start is not None and batch.start is not None:
         encoded = dataclasses.replace(encoded, start=jnp.asarray(batch.start))
+    model = _decoder(model)
+
+    def ready(cross: CrossCache) -> CrossCache:
+        cross = cross.astype(jnp.dtype(model.config.train.dtype))  # once, not in every call
+        return cross.row_major() if sharding.platform() == "cpu" else cross
+
+    if encoded.drafting is not None:
+        encoded = dataclasses.replace(encoded, drafting=ready(encoded.drafting))
     if encoded.start is None or encoded.cross is None:
         return encoded
-    model = _decoder(model)
-    cross = encoded.cross.astype(jnp.dtype(model.config.train.dtype))  # once, not in every call
-    if sharding.platform() == "cpu":
-        cross = cross.row_major()
-    encoded = dataclasses.replace(encoded, cross=cross)
+    encoded = dataclasses.replace(encoded, cross=ready(encoded.cross))
     start = jax.lax.cond(
         jnp.any(encoded.start == DETECTED),
         lambda encoded: call(WhisperRecogniser.detected, model, params, encoded).start,

@@ -1,8 +1,8 @@
-"""What a frozen Whisper encoder makes of a source, kept on disk for training behind it.
+"""What a frozen pretrained encoder makes of a source, kept on disk for training behind it.
 
-An entry belongs to an audio, a speed, an encoder (by the digests of its weights, those of a trained
-LoRA included) and a front end:
-when any changes, another entry is made. Entries are float16.
+The encoder is Whisper's, or that of a speech LLM. An entry belongs to an audio, a speed, an encoder
+(by the digests of its weights, those of a trained LoRA included) and a front end: when any changes,
+another entry is made. Entries are float16.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mtp_jax.data.source import Features
 from mtp_jax.distributed import multihost
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.params import by_path
-from mtp_jax.models.speech_features import encoded_frames, speech_features
+from mtp_jax.models.speech_features import encoded_frames, encoded_width, speech_features
 from mtp_jax.pretrained.parts import digests
 
 _VERSION = 1  # of the features: raise it when they change for the same config
@@ -114,7 +114,7 @@ class EncoderCache:
 
 
 def with_encoder_cache(source: Source, runner: Runner, speeds: Sequence[float] = (1.0,)) -> Source:
-    """`source` with the features that the recogniser's frozen Whisper encoder makes of it.
+    """`source` with the features that the recogniser's frozen encoder makes of it.
 
     What the cache does not hold yet is made here, once. Without ``config.whisper.cached`` it is
     `source` itself.
@@ -131,7 +131,8 @@ def with_encoder_cache(source: Source, runner: Runner, speeds: Sequence[float] =
     config = runner.model.config
     if not config.whisper.cached:
         return source
-    cache = EncoderCache(_folder(config, _weights(runner)), config.whisper.width)
+    width = encoded_width(config)
+    cache = EncoderCache(_folder(config, _weights(runner)), width)
     audio = [audio_digest(source, i) for i in range(len(source.utterances))]
     longest, rate = config.data.bucket_seconds[-1], config.front_end.sample_rate
     speeds = sorted({1.0, *speeds})
@@ -168,7 +169,7 @@ def with_encoder_cache(source: Source, runner: Runner, speeds: Sequence[float] =
             raise AudioError(f"{source.utterances[i].id} could not be read to be encoded")
         return cache.read(key(i, speed))
 
-    return dataclasses.replace(source, features=Features(config.whisper.width, frames, read))
+    return dataclasses.replace(source, features=Features(width, frames, read))
 
 
 def _encoded(
@@ -212,7 +213,8 @@ def _weights(runner: Runner) -> str:
     """Digest of the encoder's weights: its source's, and those that a training has changed."""
     found = digests(runner.model.config.pretrained)
     encoder = found.get("model") or found.get("encoder", "")
-    leaves = by_path({"whisper": runner.params["whisper"]})
+    part = "encoder" if runner.model.config.speech_llm.present else "whisper"
+    leaves = by_path({part: runner.params[part]})
     own = {path: x for path, x in leaves.items() if path not in runner.imported}
     if not own:
         return encoder
@@ -230,6 +232,8 @@ def _folder(config: Config, encoder: str) -> Path:
         "front_end": dataclasses.asdict(config.front_end),
         "dtype": config.train.dtype,
     }
+    if config.speech_llm.present:
+        parts["speech_llm"] = dataclasses.asdict(config.speech_llm.encoder)
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.data.cache_dir).expanduser() / "encoder" / key
 

@@ -21,8 +21,9 @@ from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import by_path
+from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.paths import write_whole
-from mtp_jax.pretrained.parts import digests, import_parts
+from mtp_jax.pretrained.parts import as_stored, digests, import_parts
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import Tokenizer
 
@@ -39,12 +40,14 @@ def pretrained_model(config: Config, mesh: jax.sharding.Mesh) -> Runner:
     plain = dataclasses.replace(
         config,
         whisper=dataclasses.replace(config.whisper, lora=Lora()),
+        decoder=dataclasses.replace(config.decoder, lora=Lora()),
         whisper_decoder=dataclasses.replace(config.whisper_decoder, lora=Lora()),
         heads=Heads(count=1),
     )
     tokenizer = Tokenizer.load(resolve(config.pretrained.model))
     model = make_model(plain, tokenizer)
-    params = import_parts(plain.pretrained, tokenizer, *parameter_shapes(model, mesh))
+    shapes, shardings = parameter_shapes(model, mesh)
+    params = import_parts(plain.pretrained, tokenizer, as_stored(shapes, plain), shardings)
     return Runner(model, params, tokenizer, mesh, by_path(params))
 
 
@@ -59,7 +62,7 @@ def with_greedy_text(source: Source, runner: Runner) -> Source:
         DataError: what was written cannot be kept.
         Interrupted: between two batches; what was made is kept.
     """
-    file = _file(runner.model.config)
+    file = _file(runner.model)
     known: dict[str, list[int]] = _read(file)
     audio = [audio_digest(source, i) or "" for i in range(len(source.utterances))]
     todo = [i for i, digest in enumerate(audio) if digest and digest not in known]
@@ -123,13 +126,15 @@ def _limit(batch: Batch, config: Config) -> int:
     return token_limit(round(seconds * config.front_end.sample_rate), config)
 
 
-def _file(config: Config) -> Path:
+def _file(model: Recogniser) -> Path:
     """Where the texts of a model are: one file for its weights and all that decides its text."""
+    config, vocabulary = model.config, model.vocabulary
     parts = {
         "weights": digests(config.pretrained).get("model", ""),
         "whisper": dataclasses.asdict(config.whisper),
         "max_tokens": config.data.max_tokens,
         **({"timestamps": True} if config.whisper_decoder.timestamps else {}),
+        **({"start": vocabulary.speech.start_tokens()} if vocabulary.speech else {}),
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.data.cache_dir).expanduser() / "greedy" / f"{key}.json"

@@ -17,9 +17,9 @@ from mtp_jax.inference.model_folder import config_of
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
-from mtp_jax.models.params import by_path, matches, merge, nested, products_type
+from mtp_jax.models.params import by_path, matches, merge, nested
 from mtp_jax.pretrained.exported import read_exported
-from mtp_jax.pretrained.parts import digests, import_parts
+from mtp_jax.pretrained.parts import as_stored, digests, finished_parts, import_parts
 from mtp_jax.pretrained.sizes import check_sizes, with_dtype, with_heads, with_silence
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
@@ -50,8 +50,8 @@ def load(
         workdir: of a trained model, or a folder that one was exported to.
         mesh: the devices; by default laid out as its config says, or if there are others than it
             was trained on, with the batch split over all.
-        pretrained: source of the Whisper, or of the frozen speech encoder, that it leaves out;
-            where training had it by default.
+        pretrained: source of the Whisper or speech LLM, or of the frozen speech encoder, that it
+            leaves out; where training had it by default.
         silence: seconds of it that a Whisper hears behind an utterance; as its config says by
             default.
         dtype: as in `mtp_jax.pretrained.sizes.with_dtype`.
@@ -76,13 +76,12 @@ def load(
     tokenizer = tokenizer_of(workdir, config)
     model = make_model(config, tokenizer)
     shapes, shardings = parameter_shapes(model, mesh)
-    if config.speech_llm.present:  # as stored: there may be no place for them in float32
-        shapes = jax.eval_shape(lambda tree: products_type(tree, config.train.dtype), shapes)
     imported: dict[str, Any] = {}
     if parts := workdir.read_parts():
         if parts["sha256"]:
             _check_parts(workdir, config, tokenizer, by_path(shapes))
-        whole = by_path(import_parts(config.pretrained, tokenizer, shapes, shardings))
+        stored = as_stored(shapes, config)
+        whole = by_path(import_parts(config.pretrained, tokenizer, stored, shardings))
         left_out = matches(parts["left_out"])
         imported = {path: x for path, x in whole.items() if left_out(path)}
     own, own_shardings = (
@@ -101,11 +100,11 @@ def load(
 
 
 def tokenizer_of(workdir: Workdir, config: Config) -> Tokenizer:
-    """A model's own tokenizer, or that of its Whisper, which an export does not repeat.
+    """A model's own tokenizer, or that of its Whisper or speech LLM, which is not repeated.
 
     Args:
         workdir: the model.
-        config: names the Whisper.
+        config: names the Whisper or speech LLM.
 
     Raises:
         WorkdirError, TokenizerError, PretrainedError: there is none, or it cannot be used.
@@ -115,7 +114,7 @@ def tokenizer_of(workdir: Workdir, config: Config) -> Tokenizer:
     if not config.pretrained.model:
         raise WorkdirError(f"{workdir.path} has no tokenizer: train first")
     folder, labels = resolve(config.pretrained.model), workdir.path / CTC_NAME
-    if not (folder / "tokenizer.json").exists():
+    if not (config.speech_llm.present or (folder / "tokenizer.json").exists()):
         raise TokenizerError(
             f"{folder} has no tokenizer.json: put that of the same Whisper beside its weights"
         )
@@ -130,7 +129,7 @@ def _check_parts(
 
     What drafts for one Whisper drafts for another of its size as well, if not as often rightly, and
     its text is then that of the other. So a fine-tuned Whisper is taken, and said to be one; unless
-    the model has changed some of its Whisper itself.
+    the model has changed some of its Whisper itself. The same holds for a speech LLM.
     """
     parts = workdir.read_parts() or {}
     changed = workdir.changed_parts(digests(config.pretrained))
@@ -139,7 +138,8 @@ def _check_parts(
     if changed == ["model"]:
         check_sizes(config, parts.get("vocab_size", tokenizer.vocab_size))
         is_left_out = matches(parts["left_out"])
-        if all(is_left_out(path) for path in paths if path.startswith(("whisper/", "decoder/"))):
+        of_model = tuple(f"{name}/" for name in finished_parts(config))
+        if all(is_left_out(path) for path in paths if path.startswith(of_model)):
             log.warning(
                 "%s holds other weights than those that %s was trained for (another precision, or"
                 " fine-tuned): its text is exact, with more decoder calls than it could have",

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from mtp_jax.config import Config, Data, Evaluation, Heads, Pretrained
 from mtp_jax.inference.released_folder import ReleasedFolder
-from mtp_jax.models.speech_windows import has_windows, prompt_rows, window_samples
+from mtp_jax.models.speech_windows import (
+    PROMPT_TOKENS,
+    has_windows,
+    prompt_rows,
+    window_samples,
+)
 from mtp_jax.pretrained import adapter
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.sizes import with_sizes
@@ -15,7 +20,6 @@ from mtp_jax.tokenizer.base import NAMES, VOCABULARY
 from mtp_jax.tokenizer.speech_llm import CHAT_TEMPLATES
 
 _MAX_TOKENS = 448  # of a chunk's text: Whisper's window, of as much speech, has no more
-_PROMPT = 64  # tokens around the audio, at least
 
 
 class SpeechLlmFolder(ReleasedFolder):
@@ -35,7 +39,7 @@ class SpeechLlmFolder(ReleasedFolder):
         """
         config = with_sizes(Config(pretrained=Pretrained(model=self.source), heads=Heads(count=1)))
         samples = window_samples(config)
-        needed = prompt_rows(samples, config) + _PROMPT + 1
+        needed = prompt_rows(samples, config) + PROMPT_TOKENS + 1
         most = min(_MAX_TOKENS, config.speech_llm.positions - needed)
         seconds = samples / config.front_end.sample_rate
         if most < 1:

@@ -45,7 +45,7 @@ def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
             " and its config.json, beside its weights"
         )
     own_labels = tokenizer.ctc is not tokenizer
-    if own_labels and (config.adaptor.retokenized or config.whisper_decoder.present):
+    if own_labels and (config.adaptor.retokenized or config.extends_finished):
         merges = merges_of(tokenizer)
     if config.adaptor.retokenized and merges is None:
         raise TokenizerError(

@@ -5,7 +5,7 @@ Head 1 is the decoder's own LM head and has no parameters here. Two kinds are th
 maps followed by the shared un-embedding. *Residual* heads are those of Medusa (arXiv 2401.10774):
 the state itself and behind it the SiLU of a D x D map, then the un-embedding. All start equal to
 the LM head (our reading of the paper): independent heads as copies of it, latent maps as the
-identity, residual ones at zero. *Serial* heads, of a decoder that attends to the audio, have one
+identity, residual ones at zero. *Serial* heads, of a finished model, have one
 block in common, which is run once for each (`mtp_jax.models.serial_block`). Latent and independent
 heads that are added to a finished model and are not detached start with logits of zero
 (`mtp_jax.training.initialization`). Beyond the paper, decoder layers of their own may stand before
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from mtp_jax import config as configs
 from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.decoders.llama import Carry, run_layers, scaled
+from mtp_jax.models.kv_cache import CrossCache
 from mtp_jax.models.layers import RMSNorm, parameter
 from mtp_jax.models.mixed_precision import matmul_transposed
 
@@ -98,15 +99,64 @@ class Heads(nn.Module):
 
     @nn.compact
     def run(self, deterministic: bool, carry: Carry, *given: Any) -> Carry:
-        """Runs the layers, and a norm, behind those of the decoder: `run_above` of `Llama`."""
+        """Runs the layers, and a norm, behind those of the decoder: `run_above` of `Llama`.
+
+        Serial heads have the norm behind each step instead.
+        """
         own = dataclasses.replace(self.decoder, lora=configs.Lora())
         places = range(own.layers, own.layers + self.config.layers)
         laid_out = self.has_variable("params", layer_name(0))
         carry = (self.alone(carry[0]), *carry[1:])
-        x, keys, values = run_layers(
-            own, self.dtype, deterministic, laid_out, places, carry, *given
-        )
-        return scaled(self.norm(x), own), keys, values
+        if places:
+            carry = run_layers(own, self.dtype, deterministic, laid_out, places, carry, *given)
+        x, keys, values = carry
+        return x if self.config.serial else self.normed(x), keys, values
+
+    def normed(self, state: jax.Array) -> jax.Array:
+        """What is un-embedded of their states [..., D]."""
+        return scaled(self.norm(state), self.decoder)
+
+    def step(self, state: jax.Array, token: jax.Array, cross: CrossCache) -> jax.Array:
+        """The state of the next serial head, by the block."""
+        own = cross.keys[-1], cross.values[-1]
+        following: jax.Array = self.block(state, self.alone(token), own, cross.real)
+        return following
+
+    def read(self, state: jax.Array, lm_head: jax.Array) -> jax.Array:
+        """float32[..., V or N] logits of a serial head at its states [..., D]."""
+        return matmul_transposed(self.normed(state), self.unembedding(self.alone(lm_head)))
+
+    def serial_projections(
+        self,
+        first: jax.Array,
+        state: jax.Array,
+        tokens: jax.Array,
+        cross: CrossCache,
+        lm_head: jax.Array,
+    ) -> list[Projection]:
+        """As `projections`, of a text that is known.
+
+        Args:
+            first: [B, L, D], what head 1 reads; `state`: [B, L, D], what serial heads begin with.
+            tokens: [M - 1, B, L, D], embeddings of the tokens of heads 1..M - 1.
+            cross: of the audio; `lm_head`: [V, D].
+        """
+
+        def step(heads: Heads, state: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+            state = heads.step(state, token, cross)
+            return state, heads.normed(state)
+
+        steps = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+        _, states = steps(self, state, tokens)
+        return [
+            Projection(slice(0, 1), first[None], lm_head),
+            Projection(
+                slice(1, None),
+                states,
+                self.unembedding(self.alone(lm_head)),
+                self.tokens if self.config.vocabulary else None,
+            ),
+        ]
 
     def alone(self, x: jax.Array) -> jax.Array:
         """`x`, through which no gradient of these heads flows if they are detached."""
@@ -197,5 +247,5 @@ def start_as_lm_head(params: dict[str, Any], kind: str) -> dict[str, Any]:
     lm_head = decoder.get("lm_head", decoder["embedding"])
     if "tokens" in params["heads"]:
         lm_head = lm_head[params["heads"]["tokens"]]
-    copies = jnp.broadcast_to(lm_head.T, kernel.shape)
+    copies = jnp.broadcast_to(lm_head.T, kernel.shape).astype(kernel.dtype)
     return params | {"heads": params["heads"] | {"kernel": copies}}

@@ -15,7 +15,8 @@ import jax
 from flax import struct
 
 from mtp_jax.config import Config
-from mtp_jax.models.bpe import Merges
+from mtp_jax.models.bpe import Merges, retokenize
+from mtp_jax.models.ctc import best_labels
 from mtp_jax.models.heads import Projection
 from mtp_jax.models.kv_cache import CrossCache, KVCache
 from mtp_jax.tokenizer.speech_prompts import SpeechPrompt
@@ -84,6 +85,8 @@ class Encoded:
         cross: of a decoder that attends to the audio: its keys and values.
         start: of such a decoder, and of a speech LLM: int32[B, P], the tokens before the text;
             `NO_TOKEN` is padding, and `AUDIO` stands for the rows of `audio`.
+        drafting: of a decoder that has the audio in its prompt: keys and values of the audio for
+            serial heads.
     """
 
     audio: jax.Array
@@ -93,6 +96,14 @@ class Encoded:
     ctc_hypothesis: tuple[jax.Array, jax.Array] | None = None
     cross: CrossCache | None = None
     start: jax.Array | None = None
+    drafting: CrossCache | None = None
+
+    @property
+    def seen(self) -> CrossCache:
+        """What serial heads attend to."""
+        found = self.drafting or self.cross
+        assert found is not None
+        return found
 
 
 class Recogniser(nn.Module):
@@ -109,7 +120,7 @@ class Recogniser(nn.Module):
     vocabulary: Vocabulary
 
     def encode_speech(self, features: jax.Array, length: jax.Array) -> jax.Array:
-        """Whisper's hidden states [B, ceil(T / 2), D] of log-mel [B, T, Z], int32[B] frames."""
+        """A pretrained encoder's hidden states [B, T', D] of log-mel [B, T, Z], int32[B] frames."""
         x, _ = self.whisper(features, length)
         return x
 
@@ -136,6 +147,41 @@ class Recogniser(nn.Module):
             head m, and what the encoder made of the audio.
         """
         raise NotImplementedError
+
+    def with_ctc(
+        self,
+        encoded: Encoded,
+        reader: nn.Module,
+        heard: jax.Array,
+        length: jax.Array,
+        training: bool,
+    ) -> Encoded:
+        """`encoded`, with what a CTC head that was added to a finished model reads.
+
+        It leaves what the decoder sees alone.
+
+        Args:
+            encoded: without CTC.
+            reader: a Conformer, behind which the CTC head stands.
+            heard: [B, T, D] hidden states of the encoder; `length`: int32[B].
+            training: whether dropout is on.
+        """
+        x, frames = reader(jax.lax.stop_gradient(heard), length, not training)
+        logits = self.ctc(x)
+        hypothesis = None
+        if self.vocabulary.merges is not None:
+            most, bytes_a_token = self.config.data.max_tokens, 4
+            cut = retokenize(
+                self.vocabulary.merges,
+                *best_labels(logits, frames),
+                capacity=bytes_a_token * most,
+                most=most,
+                space_first=self.vocabulary.whisper is not None,
+            )
+            hypothesis = cut.tokens, cut.length
+        return dataclasses.replace(
+            encoded, ctc_logits=logits, ctc_length=frames, ctc_hypothesis=hypothesis
+        )
 
     def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Everything that the decoder is given before the text.
@@ -202,9 +248,12 @@ class Recogniser(nn.Module):
                 the heads before them.
             encoded: the audio.
         """
-        del targets, encoded
         first, later = self.of_head_1(hidden), self.of_later_heads(hidden)
-        return self.heads.projections(first, later, self.decoder.unembedding())
+        lm_head = self.decoder.unembedding()
+        if not self.config.heads.serial:
+            return self.heads.projections(first, later, lm_head)
+        tokens = self.decoder.embed(targets[:-1])
+        return self.heads.serial_projections(first, later, tokens, encoded.seen, lm_head)
 
     def of_head_1(self, hidden: jax.Array) -> jax.Array:
         """[..., D], what head 1 reads of hidden states [..., E]."""
@@ -235,7 +284,9 @@ class Recogniser(nn.Module):
         Returns:
             The state of the next head, and its float32[B K, V or N] logits.
         """
-        raise NotImplementedError
+        token = self.decoder.embed(token)[:, None]
+        state = self.heads.step(state[:, None], token, encoded.seen)[:, 0]
+        return state, self.heads.read(state, self.decoder.unembedding())
 
     def draft_tokens(self, places: jax.Array) -> jax.Array:
         """The tokens of int32[...] places in the logits of heads 2..M."""

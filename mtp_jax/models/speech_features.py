@@ -1,4 +1,4 @@
-"""What is encoded of a batch: log-mel features, or what Whisper makes of them."""
+"""What is encoded of a batch: log-mel features, or what a pretrained encoder makes of them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from mtp_jax.config import Config
 from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.models.encoders.whisper import encoded_length
 from mtp_jax.models.recogniser import Recogniser, call
-from mtp_jax.models.speech_windows import has_windows, window_samples
+from mtp_jax.models.speech_llm import SpeechLlm
+from mtp_jax.models.speech_windows import has_windows, hidden_length, window_samples
 
 
 def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Features of a batch of waveforms, or those that a `FeatureBatch` holds.
 
     Args:
-        model, params: of which only the Whisper encoder, if there is one, has a part in this.
+        model, params: of which only a Whisper's or a speech LLM's encoder has a part in this.
         batch: its rows.
 
     Returns:
@@ -28,8 +29,10 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
     c = model.config
     audio, samples = jnp.asarray(batch.audio), jnp.asarray(batch.audio_length)
     if c.speech_llm.present:
-        audio = jnp.where(jnp.arange(audio.shape[1]) < samples[:, None], audio, 0)
-        return (_in_windows if has_windows(c) else _alone)(audio, samples, c)
+        if isinstance(batch, FeatureBatch):
+            return audio, hidden_length(samples, c)
+        mel = speech_llm_mel(audio, samples, c)
+        return call(SpeechLlm.hidden_states, model, params, *mel)
     if not c.whisper.present:
         return log_mel(audio, samples, c.front_end)
     whole, most = c.whisper_decoder.present, window(c)
@@ -47,6 +50,14 @@ def speech_features(model: Recogniser, params: Any, batch: Batch) -> tuple[jax.A
     frames = encoded_length(feature_length(audio.shape[1], c.front_end))
     mel = log_mel(padded(most), jnp.full_like(samples, most), c.front_end)
     return call(Recogniser.encode_speech, model, params, *mel)[:, :frames], length
+
+
+def speech_llm_mel(
+    audio: jax.Array, samples: jax.Array, config: Config
+) -> tuple[jax.Array, jax.Array]:
+    """Log-mel features [B, T, Z] and int32[B] frames, as the encoder of a speech LLM takes them."""
+    audio = jnp.where(jnp.arange(audio.shape[1]) < samples[:, None], audio, 0)
+    return (_in_windows if has_windows(config) else _alone)(audio, samples, config)
 
 
 def _in_windows(
@@ -76,9 +87,16 @@ def _alone(audio: jax.Array, samples: jax.Array, config: Config) -> tuple[jax.Ar
 
 
 def encoded_frames(samples: int, config: Config) -> int:
-    """Frames that Whisper's encoder makes of an utterance, of the silence behind it too."""
+    """Frames that a pretrained encoder makes of an utterance, of silence behind it too."""
+    if config.speech_llm.present:
+        return hidden_length(samples, config)
     encoded = min(samples + _silence(config), window(config))
     return int(encoded_length(feature_length(encoded, config.front_end)))
+
+
+def encoded_width(config: Config) -> int:
+    """D of what a pretrained encoder makes."""
+    return config.speech_llm.encoder.width if config.speech_llm.present else config.whisper.width
 
 
 def window(config: Config) -> int:

@@ -121,7 +121,11 @@ class SpeechLlama(Recogniser):
             deterministic=deterministic,
         )
         if self.is_initializing():
-            self.all_logits(hidden[:, -1])
+            self.next_token(hidden[:, -1])
+            if self.config.heads.serial:
+                self.next_draft(encoded, self.of_later_heads(hidden[:, -1]), tokens[:, -1])
+            else:
+                self.draft_logits(hidden[:, -1])
         return hidden[:, prefix.shape[1] - 1 :], encoded
 
     def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -183,7 +187,7 @@ class SpeechLlama(Recogniser):
     @property
     def hidden_width(self) -> int:
         """E of the hidden states: D, or twice as much where heads 2..M have layers of their own."""
-        return self.config.decoder.width * (2 if self.config.heads.layers else 1)
+        return self.config.decoder.width * (2 if self.config.heads.own_states else 1)
 
     def _decode(
         self,
@@ -194,7 +198,7 @@ class SpeechLlama(Recogniser):
         deterministic: bool = True,
     ) -> tuple[jax.Array, KVCache | None]:
         """Hidden states [B, S, E] of `x` [B, S, D], and the longer cache."""
-        run_above = self.heads.run if self.config.heads.layers else None
+        run_above = self.heads.run if self.config.heads.own_states else None
         return self.decoder(x, real, cache, deterministic, position_offset, run_above)
 
     def of_head_1(self, hidden: jax.Array) -> jax.Array:
@@ -204,7 +208,7 @@ class SpeechLlama(Recogniser):
     def of_later_heads(self, hidden: jax.Array) -> jax.Array:
         """[..., D], what heads 2..M read of hidden states [..., E]."""
         own = hidden[..., -self.config.decoder.width :]
-        return own if self.config.heads.layers else self.heads.alone(own)
+        return own if self.config.heads.own_states else self.heads.alone(own)
 
     def next_token(self, hidden: jax.Array) -> jax.Array:
         """float32[..., V] logits of head 1 at hidden states [..., E]."""

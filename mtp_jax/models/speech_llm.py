@@ -15,16 +15,17 @@ import numpy as np
 
 from mtp_jax.config import AudioEncoder, Projector, Whisper
 from mtp_jax.models.decoders.llama import Llama
-from mtp_jax.models.encoders.conformer import frames_mask
+from mtp_jax.models.encoders.conformer import Conformer, frames_mask
 from mtp_jax.models.encoders.granite import GraniteEncoder
 from mtp_jax.models.encoders.qwen import QwenEncoder
 from mtp_jax.models.encoders.whisper import WhisperEncoder, encoded_length
 from mtp_jax.models.encoders.windows import encode_windows
-from mtp_jax.models.heads import Heads
+from mtp_jax.models.layers import Linear
 from mtp_jax.models.projectors.mlp import MlpProjector
 from mtp_jax.models.projectors.qformer import QFormerProjector
 from mtp_jax.models.recogniser import Encoded
 from mtp_jax.models.speech_llama import SpeechLlama
+from mtp_jax.models.speech_llm_heads import SpeechLlmHeads
 from mtp_jax.models.speech_windows import has_windows, window_frames
 from mtp_jax.tokenizer.speech_prompts import AUDIO, SpeechPrompt
 
@@ -59,8 +60,16 @@ class SpeechLlm(SpeechLlama):
         dtype = jnp.dtype(c.train.dtype)
         self.encoder = make_encoder(c.speech_llm.encoder, dtype)
         self.projector = make_projector(c.speech_llm.projector, c.decoder.width, dtype)
+        if self.vocabulary.has_ctc:
+            self.ctc_encoder = Conformer(c.encoder, dtype)
+            self.ctc = Linear(self.vocabulary.labels + 1, ("embed", None), True, jnp.float32)
         self.decoder = Llama(c.decoder, size, dtype, c.heads.layers)
-        self.heads = Heads(c.heads, c.decoder, size, dtype)
+        self.heads = SpeechLlmHeads(c.heads, c.decoder, size, dtype)
+
+    @property
+    def auxiliary(self) -> tuple[str, ...]:
+        """As of every `Recogniser`: nothing of CTC has a part in it either."""
+        return ("heads/", "ctc_encoder/", "ctc/")
 
     @property
     def speech(self) -> SpeechPrompt:
@@ -69,7 +78,7 @@ class SpeechLlm(SpeechLlama):
         return self.vocabulary.speech
 
     def hidden_states(self, features: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What the encoder makes of `features` as `encode` takes them: [B, T', D] and lengths."""
+        """What the encoder makes of log-mel [B, T, Z], int32[B] frames: [B, T', D] and lengths."""
         if not has_windows(self.config):
             return self.encoder(features, length)
         frames = window_frames(self.config)
@@ -86,18 +95,28 @@ class SpeechLlm(SpeechLlama):
         """
         return cast(GraniteEncoder, self.encoder).ctc_logits(hidden)
 
+    def encode_speech(self, features: jax.Array, length: jax.Array) -> jax.Array:
+        """As of every `Recogniser`: `hidden_states` without their lengths."""
+        return self.hidden_states(features, length)[0]
+
     def encode(self, features: jax.Array, length: jax.Array, deterministic: bool = True) -> Encoded:
-        """Encodes log-mel `features` [B, T, Z] of int32[B] `length`, as `speech_features` gives."""
-        del deterministic  # released models are not trained here
-        audio, rows = self.projector(*self.hidden_states(features, length))
+        """Rows of the prompt, and CTC's logits, of hidden states [B, T', D], int32[B] `length`."""
+        audio, rows = self.projector(features, length)
         start = jnp.array(self.speech.start_tokens(), jnp.int32)
-        return Encoded(
+        drafting = None
+        if self.config.heads.serial:
+            drafting = self.heads.attend_to(audio, frames_mask(rows, audio.shape[1]))
+        encoded = Encoded(
             audio=audio,
             length=rows,
             ctc_logits=None,
             ctc_length=rows,
             start=jnp.broadcast_to(start, (len(audio), len(start))),
+            drafting=drafting,
         )
+        if not self.vocabulary.has_ctc:
+            return encoded
+        return self.with_ctc(encoded, self.ctc_encoder, features, length, not deterministic)
 
     def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Everything before the text, as of every `Recogniser`; each row may have its own tokens.

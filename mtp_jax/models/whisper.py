@@ -14,12 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.models.bpe import retokenize
-from mtp_jax.models.ctc import best_labels
 from mtp_jax.models.decoders.whisper import WhisperDecoder
 from mtp_jax.models.encoders.conformer import Conformer, frames_mask
 from mtp_jax.models.encoders.whisper import WhisperEncoder
-from mtp_jax.models.heads import Projection
 from mtp_jax.models.kv_cache import CrossCache, KVCache, no_tokens
 from mtp_jax.models.layers import Linear
 from mtp_jax.models.recogniser import Encoded, Recogniser
@@ -67,30 +64,7 @@ class WhisperRecogniser(Recogniser):
         )
         if not self.vocabulary.has_ctc:
             return encoded
-        x, frames = self.encoder(jax.lax.stop_gradient(features), length, deterministic)
-        logits = self.ctc(x)
-        return dataclasses.replace(
-            encoded,
-            ctc_logits=logits,
-            ctc_length=frames,
-            ctc_hypothesis=self._in_tokens(logits, frames),
-        )
-
-    def _in_tokens(
-        self, logits: jax.Array, frames: jax.Array
-    ) -> tuple[jax.Array, jax.Array] | None:
-        """CTC's best path in the decoder's tokens, as many as a text may have."""
-        if self.vocabulary.merges is None:
-            return None
-        most, bytes_a_token = self.config.data.max_tokens, 4
-        cut = retokenize(
-            self.vocabulary.merges,
-            *best_labels(logits, frames),
-            capacity=bytes_a_token * most,
-            most=most,
-            space_first=True,
-        )
-        return cut.tokens, cut.length
+        return self.with_ctc(encoded, self.encoder, features, length, not deterministic)
 
     def _attend_to(self, audio: jax.Array, real: jax.Array) -> CrossCache:
         """Keys and values of the decoder's layers, and behind them of the heads' own."""
@@ -287,24 +261,9 @@ class WhisperRecogniser(Recogniser):
         never = jnp.array(self._among(self.special.suppressed))
         return jnp.where(never[self.draft_tokens(jnp.arange(logits.shape[-1]))], _NEVER, logits)
 
-    def projections(
-        self, hidden: jax.Array, targets: jax.Array, encoded: Encoded
-    ) -> list[Projection]:
-        """As of every `Recogniser`."""
-        if not self.config.heads.serial:
-            return super().projections(hidden, targets, encoded)
-        return self.heads.serial_projections(
-            self.of_head_1(hidden),
-            self.of_later_heads(hidden),
-            self.decoder.embed(targets[:-1]),
-            self._cross(encoded),
-            self.decoder.unembedding(),
-        )
-
     def next_draft(
         self, encoded: Encoded, state: jax.Array, token: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """As of every `Recogniser`."""
-        token = self.decoder.embed(token)[:, None]
-        state = self.heads.step(state[:, None], token, self._cross(encoded))[:, 0]
-        return state, self._that_may_be(self.heads.read(state, self.decoder.unembedding()))
+        """As of every `Recogniser`; of what no text holds the lowest."""
+        state, logits = super().next_draft(encoded, state, token)
+        return state, self._that_may_be(logits)

@@ -21,7 +21,7 @@ from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.kv_cache import KVCache
 from mtp_jax.models.params import products_type
 from mtp_jax.models.recogniser import Encoded, Recogniser, call
-from mtp_jax.models.speech_features import encoded_frames
+from mtp_jax.models.speech_features import encoded_frames, encoded_width
 from mtp_jax.planning.chips import Slice, TopologyError
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import abstract_state, make_train_step
@@ -207,7 +207,7 @@ def batch(model: Recogniser, mesh: jax.sharding.Mesh, load: Load, training: bool
     kind, audio = Batch, array(round(load.seconds * rate), dtype=jnp.int16)
     if c.whisper.cached and training:
         frames = encoded_frames(round(load.seconds * rate), c)
-        kind, audio = FeatureBatch, array(frames, c.whisper.width, dtype=jnp.float16)
+        kind, audio = FeatureBatch, array(frames, encoded_width(c), dtype=jnp.float16)
     return kind(
         audio=audio,
         audio_length=array(),

@@ -11,8 +11,8 @@ The folder holds what a workdir does, under the names that a workdir has, but fo
 - ``tokenizer.model`` or ``tokenizer.json``; ``parts.json`` names what has to be imported from
   elsewhere (a frozen Whisper encoder), by digest; ``tau.json``; ``confidence.json``.
 
-What was added to a finished Whisper is all in ``heads.safetensors``: the folder holds nothing of
-the Whisper, whose tokenizer serves too. LoRA is merged into the matrices it belongs to.
+What was added to a finished Whisper or speech LLM is all in ``heads.safetensors``: the folder holds
+nothing of that model, whose tokenizer serves too. LoRA is merged into the matrices it belongs to.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from mtp_jax.checkpoints.digest import file_digest
 from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.config import Config, Lora, Mesh, Pretrained
 from mtp_jax.distributed.multihost import place_whole
+from mtp_jax.models.decoders.layout import layer_name
 from mtp_jax.models.params import Params, by_path, matches, merge_lora, nested, split
 from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.paths import check_writable, partial_name
@@ -68,33 +69,38 @@ def export(
         trained: the model; `workdir`: where it was trained.
         folder: made if need be.
         dtype: of the parameters, a key of `DTYPES`; float32 keeps every bit. "int8" is for what was
-            added to a Whisper.
-        source: of what the export leaves out (a frozen speech encoder, or a whole Whisper), which
-            it names; that of training by default. Whoever loads the export is told if it is
-            another.
+            added to a finished model.
+        source: of what the export leaves out (a frozen speech encoder, or a whole Whisper or speech
+            LLM), which it names; that of training by default. Whoever loads the export is told if
+            it is another.
 
     Raises:
         CheckpointError: the folder cannot be written, or is a workdir; an export that was there
-            stays as it was. Or `dtype` is not one for this model.
+            stays as it was. Or `dtype` is not one for this model, or this is a speech LLM that has
+            decoded.
         OutputError: the folder cannot be written, as is seen before anything is.
     """
     check_target(workdir, folder)
-    whisper = trained.model.config.whisper_decoder.present
-    if dtype == "int8" and not whisper:
+    added = trained.model.config.extends_finished
+    if dtype == "int8" and not added:
         raise CheckpointError(
-            f"{workdir.path} is no model of heads for a Whisper, and only these are exported as"
-            " int8: choose another dtype"
+            f"{workdir.path} is no model of heads for a Whisper or a speech LLM, and only these are"
+            " exported as int8: choose another dtype"
+        )
+    if layer_name(0) in trained.params["decoder"]:
+        raise CheckpointError(
+            f"{workdir.path} has decoded, and its parameters are laid out for that: load it again"
         )
     config, own, left_out = _own(trained, workdir, source)
     new, target = Workdir(folder / partial_name()), Workdir(folder)
     try:
         new.path.mkdir(parents=True)
-        if whisper:
+        if added:
             _save(_stored(own, dtype), new.heads)
             write_json(new.config, {"mtp_jax": dataclasses.asdict(config)})
         else:
             _write_speech_llama(trained, config, own, dtype, new)
-        _write_tokenizer(trained.tokenizer, new.path, with_text=not (whisper and left_out))
+        _write_tokenizer(trained.tokenizer, new.path, with_text=not (added and left_out))
         if left_out:
             write_json(new.parts, _parts(trained, workdir, left_out))
         if tau := workdir.read_tau():
@@ -124,14 +130,14 @@ def _own(
     """
     updates = [path for path in by_path(trained.params) if path.endswith("lora_a")]
     config, params = merged(trained.model.config, jax.device_get(trained.params))
-    whisper = config.whisper_decoder.present
+    added = config.extends_finished
     # What is exported although it was imported.
     changed = [path.removesuffix("lora_a") + "kernel" for path in updates]
-    whole = tuple(changed) if whisper else ("decoder/", *changed)
+    whole = tuple(changed) if added else ("decoder/", *changed)
     is_left_out = matches((workdir.read_parts() or {"left_out": []})["left_out"])
     leaves = by_path(params)
     left_out = sorted(p for p in leaves if is_left_out(p) and not p.startswith(whole))
-    field = "model" if whisper else "encoder"
+    field = "model" if added else "encoder"
     named = {field: source or getattr(config.pretrained, field)} if left_out else {}
     data = config.data
     if data.text == "greedy" and not named:  # there is no other model that writes it
@@ -150,7 +156,7 @@ def _own(
 def _parts(trained: Trained, workdir: Workdir, left_out: list[str]) -> dict[str, Any]:
     """What ``parts.json`` says of the parameters that are left out."""
     config = trained.model.config
-    field = "model" if config.whisper_decoder.present else "encoder"
+    field = "model" if config.extends_finished else "encoder"
     known = (workdir.read_parts() or {"sha256": {}})["sha256"]
     digest = known.get(field) or digests(config.pretrained)[field]
     tokens = {"vocab_size": trained.model.vocabulary.size} if field == "model" else {}
@@ -206,11 +212,6 @@ def check_target(workdir: Workdir, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} is the model itself, or a workdir with checkpoints: choose another folder"
         )
-    if workdir.read_config().speech_llm.present:
-        raise CheckpointError(
-            f"{workdir.path} is a speech LLM as it was released, to which nothing was added: copy"
-            " the folder"
-        )
     check_writable(folder, "output")
 
 
@@ -260,7 +261,7 @@ def read_exported(workdir: Workdir, shapes: Params, shardings: Params) -> Params
     wanted, place = by_path(shapes), by_path(shardings)
     files = [workdir.heads]
     decoder: Params = {}
-    if not workdir.read_config().whisper_decoder.present:
+    if not workdir.read_config().extends_finished:
         files.insert(0, workdir.speech)
         decoder["decoder"] = import_llama(workdir.path, shapes["decoder"], shardings["decoder"])
         wanted = {path: x for path, x in wanted.items() if not path.startswith("decoder/")}

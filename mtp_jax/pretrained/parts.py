@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtp_jax.config import Pretrained
-from mtp_jax.models.params import Params, by_path, nested
+import jax
+
+from mtp_jax.config import Config, Pretrained
+from mtp_jax.models.params import Params, by_path, nested, products_type
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.llama import import_llama, llama_architecture
 from mtp_jax.pretrained.source import fingerprint, resolve
@@ -33,6 +35,11 @@ from mtp_jax.tokenizer.speech_llm import SpeechLlmTokenizer
 SPEECH_LLM_PARTS = ("encoder", "projector", "decoder")
 
 
+def finished_parts(config: Config) -> tuple[str, ...]:
+    """Names of the parts of a finished model that others are added to."""
+    return SPEECH_LLM_PARTS if config.speech_llm.present else ("whisper", "decoder")
+
+
 @functools.cache  # a large model takes a minute
 def digests(pretrained: Pretrained) -> dict[str, str]:
     """SHA-256 of each source's weights, by the name of its field.
@@ -50,6 +57,18 @@ def digests(pretrained: Pretrained) -> dict[str, str]:
     if pretrained.decoder:
         found["decoder"] = fingerprint(resolve(pretrained.decoder))
     return found
+
+
+def as_stored(shapes: Params, config: Config) -> Params:
+    """Shapes of a model's parameters in the types that those of a released one are kept in.
+
+    A speech LLM's matrices have the type of the products: in float32 there may be no place for
+    billions of them.
+    """
+    if not config.speech_llm.present:
+        return shapes
+    kept: Params = jax.eval_shape(lambda tree: products_type(tree, config.train.dtype), shapes)
+    return kept
 
 
 def import_parts(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from typing import Any
 
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.config import Config, ConfigError, differences
+from mtp_jax.config import FAMILIES, Config, ConfigError, differences
+from mtp_jax.models.speech_windows import PROMPT_TOKENS, frames_per_state, prompt_rows
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.llama import llama_architecture
 from mtp_jax.pretrained.source import resolve
@@ -16,6 +18,7 @@ from mtp_jax.pretrained.whisper import whisper_architecture
 from mtp_jax.pretrained.whisper_decoder import whisper_decoder_architecture
 
 log = logging.getLogger("mtp_jax")
+_LEAST_FRAMES = 10  # per second, of CTC: people say as many pieces at times
 
 # Fields of an encoder's or decoder's config that say how it runs, not what it is.
 RUNNING = ("dropout", "remat", "remat_products", "scan_layers")
@@ -26,20 +29,41 @@ def completed(config: Config) -> Config:
 
     Raises:
         WorkdirError, PretrainedError: a source is missing or cannot be used.
-        ConfigError: the run would begin with a speech LLM.
+        ConfigError: a field does not suit the model.
     """
     if not config.init_from:
         sized = with_sizes(config)
-        if sized.speech_llm.present:
-            raise ConfigError(
-                f"config.pretrained.model={config.pretrained.model} is a speech LLM, which is"
-                " neither trained nor planned here, only decoded: give it to transcribe or evaluate"
-            )
+        _check_speech_llm(sized)
         return _with_ctc_of(sized)
     sized = with_sizes_of(config, Workdir(config.init_from).read_config())
     if taken := differences(config, sized):
         log.info("as in %s: %s", config.init_from, "; ".join(taken))
+    _check_speech_llm(sized)
     return sized
+
+
+def _check_speech_llm(config: Config) -> None:
+    """Refuses what does not suit a speech LLM that is added to.
+
+    Raises:
+        ConfigError: it has no positions for an utterance, or CTC too few frames.
+    """
+    if not config.speech_llm.present:
+        return
+    rate, longest = config.front_end.sample_rate, config.data.bucket_seconds[-1]
+    rows = prompt_rows(round(longest * rate), config)
+    needed = rows + PROMPT_TOKENS + config.data.max_tokens
+    if needed > config.speech_llm.positions:
+        raise ConfigError(
+            f"config.data.bucket_seconds ({longest:g}) and max_tokens ({config.data.max_tokens})"
+            f" need {needed} positions, and the model has {config.speech_llm.positions}: lower them"
+        )
+    frames = 100 / (frames_per_state(config) * math.prod(config.encoder.subsampling))
+    if config.loss.ctc and config.tokenizer.ctc_vocab_size and frames < _LEAST_FRAMES:
+        raise ConfigError(
+            f"config.encoder.subsampling={config.encoder.subsampling} leaves CTC {frames:.1f} of"
+            f" {FAMILIES[config.speech_llm.family]}'s frames per second: set it to (1,)"
+        )
 
 
 def _with_ctc_of(config: Config) -> Config:
@@ -75,7 +99,7 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
     ours = config.pretrained.model or config.pretrained.encoder
     moved = with_pretrained(theirs, "" if ours.startswith("hf://") else ours)
     labels = theirs.tokenizer.ctc_vocab_size
-    added = theirs.whisper_decoder.present and not labels  # a Whisper's CTC head may be new
+    added = theirs.extends_finished and not labels  # the CTC head of such a model may be new
     if added or config.tokenizer.retrained:
         labels = config.tokenizer.ctc_vocab_size or labels
     return dataclasses.replace(
@@ -88,6 +112,7 @@ def with_sizes_of(config: Config, theirs: Config) -> Config:
         encoder=config.encoder if added else group("encoder", *RUNNING),
         decoder=group("decoder", *RUNNING, "lora"),
         whisper_decoder=group("whisper_decoder", "lora"),
+        speech_llm=theirs.speech_llm,
     )
 
 
@@ -145,24 +170,27 @@ def with_pretrained(config: Config, source: str) -> Config:
 
 
 def check_sizes(config: Config, tokens: int) -> None:
-    """Refuses a Whisper that what was added to another does not fit.
+    """Refuses a Whisper, or a speech LLM, that what was added to another does not fit.
 
     Args:
-        config: with the sizes of that other one; its ``pretrained.model`` is the Whisper.
+        config: with the sizes of that other one; its ``pretrained.model`` is the one to refuse.
         tokens: size of the vocabulary of that other one.
 
     Raises:
-        PretrainedError: a size differs, or the Whisper cannot be read.
+        PretrainedError: a size differs, or it cannot be read.
     """
-    _, rows = whisper_decoder_architecture(resolve(config.pretrained.model))
+    path, llm = resolve(config.pretrained.model), config.speech_llm.present
+    rows = speech_llm_architecture(path).rows if llm else whisper_decoder_architecture(path)[1]
     changed = differences(config, with_sizes(config))
     # Other programs leave out which heads align.
     changed = [each for each in changed if "alignment_heads" not in each]
-    if rows != tokens:
+    # The embedding of an LLM may be padded, and the tokenizer is refused if it does not fit.
+    if rows < tokens or (rows > tokens and not llm):
         changed.append(f"vocabulary: {tokens} -> {rows}")
     if changed:
+        kind = "speech LLM" if llm else "Whisper"
         raise PretrainedError(
-            f"{config.pretrained.model} is a Whisper of another size than the model's own"
+            f"{config.pretrained.model} is a {kind} of another size than the model's own"
             f" ({'; '.join(changed)}): give one of the same size"
         )
 
@@ -179,7 +207,7 @@ def with_dtype(config: Config, dtype: str, platform: str) -> Config:
     Raises:
         ConfigError: it is another type.
     """
-    if not dtype and (config.whisper_decoder.present or config.speech_llm.present):
+    if not dtype and config.extends_finished:
         dtype = "float32" if platform == "cpu" else "bfloat16"
     train = dataclasses.replace(config.train, dtype=dtype or config.train.dtype)
     return dataclasses.replace(config, train=train)

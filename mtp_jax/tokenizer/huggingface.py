@@ -90,7 +90,9 @@ class HuggingFaceTokenizer(Tokenizer):
         whole = json.loads(self._json)
         model, splits = whole["model"], json.dumps(whole.get("pre_tokenizer"))
         bytewise = '"ByteLevel"' in splits and '"add_prefix_space": true' not in splits
-        if model["type"] != "BPE" or not bytewise or whole.get("normalizer"):
+        # NFC is left out: a text that a model wrote, or that was learnt of one, is so already.
+        plain = whole.get("normalizer") in (None, {"type": "NFC"})
+        if model["type"] != "BPE" or not (bytewise and plain):
             return None
         pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
         vocabulary: dict[str, int] = model["vocab"]

@@ -15,11 +15,12 @@ from mtp_jax.config import Heads
 from mtp_jax.distributed import multihost
 from mtp_jax.inference.load import load
 from mtp_jax.models.initialization import parameter_shapes
-from mtp_jax.models.params import Params, by_path, matches, nested
+from mtp_jax.models.params import Params, by_path, nested
 from mtp_jax.models.recogniser import Recogniser
-from mtp_jax.pretrained.parts import digests, import_parts
+from mtp_jax.pretrained.parts import as_stored, digests, import_parts
 from mtp_jax.pretrained.vocabulary_transfer import for_tokenizer
 from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.training.step import frozen
 
 log = logging.getLogger("mtp_jax")
 
@@ -44,7 +45,10 @@ def starting_point(
     """
     config = model.config
     shapes, shardings = parameter_shapes(model, mesh)
-    parts = by_path(import_parts(config.pretrained, tokenizer, shapes, shardings))
+    is_frozen = frozen(config)
+    stored = by_path(as_stored(shapes, config))
+    wanted = {path: stored[path] if is_frozen(path) else x for path, x in by_path(shapes).items()}
+    parts = by_path(import_parts(config.pretrained, tokenizer, nested(wanted), shardings))
     initial: dict[str, Any] = {}
     if config.init_from:
         source = Workdir(config.init_from)
@@ -82,7 +86,6 @@ def starting_point(
         for path, x in silent.items():
             if path not in initial:
                 initial[path] = multihost.place_whole(x, by_path(shardings)[path])
-    is_frozen = matches(config.optim.freeze)
     left_out = sorted(path for path in parts if is_frozen(path) and path not in initial)
     if parts:
         with multihost.process_zero_first("noting the pretrained parts"):
@@ -119,7 +122,7 @@ def _added_heads(
                 x = x[-1]
         else:
             continue
-        found[path] = multihost.place_whole(x, shardings[path])
+        found[path] = multihost.place_whole(x.astype(shapes[path].dtype), shardings[path])
     return found
 
 

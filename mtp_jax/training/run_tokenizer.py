@@ -24,6 +24,7 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer
     ``config.pretrained.model`` or ``decoder``; that of CTC, if it has its own, from
     ``config.init_from`` or ``config.pretrained.ctc``, or it is trained. With
     ``config.tokenizer.retrained`` those of ``config.init_from`` are trained anew, but for an LLM's.
+    That of a speech LLM goes with the model's own folder, and only that of CTC is kept.
 
     Args:
         config: of the run.
@@ -35,10 +36,11 @@ def open_tokenizer(config: Config, workdir: Workdir, train: Source) -> Tokenizer
     Raises:
         TokenizerError: none can be had, or a pretrained LLaMA would lose the one it came with.
     """
-    if workdir.tokenizer is None:
+    kept = workdir.path / CTC_NAME if config.speech_llm.present else workdir.tokenizer
+    if kept is None or not kept.exists():
         make = _tokenizer_of_start if config.init_from else _new_tokenizer
         make(config, workdir.path, _texts(config, train))
-    return Tokenizer.load(workdir.path)
+    return tokenizer_of(workdir, config)
 
 
 def _texts(config: Config, train: Source) -> list[str]:
@@ -55,9 +57,12 @@ def _tokenizer_of_start(config: Config, folder: Path, texts: list[str]) -> None:
     c, theirs = config.tokenizer, tokenizer_of(Workdir(config.init_from), config)
     own_labels = theirs.ctc is not theirs
     if not c.retrained:
-        if config.whisper_decoder.present and c.ctc_vocab_size and not own_labels:
+        if config.extends_finished and c.ctc_vocab_size and not own_labels:
             Tokenizer.train(texts, folder / CTC_NAME, c.ctc_vocab_size, c.algorithm, CTC_FIELD)
-        theirs.save(folder)
+        if not config.speech_llm.present:
+            theirs.save(folder)
+        elif own_labels:
+            theirs.ctc.save(folder / CTC_NAME)
         return
     of_llm = bool(config.pretrained.decoder) or theirs.file_name != SentencePieceTokenizer.file_name
     if of_llm and not own_labels:
@@ -85,6 +90,8 @@ def _new_tokenizer(config: Config, folder: Path, texts: list[str]) -> None:
         Tokenizer.load(config.pretrained.ctc).ctc.save(ctc)
     elif c.ctc_vocab_size:
         Tokenizer.train(texts, ctc, c.ctc_vocab_size, c.algorithm, CTC_FIELD)
+    if config.speech_llm.present:
+        return
     if given := c.model or config.pretrained.model or config.pretrained.decoder:
         Tokenizer.load(resolve(given)).save(folder)
     else:

@@ -139,12 +139,16 @@ def init_state(
 def frozen(config: Config) -> Callable[[str], bool]:
     """Whether the parameter at a path is left as it is.
 
-    What names the tokens that heads draft always is. A Whisper's CTC head without weight is,
-    whatever ``config.optim.freeze`` says: it would have no gradient, and decay.
+    What names the tokens that heads draft always is, and so is what a speech LLM listens with. The
+    CTC head of a finished model without weight is, whatever ``config.optim.freeze`` says: it would
+    have no gradient, and decay.
     """
-    no_loss = config.whisper_decoder.present and not config.loss.ctc
-    of_ctc = ("encoder/*", "ctc/*") if no_loss else ()
-    return matches((*config.optim.freeze, DRAFT_TOKENS, *of_ctc))
+    always = [DRAFT_TOKENS]
+    if config.speech_llm.present:
+        always += ["encoder/*", "projector/*"]
+    if config.extends_finished and not config.loss.ctc:
+        always += ["encoder/*", "ctc_encoder/*", "ctc/*"]
+    return matches((*config.optim.freeze, *always))
 
 
 def _parts(config: Config, tree: Params, imported: Collection[str]) -> dict[str, Params]:

@@ -15,6 +15,7 @@ from mtp_jax.audio.log_mel import feature_length
 from mtp_jax.config import Config
 from mtp_jax.inference.programs import Inference
 from mtp_jax.inference.runner import Runner
+from mtp_jax.models.speech_windows import frames_per_state
 from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.transcription.alignment import Alignment, align
 from mtp_jax.transcription.attention_times import (
@@ -101,8 +102,10 @@ class CtcAligner:
         self._tokenizer: Tokenizer = runner.tokenizer
         rate = config.front_end.sample_rate
         hops = feature_length(2 * rate, config.front_end) - feature_length(rate, config.front_end)
-        stride = int(np.prod(config.encoder.subsampling)) * (2 if config.whisper.present else 1)
-        self.frame_seconds = stride / hops
+        each: float = 2 if config.whisper.present else 1
+        if config.speech_llm.present:
+            each = frames_per_state(config)
+        self.frame_seconds = each * int(np.prod(config.encoder.subsampling)) / hops
 
     def likelihood(self, inference: Inference, row: int, tokens: Sequence[int]) -> float | None:
         """As of every `Aligner`."""

@@ -130,32 +130,49 @@ class Layer(nn.Module):
         c, (x, keys, values) = self.config, carry
         x = constrain(x, "batch", None, None)
         dropped = Dropout(c.dropout, self.deterministic)
-
-        def drop(y: jax.Array) -> jax.Array:
-            y = dropped(y)
-            return y if c.residual_multiplier == 1 else y * c.residual_multiplier
-
-        def norm(name: str) -> RMSNorm:
-            return RMSNorm(c.norm_epsilon, self.dtype, name=name)
-
-        def linear(features: int, axes: tuple[str, str], name: str) -> Linear:
-            return Linear(features, axes, dtype=self.dtype, lora=c.lora, name=name)
-
+        normed = RMSNorm(c.norm_epsilon, self.dtype, name="attention_norm")(x)
         y, keys, values = Attention(c, self.dtype, self.joined, name="attention")(
-            norm("attention_norm")(x), keys, values, layer, positions, slots, mask, prompt
+            normed, keys, values, layer, positions, slots, mask, prompt
         )
-        x = constrain(x + drop(y), "batch", None, None)
-        y = norm("feedforward_norm")(x)
-        if self.joined:
-            y = linear(2 * c.feedforward, ("embed", "mlp"), "gate_up")(y)
-            gate, up = jnp.split(y, 2, axis=-1)
-        else:
-            gate = linear(c.feedforward, ("embed", "mlp"), "gate")(y)
-            up = linear(c.feedforward, ("embed", "mlp"), "up")(y)
-        y = nn.silu(gate) * up
-        y = constrain(y, "batch", None, "mlp")
-        x = constrain(x + drop(linear(c.width, ("mlp", "embed"), "down")(y)), "batch", None, None)
+        x = constrain(x + residual(dropped(y), c), "batch", None, None)
+        x = feedforward(c, self.dtype, c.lora, self.joined, x, dropped)
         return (x, keys, values), None
+
+
+def feedforward(
+    config: Decoder,
+    dtype: jnp.dtype,
+    lora: Lora,
+    joined: bool,
+    x: jax.Array,
+    drop: Callable[[jax.Array], jax.Array] = lambda y: y,
+) -> jax.Array:
+    """The SwiGLU layer of the module that calls, behind its norm and added to `x` [B, S, D].
+
+    Args:
+        config, dtype, joined: as in `Layer`.
+        lora: of its kernels.
+        drop: what becomes of the branch in training.
+    """
+    y = RMSNorm(config.norm_epsilon, dtype, name="feedforward_norm")(x)
+
+    def linear(features: int, axes: tuple[str, str], name: str) -> Linear:
+        return Linear(features, axes, dtype=dtype, lora=lora, name=name)
+
+    if joined:
+        y = linear(2 * config.feedforward, ("embed", "mlp"), "gate_up")(y)
+        gate, up = jnp.split(y, 2, axis=-1)
+    else:
+        gate = linear(config.feedforward, ("embed", "mlp"), "gate")(y)
+        up = linear(config.feedforward, ("embed", "mlp"), "up")(y)
+    y = constrain(nn.silu(gate) * up, "batch", None, "mlp")
+    y = drop(linear(config.width, ("mlp", "embed"), "down")(y))
+    return constrain(x + residual(y, config), "batch", None, None)
+
+
+def residual(y: jax.Array, config: Decoder) -> jax.Array:
+    """What a sublayer adds, scaled as `config` says."""
+    return y if config.residual_multiplier == 1 else y * config.residual_multiplier
 
 
 def run_layers(
