@@ -181,13 +181,15 @@ def sized(config: Config) -> tuple[Config, Any]:
     """
     from mtp_jax.planning.vocabulary import planned_vocabulary
     from mtp_jax.pretrained.published_sizes import with_published_sizes
-    from mtp_jax.pretrained.sizes import completed
+    from mtp_jax.pretrained.sizes import completed, heads_of_llama
 
-    whole, size = with_published_sizes(config)
-    whole = completed(whole)
+    whole, known = with_published_sizes(config)
+    whole = completed(whole, to_train=False)
+    if whole.speech_llm.present:
+        whole = dataclasses.replace(whole, heads=heads_of_llama(whole.heads))
     # With the names of its parts, as their tokenizers lie beside them.
     named = dataclasses.replace(whole, pretrained=config.pretrained)
-    return whole, planned_vocabulary(named, size)
+    return whole, planned_vocabulary(named, known)
 
 
 def report(row: dict[str, Any], hbm: float, profile: bool = False) -> str:

@@ -25,19 +25,8 @@ from mtp_jax.pretrained.weights import Weights
 from mtp_jax.tokenizer.speech_prompts import SpeechPrompt
 
 HEAD = {"glmasr": "language_model.lm_head.weight"}
-SMALL_QWEN = {
-    "audio_config": {
-        "d_model": 896,
-        "encoder_layers": 18,
-        "encoder_attention_heads": 14,
-        "encoder_ffn_dim": 3584,
-        "output_dim": 1024,
-    },
-    "text_config": {"hidden_size": 1024, "intermediate_size": 3072},
-}
-LARGE_VOXTRAL = {
-    "text_config": {"hidden_size": 5120, "num_hidden_layers": 40, "intermediate_size": 32_768}
-}
+SMALL_QWEN = QWEN3_ASR.released["Qwen/Qwen3-ASR-0.6B"]
+LARGE_VOXTRAL = VOXTRAL.released["mistralai/Voxtral-Small-24B-2507"]
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ class SpeechLlama(Recogniser):
             deterministic=deterministic,
         )
         if self.is_initializing():
-            self.all_logits(hidden[:, -1])
+            self.next_token(hidden[:, -1])
+            self.draft_logits(hidden[:, -1])
         return hidden[:, prefix.shape[1] - 1 :], encoded
 
     def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -42,12 +42,17 @@ class Family:
         rules: the tables of its parts, below ``encoder/``, ``projector/`` and ``decoder/``.
         positions: the name of a stored table of positions, which must be the one that is computed.
         ignored: patterns of tensors that need not be used.
+        released: models on the Hub by name, and what their config.json says beyond `describe`'s
+            defaults; ``eos_token_id`` may be that of generation_config.json.
+        describe_released: `describe` of these, where it looks at more than config.json.
     """
 
     describe: Callable[[Fields], SpeechLlmSource]
     rules: Callable[[Weights], Iterable[Rule]]
     positions: str = ""
     ignored: tuple[str, ...] = ()
+    released: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    describe_released: Callable[[Fields], SpeechLlmSource] | None = None
 
 
 def below(part: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:

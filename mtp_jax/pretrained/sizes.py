@@ -7,8 +7,9 @@ import logging
 from typing import Any
 
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
-from mtp_jax.config import Config, ConfigError, differences
+from mtp_jax.config import Config, ConfigError, Heads, differences
 from mtp_jax.pretrained.errors import PretrainedError
+from mtp_jax.pretrained.family import SpeechLlmSource
 from mtp_jax.pretrained.llama import llama_architecture
 from mtp_jax.pretrained.source import resolve
 from mtp_jax.pretrained.speech_llm import family_of, speech_llm_architecture
@@ -21,19 +22,23 @@ log = logging.getLogger("mtp_jax")
 RUNNING = ("dropout", "remat", "remat_products", "scan_layers")
 
 
-def completed(config: Config) -> Config:
+def completed(config: Config, to_train: bool = True) -> Config:
     """`config` with the sizes of the model it begins with, or of its pretrained parts.
+
+    Args:
+        config: of a run.
+        to_train: whether the run is to be trained; else it is planned.
 
     Raises:
         WorkdirError, PretrainedError: a source is missing or cannot be used.
-        ConfigError: the run would begin with a speech LLM.
+        ConfigError: training would begin with a speech LLM.
     """
     if not config.init_from:
         sized = with_sizes(config)
-        if sized.speech_llm.present:
+        if sized.speech_llm.present and to_train:
             raise ConfigError(
                 f"config.pretrained.model={config.pretrained.model} is a speech LLM, which is"
-                " neither trained nor planned here, only decoded: give it to transcribe or evaluate"
+                " not trained here, only decoded: give it to transcribe or evaluate"
             )
         return _with_ctc_of(sized)
     sized = with_sizes_of(config, Workdir(config.init_from).read_config())
@@ -98,7 +103,7 @@ def with_sizes(config: Config) -> Config:
         PretrainedError: a source is missing or cannot be used.
     """
     if config.pretrained.model and family_of(resolve(config.pretrained.model)):
-        return _with_speech_llm(config)
+        return with_speech_llm(config, speech_llm_architecture(resolve(config.pretrained.model)))
     if encoder := config.pretrained.model or config.pretrained.encoder:
         source = whisper_architecture(resolve(encoder))
         ours = config.whisper
@@ -125,9 +130,8 @@ def with_sizes(config: Config) -> Config:
     return config
 
 
-def _with_speech_llm(config: Config) -> Config:
-    """`config` with the sizes of the speech LLM that it begins with."""
-    source = speech_llm_architecture(resolve(config.pretrained.model))
+def with_speech_llm(config: Config, source: SpeechLlmSource) -> Config:
+    """`config` with the sizes of a speech LLM."""
     own: dict[str, Any] = {name: getattr(config.decoder, name) for name in (*RUNNING, "lora")}
     return dataclasses.replace(
         config,
@@ -183,6 +187,15 @@ def with_dtype(config: Config, dtype: str, platform: str) -> Config:
         dtype = "float32" if platform == "cpu" else "bfloat16"
     train = dataclasses.replace(config.train, dtype=dtype or config.train.dtype)
     return dataclasses.replace(config, train=train)
+
+
+def heads_of_llama(heads: Heads) -> Heads:
+    """`heads` as a LLaMA can have them.
+
+    Serial heads attend to the audio, for which such a decoder has no place. In their stead stand
+    latent ones, which have a layer of their own and may draft as many tokens.
+    """
+    return dataclasses.replace(heads, kind="latent", layers=1) if heads.serial else heads
 
 
 def with_heads(config: Config, count: int) -> Config:
