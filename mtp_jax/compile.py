@@ -5,6 +5,7 @@
         [--notrain] [--sweep] [--calls=1,8,64 --call_widths=1,4] [--profile] [--output=FILE.json]
         [--config.mesh.fsdp=16 ...]
     python -m mtp_jax.compile --model=whisper-large-v3 --topology=v5e:2x2
+    python -m mtp_jax.compile --model=voxtral-mini-3b --topology=v5e:2x2
 
 TOPOLOGY is v5e, v5p or v6e and the chips along each axis: v5e:4x4, v5p:4x4x4, v6e:16x16. The
 compiler is the real one, from the package ``libtpu``; docs/scaling.md says how its output becomes
@@ -12,7 +13,7 @@ seconds, and what to make of them. --sweep compiles the training step on every m
 x tensor that can hold it. --calls estimates single decoder calls at these batch sizes. Neither
 data nor weights are needed: models on the Hub are known by name.
 
---model names a whole model in place of a config: its decoding is planned, in bfloat16, with as many
+--model names a whole Whisper or speech LLM in place of a config: its decoding is planned, in bfloat16, with as many
 heads as calls are wide, each time on a mesh that suits the batch. With a config, the same is said
 of ``config.pretrained.model`` by --calls.
 """

@@ -160,8 +160,9 @@ def with_published_sizes(config: Config) -> tuple[Config, Published]:
         }
         if name not in WHISPERS:
             source, ends = released_architecture(name)
+            config = with_speech_llm(config, source)
             config = dataclasses.replace(config, heads=heads_of_llama(config.heads), **alone)
-            return with_speech_llm(config, source), Published(source.rows, ends)
+            return config, Published(source.rows, ends)
         whole = WHISPERS[name]
         config = dataclasses.replace(
             _with_encoder(config, whole),
