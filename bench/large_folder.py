@@ -4,7 +4,7 @@
 
 Writes a folder with the layout and the widths of Voxtral Small 24B, of whose decoder it has so many
 layers, and reads it in a process of its own, whose CPU counts as several devices. The weights are
-zeros in sparse files, which take no disk. --layers=3 are 5.1 GB; there must be memory for them.
+zeros in sparse files, which take no disk. --layers=3 are 4.7 GB; there must be memory for them.
 Linux alone tells how much memory a process has held.
 """
 

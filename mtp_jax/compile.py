@@ -13,9 +13,9 @@ seconds, and what to make of them. --sweep compiles the training step on every m
 x tensor that can hold it. --calls estimates single decoder calls at these batch sizes. Neither
 data nor weights are needed: models on the Hub are known by name.
 
---model names a whole Whisper or speech LLM in place of a config: its decoding is planned, in bfloat16, with as many
-heads as calls are wide, each time on a mesh that suits the batch. With a config, the same is said
-of ``config.pretrained.model`` by --calls.
+--model names a whole Whisper or speech LLM in place of a config: its decoding is planned, in
+bfloat16, with as many heads as calls are wide, each time on a mesh that suits the batch. With a
+config, the same is said of ``config.pretrained.model`` by --calls.
 """
 
 from __future__ import annotations
