@@ -29,6 +29,7 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import write_json
+from mtp_jax.flag_checks import mesh_of
 from mtp_jax.paths import check_writable, check_writable_file, to_path
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _MODEL = cli.model_flag()
 _PRETRAINED = cli.pretrained_flag()
+_MESH = cli.mesh_flag()
 _DATA = flags.DEFINE_string("data", None, "source to learn from; default: the config's dev")
 _CHECK = flags.DEFINE_string("check", None, "source to check on; default: the config's test")
 _PICTURE = flags.DEFINE_string("picture", None, "reliability picture, a PNG file")
@@ -47,6 +49,7 @@ _PICTURES = (".png", ".pdf", ".svg")
 
 def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
+    mesh = mesh_of(_MESH.value)
     from mtp_jax.inference.model_folder import open_model_folder
     from mtp_jax.inference.released_folder import ReleasedFolder
 
@@ -79,7 +82,7 @@ def main(argv: list[str]) -> None:
     )
     from mtp_jax.transcription.loading import load
 
-    model = load(workdir.path, pretrained=_PRETRAINED.value)
+    model = load(workdir.path, mesh=cli.lay_out(mesh), pretrained=_PRETRAINED.value)
     dev, test = (
         open_source(source, config.data, model.sample_rate, needs_text=True) for source in sources
     )

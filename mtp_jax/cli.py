@@ -21,7 +21,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from mtp_jax import interrupts, terminal
-from mtp_jax.config import Config, ConfigError, check_field, from_config_dict, load_config
+from mtp_jax.config import Config, ConfigError, Mesh, check_field, from_config_dict, load_config
 from mtp_jax.flag_checks import refuse_empty
 from mtp_jax.paths import OutputError
 
@@ -181,6 +181,32 @@ def heads_flag() -> flags.FlagHolder[int]:
         "M of serial heads, the most tokens that one call verifies; default: as trained",
         lower_bound=0,
     )
+
+
+def mesh_flag() -> flags.FlagHolder[list[str] | None]:
+    """``--mesh``, of commands that decode; `flag_checks.mesh_of` reads it."""
+    return flags.DEFINE_list(
+        "mesh",
+        None,
+        "how devices share a model that one cannot hold: fsdp=4 splits its parameters and the"
+        " batch, tensor=4 its products; default: as trained, or each has a copy",
+    )
+
+
+def lay_out(mesh: Mesh | None) -> Any:
+    """The devices laid out as ``--mesh`` has them, once JAX is started; None if it is not given.
+
+    Raises:
+        flags.Error: there are not as many devices.
+    """
+    if mesh is None:
+        return None
+    from mtp_jax.distributed import sharding  # imported late: errors in flags come first
+
+    try:
+        return sharding.make_mesh(mesh)
+    except sharding.MeshError as error:
+        raise flags.Error(str(error).replace("config.mesh", "--mesh")) from None
 
 
 def refuse_arguments(argv: list[str]) -> None:

@@ -5,6 +5,7 @@
         [--notrain] [--sweep] [--calls=1,8,64 --call_widths=1,4] [--profile] [--output=FILE.json]
         [--config.mesh.fsdp=16 ...]
     python -m mtp_jax.compile --model=whisper-large-v3 --topology=v5e:2x2
+    python -m mtp_jax.compile --model=voxtral-mini-3b --topology=v5e:2x2
 
 TOPOLOGY is v5e, v5p or v6e and the chips along each axis: v5e:4x4, v5p:4x4x4, v6e:16x16. The
 compiler is the real one, from the package ``libtpu``; docs/scaling.md says how its output becomes
@@ -12,9 +13,9 @@ seconds, and what to make of them. --sweep compiles the training step on every m
 x tensor that can hold it. --calls estimates single decoder calls at these batch sizes. Neither
 data nor weights are needed: models on the Hub are known by name.
 
---model names a whole model in place of a config: its decoding is planned, in bfloat16, with as many
-heads as calls are wide, each time on a mesh that suits the batch. With a config, the same is said
-of ``config.pretrained.model`` by --calls.
+--model names a whole Whisper or speech LLM in place of a config: its decoding is planned, in
+bfloat16, with as many heads as calls are wide, each time on a mesh that suits the batch. With a
+config, the same is said of ``config.pretrained.model`` by --calls.
 """
 
 from __future__ import annotations
@@ -183,16 +184,11 @@ def sized(config: Config) -> tuple[Config, Any]:
     from mtp_jax.pretrained.published_sizes import with_published_sizes
     from mtp_jax.pretrained.sizes import completed
 
-    whole, size = with_published_sizes(config)
+    whole, known = with_published_sizes(config)
     whole = completed(whole)
-    if whole.speech_llm.present:
-        raise ConfigError(
-            f"config.pretrained.model={config.pretrained.model} is a speech LLM, for which nothing"
-            " is planned here: give a config of another model"
-        )
     # With the names of its parts, as their tokenizers lie beside them.
     named = dataclasses.replace(whole, pretrained=config.pretrained)
-    return whole, planned_vocabulary(named, size)
+    return whole, planned_vocabulary(named, known)
 
 
 def report(row: dict[str, Any], hbm: float, profile: bool = False) -> str:

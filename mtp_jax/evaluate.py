@@ -40,7 +40,7 @@ from mtp_jax import cli
 from mtp_jax.checkpoints.workdir import Workdir, write_json
 from mtp_jax.config import ConfigError, Evaluation
 from mtp_jax.decoding import registry
-from mtp_jax.flag_checks import check_tau
+from mtp_jax.flag_checks import check_tau, mesh_of
 from mtp_jax.paths import check_writable, to_path
 
 _MODEL = cli.model_flag()
@@ -48,6 +48,7 @@ _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
 _HEADS = cli.heads_flag()
+_MESH = cli.mesh_flag()
 _DATA = flags.DEFINE_string("data", None, "source to decode; default: the config's test")
 _STRATEGY = flags.DEFINE_list(
     "strategy", None, f"of {', '.join(registry.names())}; default: the config's"
@@ -119,6 +120,7 @@ def main(argv: list[str]) -> None:
     if _TAU.value is not None and _INCREASE.value is not None:
         raise flags.Error("--tau and --max_wer_increase exclude each other: give one")
     check_tau(_TAU.value)
+    mesh = mesh_of(_MESH.value)
     from mtp_jax.inference.model_folder import open_model_folder
 
     workdir = open_model_folder(_MODEL.value)
@@ -145,6 +147,7 @@ def main(argv: list[str]) -> None:
 
     runner = load(
         workdir,
+        cli.lay_out(mesh),
         pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
         dtype=_DTYPE.value,

@@ -29,7 +29,7 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.decoding import registry
-from mtp_jax.flag_checks import check_tau
+from mtp_jax.flag_checks import check_tau, mesh_of
 
 if TYPE_CHECKING:
     import uvicorn
@@ -39,6 +39,7 @@ _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
 _HEADS = cli.heads_flag()
+_MESH = cli.mesh_flag()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all")
 _PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one", lower_bound=0, upper_bound=65535)
 _NAMES = flags.DEFINE_list(
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> int:
         if name not in registry.names():
             raise flags.Error(f"--{flag}={name} is not one of {', '.join(registry.names())}")
     check_tau(_TAU.value)
+    mesh = mesh_of(_MESH.value)
     folder = cli.model_or_default(_MODEL.value)
     try:
         import uvicorn
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> int:
     model = load(
         folder,
         batch_size=_BATCH.value,
+        mesh=cli.lay_out(mesh),
         pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
         dtype=_DTYPE.value,

@@ -36,7 +36,7 @@ from absl import flags
 
 from mtp_jax import cli
 from mtp_jax.decoding import registry
-from mtp_jax.flag_checks import check_tau
+from mtp_jax.flag_checks import check_tau, mesh_of
 from mtp_jax.paths import OutputError, check_writable, to_path
 from mtp_jax.tokenizer.whisper_tokens import TASKS
 from mtp_jax.transcription.finding import Found, few, find
@@ -70,6 +70,7 @@ _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
 _HEADS = cli.heads_flag()
+_MESH = cli.mesh_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
 log = logging.getLogger("mtp_jax")
@@ -86,6 +87,7 @@ def main(argv: list[str]) -> int:
             f"--strategy={_STRATEGY.value} is not one of {', '.join(registry.names())}"
         )
     check_tau(_TAU.value)
+    mesh_of(_MESH.value)  # refused at once
     if len(argv) < 2:
         raise flags.Error("name recordings, folders or globs")
     if "" in argv[1:]:
@@ -185,6 +187,7 @@ def _model(workdir: Workdir) -> Transcriber:
     return load(
         workdir.path,
         batch_size=_BATCH_SIZE.value,
+        mesh=cli.lay_out(mesh_of(_MESH.value)),
         pretrained=_PRETRAINED.value,
         silence=_SILENCE.value,
         dtype=_DTYPE.value,

@@ -3,7 +3,8 @@
 XLA makes several devices of one CPU only if told before JAX starts, so this is a process of its
 own: ``python -m tests.eight_devices OUT`` writes ``OUT/MESH.npz`` (state and scalars after two
 batches, which make one update), ``OUT/shards.json`` (the shape that one device holds of
-each parameter and of its moments) and ``OUT/meshes.json``.
+each parameter and of its moments), ``OUT/released.json`` (texts of a released model) and
+``OUT/meshes.json``.
 """
 
 from __future__ import annotations
@@ -38,13 +39,17 @@ from mtp_jax.distributed.sharding import (
     use_mesh,
 )
 from mtp_jax.evaluation.outcome import decode_source
+from mtp_jax.flag_checks import mesh_of
 from mtp_jax.inference.decoder_functions import encode
+from mtp_jax.inference.load import load
+from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.recogniser import Recogniser, Vocabulary, call
 from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.training.optimizer import make_optimizer
 from mtp_jax.training.step import TrainState, init_state, make_train_step
 from mtp_jax.training.word_hashes import Spelling
+from tests.speech_llms import GOLDEN, batch_of, texts
 from tests.tiny_speech_llm import tiny_speech_llm
 from tests.tiny_whisper import tiny_whisper
 
@@ -92,6 +97,15 @@ RUNS = {
     "whisper_fsdp_and_tensor": (WHISPER, configs.Mesh(data=2, fsdp=2, tensor=2)),
     "llm_one": (LLM, configs.Mesh(data=1)),
     "llm_fsdp_and_tensor": (LLM, configs.Mesh(data=2, fsdp=2, tensor=2)),
+}
+# As --mesh has them.
+RELEASED = {
+    name: mesh_of(sizes) or configs.Mesh(data=1)
+    for name, sizes in {
+        "one": (),
+        "fsdp": ("fsdp=8",),
+        "fsdp_and_tensor": ("fsdp=2", "tensor=2"),
+    }.items()
 }
 STRATEGIES = {
     "ctc": CtcGreedy(),
@@ -220,6 +234,24 @@ def decode_all(
     (out / f"decoded_{name}.json").write_text(json.dumps(found))
 
 
+def decode_released(out: Path) -> None:
+    """Texts of the golden Voxtral on each mesh, and what one device holds of its parameters."""
+    found = {}
+    for name, sizes in RELEASED.items():
+        mesh = make_mesh(sizes, jax.devices()[: 1 if sizes.data == 1 == sizes.fsdp else 8])
+        runner = load(open_model_folder(GOLDEN / "voxtral"), mesh)
+        rows = batch_of("voxtral")
+        several = jax.tree.map(lambda x: np.repeat(x, 8 // len(x) + 1, axis=0)[:8], rows)
+        decoded = runner.run(several, Greedy()).decoded
+        arrays = jax.tree.leaves(runner.params)
+        found[name] = {
+            "texts": texts(decoded.tokens, decoded.length, decoded.tokens.shape[1]).tolist(),
+            "share": sum(x.addressable_shards[0].data.nbytes for x in arrays)
+            / sum(x.nbytes for x in arrays),
+        }
+    (out / "released.json").write_text(json.dumps(found))
+
+
 def lay_out(out: Path) -> None:
     """What `make_mesh` makes, and what `init_state` refuses."""
     meshes = {}
@@ -237,3 +269,4 @@ if __name__ == "__main__":
     gc.set_threshold(100_000, 50, 100)  # as in tests/conftest.py
     lay_out(Path(sys.argv[1]))
     run(Path(sys.argv[1]))
+    decode_released(Path(sys.argv[1]))

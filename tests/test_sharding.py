@@ -168,6 +168,17 @@ def test_every_strategy_decodes_the_same_on_any_mesh(eight, kind):
         assert mine == [rows // 4, heads // 2, *whole]
 
 
+def test_a_released_folder_decodes_the_same_on_any_mesh(eight):
+    """As `--mesh` lays it out; each device holds its part of what is split, and small norms."""
+    found = json.loads((eight / "released.json").read_text())
+    one = found.pop("one")
+    assert one["share"] == 1
+    assert len({tuple(text) for text in one["texts"]}) == 3
+    for name, share in (("fsdp", 1 / 8), ("fsdp_and_tensor", 1 / 4)):
+        assert found[name]["texts"] == one["texts"]
+        assert share <= found[name]["share"] < 1.3 * share
+
+
 @pytest.mark.parametrize("mesh", ["one", "data", "fsdp", "data_and_tensor", "fsdp_and_tensor"])
 def test_a_checkpoint_restores_under_any_mesh_bit_for_bit(eight, mesh):
     """Written from 8 parts; parameters and moments."""

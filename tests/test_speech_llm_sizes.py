@@ -32,40 +32,10 @@ FAMILIES = {
     "glmasr": GLM_ASR,
     "granite_speech": GRANITE_SPEECH,
 }
-SMALL_QWEN = {
-    "audio_config": {
-        "d_model": 896,
-        "encoder_layers": 18,
-        "encoder_attention_heads": 14,
-        "encoder_ffn_dim": 3584,
-        "output_dim": 1024,
-    },
-    "text_config": {"hidden_size": 1024, "intermediate_size": 3072},
-}
-LARGE_VOXTRAL = {
-    "text_config": {"hidden_size": 5120, "num_hidden_layers": 40, "intermediate_size": 32_768}
-}
+SMALL_QWEN = QWEN3_ASR.released["Qwen/Qwen3-ASR-0.6B"]
+LARGE_VOXTRAL = VOXTRAL.released["mistralai/Voxtral-Small-24B-2507"]
 
-GRANITE_4 = {
-    "has_lora_adapter": False,
-    "encoder_config": {"num_layers": 16, "output_dim": 348},
-    "projector_config": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-        "cross_attention_frequency": 1,
-        "encoder_hidden_size": 1024,
-    },
-    "text_config": {
-        "vocab_size": 100_353,
-        "hidden_size": 2048,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 4,
-    },
-}
+GRANITE_4 = GRANITE_SPEECH.released["ibm-granite/granite-speech-4.1-2b"]
 
 
 def counted(folder, kind, fields) -> tuple[int, int, int]:

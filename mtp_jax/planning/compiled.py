@@ -26,6 +26,7 @@ from mtp_jax import interrupts
 from mtp_jax.config import Config, from_config_dict
 from mtp_jax.models.recogniser import Vocabulary
 from mtp_jax.tokenizer.merges import Merges
+from mtp_jax.tokenizer.speech_prompts import SpeechPrompt
 from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
 
 # These only read what the compiler made.
@@ -102,7 +103,12 @@ def _vocabulary(values: dict[str, Any]) -> Vocabulary:
         languages = {"languages": tuple((code, token) for code, token in whisper["languages"])}
         tokens = {name: tuple(whisper[name]) for name in ("suppressed", "suppressed_first")}
         whisper = WhisperTokens(**whisper | languages | tokens)
-    return Vocabulary(**values | prompt | {"merges": merges, "whisper": whisper})
+    speech = values["speech"]
+    if speech is not None:
+        parts = ("begin", "before_audio", "behind_audio", "end")
+        told = {"languages": tuple((code, tuple(ids)) for code, ids in speech["languages"])}
+        speech = SpeechPrompt(**speech | {name: tuple(speech[name]) for name in parts} | told)
+    return Vocabulary(**values | prompt | {"merges": merges, "whisper": whisper, "speech": speech})
 
 
 @dataclasses.dataclass(frozen=True)

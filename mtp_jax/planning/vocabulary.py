@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from mtp_jax.config import Config, ConfigError
 from mtp_jax.models.build import vocabulary_of
 from mtp_jax.models.recogniser import Vocabulary
-from mtp_jax.pretrained.published_sizes import whisper_tokens
+from mtp_jax.pretrained.published_sizes import Published, whisper_tokens
 from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.tokenizer.merges import merges_as_many
 from mtp_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+from mtp_jax.tokenizer.speech_prompts import TEMPLATES, SpeechPrompt, Template, make_prompt
+
+_UNKNOWN = Published()
 
 
-def planned_vocabulary(config: Config, published: int = 0) -> Vocabulary:
+def planned_vocabulary(config: Config, published: Published = _UNKNOWN) -> Vocabulary:
     """That of the tokenizers which training would open, or of as many tokens and labels.
 
     Args:
         config: of the run.
-        published: size of the decoder's vocabulary, where it is known by the decoder's name; 0
-            elsewhere.
+        published: of a decoder that is known by its name.
 
     Raises:
         TokenizerError: a tokenizer cannot be used.
@@ -42,13 +45,23 @@ def planned_vocabulary(config: Config, published: int = 0) -> Vocabulary:
         plain = dataclasses.replace(config.adaptor, retokenized=False)
         known = vocabulary_of(dataclasses.replace(config, adaptor=plain), tokenizer)
     elif config.whisper_decoder.present:
-        special = whisper_tokens(published)
-        known = Vocabulary(published, bos=special.start, eos=special.start - 1, whisper=special)
+        special = whisper_tokens(size := published.vocab_size)
+        known = Vocabulary(size, bos=special.start, eos=special.start - 1, whisper=special)
+    elif config.speech_llm.present:
+        eos, *ends = published.ends
+        prompt = _planned_prompt(TEMPLATES[config.speech_llm.family])
+        known = Vocabulary(published.vocab_size, eos, eos, speech=prompt, ends=tuple(ends))
     else:
-        known = Vocabulary(published or c.vocab_size, bos=1, eos=2)
+        known = Vocabulary(published.vocab_size or c.vocab_size, bos=1, eos=2)
     merged = config.adaptor.retokenized or (known.whisper is not None and bool(labels))
     merges = merges_as_many(known.size, labels) if merged else None
     return dataclasses.replace(known, labels=labels, merges=merges)
+
+
+def _planned_prompt(template: Template) -> SpeechPrompt:
+    """A prompt of as many tokens: one each for a special token, a word and an end of a line."""
+    pieces = (template.audio, *template.special)
+    return make_prompt(template, pieces, lambda text: [0] * len(re.findall(r"\n| ?[^\s]+", text)))
 
 
 def _existing(config: Config) -> Tokenizer | None:

@@ -45,6 +45,9 @@ class Family:
         positions: the name of a stored table of positions, which must be the one that is computed.
         ignored: patterns of tensors that need not be used.
         open: opens the weights in a folder.
+        released: models on the Hub by name, and what their config.json says beyond `describe`'s
+            defaults; ``eos_token_id`` may be that of generation_config.json.
+        describe_released: `describe` of these, where it looks at more than config.json.
     """
 
     describe: Callable[[Fields], SpeechLlmSource]
@@ -52,6 +55,8 @@ class Family:
     positions: str = ""
     ignored: tuple[str, ...] = ()
     open: Callable[[Path], Weights] = open_weights
+    released: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    describe_released: Callable[[Fields], SpeechLlmSource] | None = None
 
 
 def below(part: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:

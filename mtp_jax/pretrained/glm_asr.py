@@ -44,6 +44,11 @@ def _describe(config: Fields) -> SpeechLlmSource:
             f"{config.where.parent} is of GLM-ASR's first revision ({old}), whose encoder is laid"
             " out otherwise: download the current one"
         )
+    # transformers takes a head that is stored, whatever tie_word_embeddings says.
+    return _described(config, tied=_HEAD not in names)
+
+
+def _described(config: Fields, tied: bool = False) -> SpeechLlmSource:
     text, audio = group(config, "text_config", _TEXT), group(config, "audio_config", _AUDIO)
     text.must("model_type", ("llama",), None)
     audio.must("hidden_act", ("gelu",), "gelu")
@@ -55,10 +60,7 @@ def _describe(config: Fields) -> SpeechLlmSource:
     rope.must("rope_type", ("default",), "default")
     rope.must("rope_theta", (1e4,), None)
     rope.must("partial_rotary_factor", (0.5,), None)
-    # transformers takes a head that is stored, whatever tie_word_embeddings says.
-    decoder = llama.llama_of(
-        Fields(text.where, {**text.values, "tie_word_embeddings": _HEAD not in names})
-    )
+    decoder = llama.llama_of(Fields(text.where, {**text.values, "tie_word_embeddings": tied}))
     positions = audio.integer("max_position_embeddings")
     stack = stacked(audio, positions)
     return SpeechLlmSource(
@@ -110,4 +112,9 @@ def _rules(weights: Weights, config: SpeechLlm) -> Iterable[Rule]:
     yield from below("decoder", llama.hugging_face_rules("language_model.model.", _HEAD))
 
 
-GLM_ASR = Family(_describe, _rules)
+GLM_ASR = Family(
+    _describe,
+    _rules,
+    released={"zai-org/GLM-ASR-Nano-2512": {"eos_token_id": [59_246, 59_253, 59_255]}},
+    describe_released=_described,
+)

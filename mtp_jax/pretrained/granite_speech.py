@@ -54,6 +54,32 @@ _SHORTEST = 400  # samples: those of a frame
 _STACKED = 2  # log-mel frames side by side
 _HEAD = "language_model.lm_head.weight"
 _CLASS = "GraniteSpeechForConditionalGeneration"
+_GRANITE_4 = {
+    "has_lora_adapter": False,
+    "eos_token_id": 100_257,
+    "encoder_config": {"num_layers": 16, "output_dim": 348},
+    "projector_config": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "cross_attention_frequency": 1,
+        "encoder_hidden_size": 1024,
+    },
+    "text_config": {
+        "vocab_size": 100_353,
+        "hidden_size": 2048,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-5,
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.0078125,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
+}
 
 
 def _describe(config: Fields) -> SpeechLlmSource:
@@ -68,10 +94,13 @@ def _describe(config: Fields) -> SpeechLlmSource:
             f"{folder} has no {lost[0]}, though the model has a LoRA adapter: download the whole"
             f" folder, or set has_lora_adapter to false in {config.where.name} if it has none"
         )
+    # A head that is stored is taken, whatever tie_word_embeddings says, as in GLM-ASR.
+    return _described(config, tied=_HEAD not in open_weights(folder).names)
+
+
+def _described(config: Fields, tied: bool = False) -> SpeechLlmSource:
     text = group(config, "text_config", _TEXT)
     text.must("model_type", ("granite",), None)
-    # A head that is stored is taken, whatever tie_word_embeddings says, as in GLM-ASR.
-    tied = _HEAD not in open_weights(folder).names
     decoder = llama.llama_of(Fields(text.where, {**text.values, "tie_word_embeddings": tied}))
     audio = group(config, "encoder_config", _ENCODER)
     encoder = _encoder(audio)
@@ -238,4 +267,8 @@ GRANITE_SPEECH = Family(
     _rules,
     ignored=("encoder.layers.*.conv.batch_norm.num_batches_tracked",),
     open=_open,
+    released={
+        f"ibm-granite/granite-{name}": _GRANITE_4 for name in ("4.0-1b-speech", "speech-4.1-2b")
+    },
+    describe_released=_described,
 )

@@ -6,14 +6,15 @@ From their config.json on the Hub. What is not here is read from the model's fol
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mtp_jax.config import Config, ConfigError, Decoder, RopeScaling, Whisper, WhisperDecoder
+from mtp_jax.pretrained.sizes import with_speech_llm
+from mtp_jax.pretrained.speech_llm import released_architecture, released_models
 from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
-
-Size = TypeVar("Size")
 
 _SIZES = (
     "width",
@@ -126,39 +127,60 @@ def whisper_tokens(vocab_size: int) -> WhisperTokens:
     )
 
 
-def with_published_sizes(config: Config) -> tuple[Config, int]:
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What is known of the tokenizer of a model on the Hub.
+
+    Attributes:
+        vocab_size: rows of the decoder's embedding; 0 if they are not known.
+        ends: of a speech LLM: the tokens that end a text, EOS first.
+    """
+
+    vocab_size: int = 0
+    ends: tuple[int, ...] = ()
+
+
+def with_published_sizes(config: Config) -> tuple[Config, Published]:
     """`config` with the sizes of the models on the Hub that it begins with.
 
     A whole model may go by the last part of its name. What is a folder is left alone.
 
     Returns:
-        The config, which names none of them any more, and the size of the decoder's vocabulary; 0
-        if it does not follow from it.
+        The config, which names none of them any more, and what is known of the tokenizer.
 
     Raises:
         ConfigError: one of them is not known here.
     """
-    parts, size = config.pretrained, 0
+    parts, known = config.pretrained, Published()
     if parts.model and not Path(parts.model).expanduser().exists():
-        whole = _found("model", parts.model, WHISPERS)
+        name = _found("model", parts.model, [*WHISPERS, *released_models()])
+        alone: dict[str, Any] = {
+            "pretrained": dataclasses.replace(parts, model=""),
+            "data": dataclasses.replace(config.data, text="as_is"),  # "greedy" needs a model
+        }
+        if name not in WHISPERS:
+            source, ends = released_architecture(name)
+            config = with_speech_llm(config, source)
+            config = dataclasses.replace(config, **alone)
+            return config, Published(source.rows, ends)
+        whole = WHISPERS[name]
         config = dataclasses.replace(
             _with_encoder(config, whole),
             whisper_decoder=dataclasses.replace(whole.decoder, lora=config.whisper_decoder.lora),
-            pretrained=dataclasses.replace(parts, model=""),
-            data=dataclasses.replace(config.data, text="as_is"),  # "greedy" needs a model
+            **alone,
         )
-        return config, whole.vocab_size
+        return config, Published(whole.vocab_size)
     if parts.encoder.startswith("hf://"):
-        config = _with_encoder(config, _found("encoder", parts.encoder, WHISPERS))
+        config = _with_encoder(config, WHISPERS[_found("encoder", parts.encoder, WHISPERS)])
         parts = dataclasses.replace(parts, encoder="")
         config = dataclasses.replace(config, pretrained=parts)
     if parts.decoder.startswith("hf://"):
-        llama = _found("decoder", parts.decoder, LLAMAS)
+        llama = LLAMAS[_found("decoder", parts.decoder, LLAMAS)]
         sizes = {f: getattr(llama.decoder, f) for f in _SIZES}
-        decoder, size = dataclasses.replace(config.decoder, **sizes), llama.vocab_size
+        decoder, known = dataclasses.replace(config.decoder, **sizes), Published(llama.vocab_size)
         parts = dataclasses.replace(parts, decoder="")
         config = dataclasses.replace(config, decoder=decoder, pretrained=parts)
-    return config, size
+    return config, known
 
 
 def _with_encoder(config: Config, theirs: WhisperSize) -> Config:
@@ -175,13 +197,22 @@ def _with_encoder(config: Config, theirs: WhisperSize) -> Config:
     )
 
 
-def _found(field: str, source: str, known: Mapping[str, Size]) -> Size:
+def _short(name: str) -> str:
+    """The last part of a name, without the layout of its files or the date of its release."""
+    return re.sub(r"(-hf|-\d{4})$", "", name.split("/")[-1].lower())
+
+
+def _found(field: str, source: str, known: Iterable[str]) -> str:
+    """The one of the `known` names that a source means."""
     name = source.removeprefix("hf://").strip("/")
-    short = {full.split("/")[1]: full for full in known}
-    name = short.get(name, name) if field == "model" else name
+    known = list(known)
+    if field == "model":
+        owner = name.rpartition("/")[0]
+        candidates = [full for full in known if owner in ("", full.split("/")[0])]
+        name = {_short(full): full for full in candidates}.get(_short(name), name)
     if name not in known:
         raise ConfigError(
             f"config.pretrained.{field}={source} is not among the models whose sizes are known"
             f" ({', '.join(known)}): give the folder of its config.json"
         )
-    return known[name]
+    return name

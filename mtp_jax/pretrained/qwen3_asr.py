@@ -116,4 +116,22 @@ def _rules(weights: Weights, config: SpeechLlm) -> Iterable[Rule]:
     yield from below("decoder", llama.hugging_face_rules(model, head))
 
 
-QWEN3_ASR = Family(_describe, _rules)
+_ENDS = [151_645, 151_643]
+QWEN3_ASR = Family(
+    _describe,
+    _rules,
+    released={
+        "Qwen/Qwen3-ASR-1.7B": {"eos_token_id": _ENDS},
+        "Qwen/Qwen3-ASR-0.6B": {
+            "eos_token_id": _ENDS,
+            "audio_config": {
+                "d_model": 896,
+                "encoder_layers": 18,
+                "encoder_attention_heads": 14,
+                "encoder_ffn_dim": 3584,
+                "output_dim": 1024,
+            },
+            "text_config": {"hidden_size": 1024, "intermediate_size": 3072},
+        },
+    },
+)

@@ -15,7 +15,7 @@ from typing import Any
 from mtp_jax.config import FAMILIES, ConfigError
 from mtp_jax.pretrained import llama, whisper
 from mtp_jax.pretrained.errors import PretrainedError
-from mtp_jax.pretrained.family import SpeechLlmSource
+from mtp_jax.pretrained.family import Family, SpeechLlmSource
 from mtp_jax.pretrained.fields import Fields
 from mtp_jax.pretrained.glm_asr import GLM_ASR
 from mtp_jax.pretrained.granite_speech import GRANITE_SPEECH
@@ -57,6 +57,23 @@ def speech_llm_architecture(path: str | os.PathLike[str]) -> SpeechLlmSource:
         return _FAMILIES[family].describe(config)
     except ConfigError as error:
         raise PretrainedError(f"{where} describes no model that can be built: {error}") from error
+
+
+def released_models() -> dict[str, Family]:
+    """The families of the models that are known by their names on the Hub."""
+    return {name: family for family in _FAMILIES.values() for name in family.released}
+
+
+def released_architecture(name: str) -> tuple[SpeechLlmSource, tuple[int, ...]]:
+    """The architecture of one of `released_models`, and the tokens that end a text, EOS first.
+
+    No file is read.
+    """
+    family = released_models()[name]
+    config = Fields(Path(name) / "config.json", family.released[name])
+    ends = config.get("eos_token_id", [])
+    source = (family.describe_released or family.describe)(config)
+    return source, tuple(ends) if isinstance(ends, list) else (ends,)
 
 
 def import_speech_llm(path: str | os.PathLike[str], shapes: Any, shardings: Any = None) -> Any:

@@ -113,7 +113,8 @@ def import_params(
 ) -> Any:
     """Fills parameters from a checkpoint; each device gets its part, read layer by layer.
 
-    On the host there is never more than one parameter (a stack of layers counts as one).
+    On the host there is never more than one device's part of one parameter (a stack of layers
+    counts as one).
 
     Args:
         rules: the table; a rule whose parameter is not wanted is left aside.
@@ -253,19 +254,20 @@ def _place(
     wanted: jax.ShapeDtypeStruct,
     sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-    """One parameter, on its devices."""
+    """One parameter, on its devices, of which each gets its part before the next is read."""
     if sharding is None:
         return jax.device_put(_read(rule, weights, wanted))
-    known: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}  # devices may hold the same part
-
-    def part(index: Index | None) -> np.ndarray:
+    # Several devices may hold the same.
+    parts: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(wanted.shape).items():
         own = (slice(None),) * len(wanted.shape) if index is None else index
         bounds = tuple(s.indices(n)[:2] for s, n in zip(own, wanted.shape, strict=True))
-        if bounds not in known:
-            known[bounds] = _read(rule, weights, wanted, own)
-        return known[bounds]
-
-    return jax.make_array_from_callback(wanted.shape, sharding, part)
+        parts.setdefault(bounds, []).append(device)
+    arrays: list[jax.Array] = []
+    for bounds, devices in parts.items():
+        x = _read(rule, weights, wanted, tuple(slice(*ends) for ends in bounds))
+        arrays += jax.block_until_ready([jax.device_put(x, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(wanted.shape, sharding, arrays)
 
 
 def export_params(rules: Iterable[Rule], params: Any) -> dict[str, np.ndarray]:

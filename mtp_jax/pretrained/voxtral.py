@@ -77,4 +77,19 @@ def _rules(weights: Weights, config: SpeechLlm) -> Iterable[Rule]:
     )
 
 
-VOXTRAL = Family(_describe, _rules, positions="audio_tower.embed_positions.weight")
+VOXTRAL = Family(
+    _describe,
+    _rules,
+    positions="audio_tower.embed_positions.weight",
+    released={
+        "mistralai/Voxtral-Mini-3B-2507": {"eos_token_id": 2},
+        "mistralai/Voxtral-Small-24B-2507": {
+            "eos_token_id": 2,
+            "text_config": {
+                "hidden_size": 5120,
+                "num_hidden_layers": 40,
+                "intermediate_size": 32_768,
+            },
+        },
+    },
+)

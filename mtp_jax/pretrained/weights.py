@@ -131,12 +131,12 @@ def _safetensors(path: Path, files: list[Path]) -> Weights:
     names, places = {}, {}
     for file in files:
         try:
-            handle = safe_open(file, framework="numpy")
-            for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
-                part = handle.get_slice(name)
-                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype())
-                names[name] = (tuple(part.get_shape()), dtype)
-                places[name] = handle
+            with safe_open(file, framework="numpy") as handle:
+                for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
+                    part = handle.get_slice(name)
+                    dtype = _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype())
+                    names[name] = (tuple(part.get_shape()), dtype)
+                    places[name] = file
         except FileNotFoundError:
             raise PretrainedError(f"{file} is missing: download the whole folder") from None
         except (OSError, SafetensorError) as error:
@@ -149,7 +149,9 @@ def _safetensors(path: Path, files: list[Path]) -> Weights:
             raise PretrainedError(f"{index} names {lost[0]}, which no file has: download it again")
 
     def read(name: str, index: Index) -> np.ndarray:
-        return places[name].get_slice(name)[index]
+        # Opened anew each time: while a file is open, what was read of it stays in memory.
+        with safe_open(places[name], framework="numpy") as handle:
+            return handle.get_slice(name)[index]
 
     return Weights(path, "safetensors", names, read)
 

@@ -1,0 +1,98 @@
+"""`mtp_jax.compile` of released speech LLMs: sizes by name, and their decoding compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from mtp_jax.compile import model_config, sized
+from mtp_jax.config import ConfigError, Heads, Mesh
+from mtp_jax.distributed.sharding import make_mesh
+from mtp_jax.inference.model_folder import open_model_folder
+from mtp_jax.models.build import build, make_model
+from mtp_jax.models.initialization import parameter_shapes
+from mtp_jax.planning.chips import Slice
+from mtp_jax.planning.compiled import Task
+from mtp_jax.planning.plan import Planner
+from mtp_jax.planning.programs import Load, lower_decode, prompt_length, strategy_of
+from mtp_jax.planning.worker import lowered
+from mtp_jax.tokenizer import Tokenizer
+from tests.speech_llms import GOLDEN
+from tests.test_compile import needs_libtpu
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "before_text"),
+    [
+        # Parameters, as tests/test_speech_llm_sizes.py has them; rows of audio and tokens.
+        ("voxtral-mini-3b", 4.674, 375 + 5),
+        ("hf://mistralai/Voxtral-Mini-3B-2507", 4.674, 375 + 5),
+        ("voxtral-small-24b", 24.260, 375 + 5),
+        ("qwen3-asr-1.7b", 2.038, 390 + 15),
+        ("Qwen/Qwen3-ASR-1.7B-hf", 2.038, 390 + 15),
+        ("qwen3-asr-0.6b", 0.782, 390 + 15),
+        ("glm-asr-nano-2512", 2.258, 375 + 14),
+    ],
+)
+def test_a_speech_llm_has_the_size_of_its_namesake(name, billions, before_text):
+    config, vocabulary = sized(model_config(name))
+    one = dataclasses.replace(config, heads=Heads(count=1))
+    model = build(one, vocabulary)
+    shapes, _ = parameter_shapes(model, make_mesh(Mesh(1, 1, 1), jax.devices()[:1]))
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    assert count / 1e9 == pytest.approx(billions, abs=6e-4)
+    # A prompt stands before and behind the audio, padded to the same length.
+    tokens = len(vocabulary.speech.start_tokens())
+    audio = prompt_length(model, Load(1, 30.0, 0)) - 2 * tokens
+    assert audio + tokens - 1 == before_text
+    assert vocabulary.eos not in vocabulary.ends
+
+
+def test_heads_are_those_that_a_llama_can_have():
+    """As many, detached and of as many tokens as for a Whisper, with a layer of their own."""
+    whisper, _ = sized(model_config("whisper-base"))
+    config, _ = sized(model_config("voxtral-mini-3b"))
+    folder, _ = sized(model_config(str(GOLDEN / "voxtral")))
+    assert whisper.heads.kind == "serial"
+    assert config.heads == dataclasses.replace(whisper.heads, kind="latent", layers=1)
+    assert folder.heads == config.heads
+
+
+@pytest.mark.parametrize("name", ["voxtral-mini-4b", "Mistral/Voxtral-Mini-3B-2507"])
+def test_a_model_that_is_not_known_is_refused_with_those_that_are(name):
+    with pytest.raises(ConfigError, match=rf"{name} is not among .*Qwen/Qwen3-ASR-0.6B, "):
+        sized(model_config(name))
+
+
+@pytest.mark.parametrize(("name", "program"), [("voxtral", "greedy"), ("qwen3_asr", "verify")])
+def test_the_program_planned_for_a_speech_llm_is_the_one_that_runs(name, program):
+    """Of a folder, after the way to the process that compiles."""
+    folder = GOLDEN / name
+    heads = Heads(count=3, layers=1)
+    given = dataclasses.replace(open_model_folder(folder).read_config(), heads=heads)
+    model = make_model(given, Tokenizer.load(folder))
+    config, vocabulary = sized(given)
+    assert vocabulary == model.vocabulary
+    mesh, load = make_mesh(Mesh(1, 1, 1), jax.devices()[:1]), Load(2, 0.2, 5)
+    task = Task(config, vocabulary, "v5e:1x1", program, load.rows, load.seconds, load.tokens)
+    planned, shapes = lowered(Task.from_json(task.to_json()), mesh)
+    runs, expected = lower_decode(model, mesh, load, strategy_of(given, program))
+    assert planned.as_text() == runs.as_text()
+    assert shapes == expected
+
+
+@needs_libtpu
+def test_calls_of_each_width_of_a_speech_llm_compiled_for_tpus(tmp_path):
+    """Two utterances on four chips: the matrices are split over pairs of them."""
+    config, vocabulary = sized(model_config(str(GOLDEN / "voxtral")))
+    heads = dataclasses.replace(config.heads, vocabulary=64)
+    config = dataclasses.replace(config, heads=heads)
+    planner = Planner(config, vocabulary, Slice.parse("v5e:2x2"), "v5e:2x2", tmp_path)
+    one, three = planner.widths(Load(2, 0.8, 5), (1, 3))
+    assert one["mesh"] == three["mesh"] == "2x1x2"
+    assert one["fits"] and three["fits"]
+    assert 0 < one["call_seconds"] < three["call_seconds"] < one["before_seconds"]
+    assert three["argument_bytes"] > one["argument_bytes"]
