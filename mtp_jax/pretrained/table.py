@@ -256,7 +256,7 @@ def _place(
     """One parameter, on its devices, of which each gets its part before the next is read."""
     if sharding is None:
         return jax.device_put(_read(rule, weights, wanted))
-    parts: dict[tuple[tuple[int, ...], ...], list[jax.Device]] = {}  # several may hold the same
+    parts: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}  # several may have the same
     for device, index in sharding.addressable_devices_indices_map(wanted.shape).items():
         own = (slice(None),) * len(wanted.shape) if index is None else index
         bounds = tuple(s.indices(n)[:2] for s, n in zip(own, wanted.shape, strict=True))
