@@ -3,6 +3,8 @@
     /tmp/golden/bin/pip install torchaudio==2.11.1 peft==0.21.2  # and make_speech_llms.py's
     /tmp/golden/bin/python tests/golden/make_granite_speech.py
 
+Of torchaudio its Python alone is needed: where its ``lib/`` does not load, being built for another
+PyTorch, remove that folder.
 Attention sees 10 frames in place of 200, and a LoRA adapter is in files of its own, as in 3.3.
 Logits are divided by ``logits_scaling``, which this class of transformers 5.24 leaves out. Beside
 what the others have, ``ctc/b`` float32[T', labels] are the logits of the encoder's CTC head.
