@@ -7,14 +7,11 @@ import json
 import shutil
 from pathlib import Path
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mtp_jax import pretrained
 from mtp_jax.checkpoints.checkpoint import CheckpointError
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import (
@@ -42,8 +39,6 @@ from mtp_jax.evaluation.task import Task
 from mtp_jax.inference import encoder_cache
 from mtp_jax.inference.load import load
 from mtp_jax.models.build import make_model
-from mtp_jax.models.decoders.llama import Llama
-from mtp_jax.models.encoders.whisper import WhisperEncoder
 from mtp_jax.models.params import by_path
 from mtp_jax.pretrained import PretrainedError, exported
 from mtp_jax.pretrained.exported import export
@@ -51,17 +46,9 @@ from mtp_jax.pretrained.sizes import completed
 from mtp_jax.tokenizer import CTC_NAME, Tokenizer, TokenizerError
 from mtp_jax.training import loop
 from mtp_jax.training.initialization import starting_point
+from tests.pretrained_parts import ROWS, V, write_parts
 
-STEPS, V, ROWS = 4, 64, 70
-WHISPER = Whisper(width=16, layers=1, heads=2, positions=200)
-DECODER = Decoder(width=16, layers=2, query_heads=2, kv_heads=1, head_size=8, feedforward=24)
-
-
-def drawn(init, *args):
-    """Random parameters, so far from zero that everything matters."""
-    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), *args))["params"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: rng.normal(0.1, 0.3, s.shape).astype(np.float32), shapes)
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
@@ -73,32 +60,7 @@ def cache(tmp_path_factory) -> Path:
 def parts(tmp_path_factory, cache) -> Path:
     """A folder with a Whisper encoder and a LLaMA decoder, as Hugging Face keeps them."""
     folder = tmp_path_factory.mktemp("parts")
-    features = np.zeros((1, 8, 6), np.float32)
-    encoder = drawn(WhisperEncoder(WHISPER).init, features, np.array([8]))
-    (folder / "whisper").mkdir()
-    save_file(pretrained.export_whisper(encoder), folder / "whisper" / "model.safetensors")
-    sizes = {
-        "model_type": "whisper",
-        "d_model": 16,
-        "encoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 64,
-        "num_mel_bins": 6,
-        "max_source_positions": 200,
-    }
-    (folder / "whisper" / "config.json").write_text(json.dumps(sizes))
-
-    def run(model, tokens):
-        return model.unembed(model(model.embed(tokens), tokens >= 0)[0])
-
-    decoder = drawn(nn.init(run, Llama(DECODER, ROWS)), jnp.ones((1, 2), jnp.int32))
-    (folder / "llama").mkdir()
-    save_file(pretrained.export_llama(decoder), folder / "llama" / "model.safetensors")
-    sizes = pretrained.hf_config(DECODER, ROWS, 2, 3)
-    (folder / "llama" / "config.json").write_text(json.dumps(sizes))
-    data = Data(cache_dir=str(cache))
-    texts = [u.text for u in open_source("embedded/tiny:train", data, 16_000).utterances]
-    Tokenizer.train(texts, folder / "llama", V)
+    write_parts(folder, cache)
     return folder
 
 
