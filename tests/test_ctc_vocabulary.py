@@ -107,7 +107,7 @@ def test_ctc_is_read_by_its_own_tokenizer(trained):
 def test_labels_of_its_own_are_no_drafts(trained):
     model = mtp_jax.load(trained.path)
     assert "verify_ctc" not in model.strategies
-    with pytest.raises(DraftsError, match="labels of its own: take verify"):
+    with pytest.raises(DraftsError, match=r"has none .*: take verify"):
         model.strategy("verify_ctc")
 
 

@@ -123,5 +123,5 @@ def test_the_text_is_greedys_whatever_ctc_reads(heads: int) -> None:
 
 
 def test_a_model_that_reads_nothing_is_refused() -> None:
-    with pytest.raises(DraftsError, match="labels of its own"):
+    with pytest.raises(DraftsError, match="whose text is made into the decoder's tokens"):
         Verify(4).decode(make(ROWS, 2).model(), jnp.ones(ROWS, bool), LIMIT)

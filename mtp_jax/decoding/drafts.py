@@ -25,8 +25,9 @@ class DraftsError(ValueError):
 
     def __init__(self) -> None:
         super().__init__(
-            "verify_ctc and prefix_beam_ctc draft the CTC hypothesis, and the CTC head of this"
-            " model has labels of its own: take verify or prefix_beam"
+            "verify_ctc and prefix_beam_ctc draft by a CTC head whose text is made into the"
+            " decoder's tokens, and this model has none (ctc needs a CTC head of any kind): take"
+            " verify or prefix_beam"
         )
 
 
