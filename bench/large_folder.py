@@ -1,6 +1,6 @@
 """A large released model, read into a mesh: the memory that this takes beside its parameters.
 
-    python -m bench.large_folder [--layers=3] [--devices=4] [--mesh=fsdp=4] [--folder=DIR]
+    python -m bench.large_folder [--layers=3] [--devices=4] [--layout=fsdp=4] [--folder=DIR]
 
 Writes a folder with the layout and the widths of Voxtral Small 24B, of whose decoder it has so many
 layers, and reads it in a process of its own, whose CPU counts as several devices. The weights are
@@ -25,7 +25,7 @@ from absl import app, flags
 
 _LAYERS = flags.DEFINE_integer("layers", 3, "of the decoder", lower_bound=1)
 _DEVICES = flags.DEFINE_integer("devices", 4, "that the CPU counts as", lower_bound=1)
-_MESH = flags.DEFINE_list("mesh", ["fsdp=4"], "as of mtp_jax.transcribe")
+_LAYOUT = flags.DEFINE_list("layout", ["fsdp=4"], "the mesh, as --mesh of mtp_jax.transcribe")
 _FOLDER = flags.DEFINE_string("folder", None, "to write it to, and keep; default: a temporary one")
 _READ = flags.DEFINE_string("read", None, "a folder to read in this process")
 
@@ -56,7 +56,10 @@ def tensors(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     prompt = SpeechPrompt("", 0, (), (0,), (0,), ())
     model = build(config, Vocabulary(source.rows, 0, 0, speech=prompt))
     shapes, _ = parameter_shapes(model, make_mesh(Mesh(1, 1, 1), jax.devices()[:1]))
-    rules = {r.ours: r for r in VOXTRAL.rules(Weights(folder, "safetensors", {}, lambda *_: None))}
+    rules = {
+        r.ours: r
+        for r in VOXTRAL.rules(Weights(folder, "safetensors", {}, lambda *_: None), source.config)
+    }
     for path, shape in by_path(shapes).items():
         for name in rules[path].names(shape.shape):
             yield name, rules[path].their_shape(shape.shape)
@@ -132,7 +135,7 @@ def in_a_process(folder: Path, mesh: str, devices: int) -> dict[str, int]:
     """`read` in a process whose CPU counts as several devices."""
     flag = f"--xla_force_host_platform_device_count={devices}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
-    command = [sys.executable, "-m", "bench.large_folder", f"--read={folder}", f"--mesh={mesh}"]
+    command = [sys.executable, "-m", "bench.large_folder", f"--read={folder}", f"--layout={mesh}"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -142,7 +145,7 @@ def in_a_process(folder: Path, mesh: str, devices: int) -> dict[str, int]:
 
 def main(argv: list[str]) -> None:
     del argv
-    mesh = ",".join(_MESH.value)
+    mesh = ",".join(_LAYOUT.value)
     if _READ.value:
         print(json.dumps(read(Path(_READ.value), mesh)))
         return

@@ -30,8 +30,9 @@ def draw_params(module: nn.Module, *inputs: Any, seed: int = 1) -> Any:
     rng = np.random.default_rng(seed)
 
     def one(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        mean = 1.0 if path[-1].key == "scale" else 0.0
-        return rng.normal(mean, 0.3, shape.shape).astype(np.float32)
+        name = path[-1].key
+        drawn = rng.normal(1.0 if name == "scale" else 0.0, 0.3, shape.shape).astype(np.float32)
+        return np.exp(drawn) if name == "variance" else drawn
 
     return jax.tree_util.tree_map_with_path(one, shapes)
 

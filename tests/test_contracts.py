@@ -33,6 +33,7 @@ from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.decoders.whisper import WhisperDecoder
 from mtp_jax.models.encoders.conformer import Conformer
+from mtp_jax.models.encoders.granite import GraniteEncoder
 from mtp_jax.models.encoders.qwen import QwenEncoder
 from mtp_jax.models.encoders.whisper import WhisperEncoder
 from mtp_jax.models.kv_cache import CrossCache, KVCache
@@ -52,17 +53,16 @@ CONFORMER = functools.partial(
 )
 WHISPER = Whisper(width=8, layers=2, heads=2, positions=20)
 QWEN = AudioEncoder(
-    *("qwen", 8, 2, 2, 32),
-    channels=3,
-    chunk=8,
-    window=16,  # width, layers, heads, feed-forward
+    "qwen", width=8, layers=2, heads=2, feedforward=32, channels=3, chunk=8, window=16
 )
+GRANITE = dataclasses.replace(QWEN, kind="granite", chunk=2, window=8, kernel=3, labels=5)
 ENCODERS = {
     "conformer": Conformer(CONFORMER(subsampling=(2, 2))),
     "conformer, scanned": Conformer(CONFORMER(subsampling=(3,), scan_layers=True)),
     "whisper": WhisperEncoder(WHISPER),
     "whisper, rotary positions": WhisperEncoder(WHISPER, rotary=2),
     "qwen": QwenEncoder(QWEN),
+    "granite": GraniteEncoder(GRANITE),
 }
 
 LLAMA = functools.partial(Decoder, width=16, layers=2, head_size=6, feedforward=24)
