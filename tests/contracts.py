@@ -47,13 +47,19 @@ class EncoderCase:
     Attributes:
         encode: [B, T, Z] and int32[B] lengths to [B, T', D] and theirs; jitted.
         width: Z.
+        stacked: frames that become one, of which lengths are multiples: others are left out.
     """
 
     encode: Callable[[Any, Any], tuple[jax.Array, jax.Array]]
     width: int
+    stacked: int = 1
 
-    lengths = np.array([22, 13, 1, 0])
     order = np.array([3, 1, 0, 2])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int[4], with the longest and none among them."""
+        return np.array([22, 13 - 13 % self.stacked, self.stacked, 0])
 
     def features(self, frames: int = 22, padding: float = np.nan) -> np.ndarray:
         """float32[B, frames, Z]: the same real frames whatever `frames` and `padding`."""

@@ -102,9 +102,11 @@ DECODERS = {
 @functools.cache
 def encoder(name: str) -> EncoderCase:
     module, width = ENCODERS[name], 5
-    blank = EncoderCase(lambda x, length: (x, length), width)
+    stacked = GRANITE.chunk if name == "granite" else 1
+    blank = EncoderCase(lambda x, length: (x, length), width, stacked)
     params = draw_params(module, blank.features(), blank.lengths)
-    return EncoderCase(jax.jit(lambda x, n: module.apply({"params": params}, x, n)), width)
+    encode = jax.jit(lambda x, n: module.apply({"params": params}, x, n))
+    return EncoderCase(encode, width, stacked)
 
 
 @functools.cache
