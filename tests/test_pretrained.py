@@ -296,8 +296,15 @@ def test_an_export_of_other_tensors_is_refused(trained, tmp_path):
 HEADS_ONLY = ("*", "!heads/*")
 
 
-@pytest.mark.parametrize("kind", ["latent", "independent"])
-@pytest.mark.parametrize("source", ["workdir", "export"])
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("export", "latent"),
+        ("workdir", "independent"),
+        pytest.param("export", "independent", marks=pytest.mark.slow),
+        pytest.param("workdir", "latent", marks=pytest.mark.slow),
+    ],
+)
 def test_heads_added_to_a_frozen_model_leave_its_greedy_output(
     trained, config, tmp_path, kind, source
 ):

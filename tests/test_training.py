@@ -121,7 +121,7 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("at", [2, 4, 5])
+@pytest.mark.parametrize("at", [4, *(pytest.param(at, marks=pytest.mark.slow) for at in (2, 5))])
 def test_killed_anywhere_it_goes_on_to_the_same_bits(
     config, uninterrupted, tmp_path, monkeypatch, at
 ):
