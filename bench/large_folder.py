@@ -11,6 +11,7 @@ Linux alone tells how much memory a process has held.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -56,10 +57,8 @@ def tensors(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     prompt = SpeechPrompt("", 0, (), (0,), (0,), ())
     model = build(config, Vocabulary(source.rows, 0, 0, speech=prompt))
     shapes, _ = parameter_shapes(model, make_mesh(Mesh(1, 1, 1), jax.devices()[:1]))
-    rules = {
-        r.ours: r
-        for r in VOXTRAL.rules(Weights(folder, "safetensors", {}, lambda *_: None), source.config)
-    }
+    weights = Weights(folder, "safetensors", {}, lambda *_: None)
+    rules = {rule.ours: rule for rule in VOXTRAL.rules(weights, source.config)}
     for path, shape in by_path(shapes).items():
         for name in rules[path].names(shape.shape):
             yield name, rules[path].their_shape(shape.shape)
@@ -83,9 +82,7 @@ def write_folder(folder: Path, values: Mapping[str, Any], shard: int = SHARD) ->
     files: list[dict[str, Any]] = [{}]
     end, places = 0, {}
     for name, shape in tensors(folder):
-        size = 2
-        for length in shape:
-            size *= length
+        size = 2 * math.prod(shape)
         if files[-1] and end + size > shard:
             files.append({})
         end = end if files[-1] else 0

@@ -30,7 +30,7 @@ def get_config(beside: str = "") -> ConfigDict:
     config.encoder.layers = 3
     config.encoder.feedforward = 2
     config.encoder.dropout = 0.1
-    # Masks fall on the encoder's outputs: of Whisper base 50 frames a second, 512 dimensions.
+    # Masks fall on the encoder's outputs: of Whisper base 50 frames per second, 512 dimensions.
     config.augment.freq_masks, config.augment.freq_width = 2, 64
     config.augment.time_masks, config.augment.time_width = 2, 25
     config.optim.algorithm = "muon"

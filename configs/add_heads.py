@@ -6,9 +6,9 @@
 The heads learn what the model itself writes, so that transcripts are needed only where WER is
 measured. Manifests may have any text or none, and ``audio:FOLDER`` is a source. Nothing of the
 model changes: its greedy text stays, to the last bit, and `verify` gives it in fewer calls. What
-the encoder makes of the recordings (100 kB a second; of a GLM-ASR 128 kB, of a Qwen3-ASR 27 kB, of
-a Voxtral 3.8 MB for each window of 30 s) and what the model writes of them are made once, and kept
-below ``config.data.cache_dir``.
+the encoder makes of the recordings (100 kB per second; of a GLM-ASR 128 kB, of a Qwen3-ASR 27 kB,
+of a Voxtral 3.8 MB for each window of 30 s) and what the model writes of them are made once, and
+kept below ``config.data.cache_dir``.
 """
 
 from ml_collections import ConfigDict

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from mtp_jax.data import corpus, grammar
+from mtp_jax.data import Batch, corpus, grammar
 
 RATE = 16_000
 
@@ -25,3 +27,34 @@ def flac(samples: np.ndarray, kind: str = "FLAC") -> bytes:
     out = io.BytesIO()
     soundfile.write(out, samples, RATE, format=kind)
     return out.getvalue()
+
+
+def noise_folder(folder: Path, rows: int, low: int, high: int, **fields: str) -> Path:
+    """Recordings of noise, of `low` to `high` samples, and a manifest ``audio.jsonl``.
+
+    Args:
+        folder: where; `rows`: how many.
+        fields: of every line of the manifest, beyond file and duration.
+    """
+    rng, lines = np.random.default_rng(3), []
+    for i in range(rows):
+        wave = rng.normal(scale=rng.uniform(100, 8000), size=rng.integers(low, high))
+        soundfile.write(folder / f"{i}.wav", wave.astype(np.int16), RATE)
+        lines.append({"audio_filepath": f"{i}.wav", "duration": len(wave) / RATE, **fields})
+    (folder / "audio.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def batch_of_folder(folder: Path, rows: int, samples: int) -> Batch:
+    """The recordings of `noise_folder`, padded to so many samples."""
+    waves = [soundfile.read(folder / f"{i}.wav", dtype="int16")[0] for i in range(rows)]
+    audio = np.zeros((rows, samples), np.int16)
+    for row, wave in zip(audio, waves, strict=True):
+        row[: len(wave)] = wave
+    return Batch(
+        audio=audio,
+        audio_length=np.array([len(wave) for wave in waves], np.int32),
+        tokens=np.zeros((rows, 0), np.int32),
+        token_length=np.zeros(rows, np.int32),
+        index=np.arange(rows, dtype=np.int32),
+    )

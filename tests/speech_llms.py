@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,3 +92,15 @@ def with_heads(name: str, count: int) -> Runner:
     kernel = jnp.asarray(np.eye(width) + 0.3 * noise, jnp.float32)
     params = merge(runner.params, {"heads": {"kernel": kernel}})
     return Runner(build(config, model.vocabulary), params, runner.tokenizer, runner.mesh)
+
+
+def change(folder: Path, file: str, **fields: Any) -> None:
+    """Changes fields of a JSON file; ``group__field`` is one of a group."""
+    values = json.loads((folder / file).read_text())
+    for name, value in fields.items():
+        group, _, field = name.partition("__")
+        if field:
+            values[group][field] = value
+        else:
+            values[name] = value
+    (folder / file).write_text(json.dumps(values))

@@ -25,7 +25,7 @@ from mtp_jax.tokenizer.speech_prompts import AUDIO
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from mtp_jax.transcription.transcriber import Transcriber
 from tests.pretrained import assert_same
-from tests.speech_llms import GOLDEN, batch_of, expected, golden_runner
+from tests.speech_llms import GOLDEN, batch_of, change, expected, golden_runner
 
 GRANITE = GOLDEN / "granite_speech"
 ADAPTER = "adapter_model.safetensors"
@@ -43,17 +43,6 @@ def folder(tmp_path):
 def golden_params():
     """As they are imported: a runner that has decoded has them laid out anew."""
     return load(open_model_folder(GRANITE)).params
-
-
-def change(folder, file, **fields):
-    values = json.loads((folder / file).read_text())
-    for name, value in fields.items():
-        group, _, field = name.partition("__")
-        if field:
-            values[group][field] = value
-        else:
-            values[name] = value
-    (folder / file).write_text(json.dumps(values))
 
 
 # --- the CTC head ---

@@ -21,7 +21,7 @@ from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from tests.commands import run
 from tests.recordings import sentences
-from tests.speech_llms import GOLDEN, batch_of, expected, golden_runner
+from tests.speech_llms import GOLDEN, batch_of, change, expected, golden_runner
 
 RATE = 16_000
 VOXTRAL, GRANITE = GOLDEN / "voxtral", GOLDEN / "granite_speech"
@@ -33,17 +33,6 @@ def folder(tmp_path):
     path = tmp_path / "model"
     shutil.copytree(VOXTRAL, path, ignore=shutil.ignore_patterns("*.npz"))
     return path
-
-
-def change(folder, file, **fields):
-    values = json.loads((folder / file).read_text())
-    for name, value in fields.items():
-        group, _, field = name.partition("__")
-        if field:
-            values[group][field] = value
-        else:
-            values[name] = value
-    (folder / file).write_text(json.dumps(values))
 
 
 def test_transcribe_prints_what_the_model_writes(tmp_path):

@@ -30,7 +30,7 @@ from mtp_jax.config import (
     Train,
     Whisper,
 )
-from mtp_jax.data import Batch, FeatureBatch, eval_batches, open_source
+from mtp_jax.data import FeatureBatch, eval_batches, open_source
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.encoder_cache import with_encoder_cache
@@ -47,7 +47,7 @@ from mtp_jax.tokenizer import TokenizerError
 from mtp_jax.training.loop import train
 from tests.commands import run
 from tests.pretrained import GOLDEN_WHISPER
-from tests.recordings import sentences
+from tests.recordings import batch_of_folder, noise_folder, sentences
 from tests.speech_llms import GOLDEN, NAMES, batch_of, golden_runner, told
 from tests.test_training import Killed, kill
 from tests.test_training import train as train_until
@@ -61,28 +61,12 @@ SERIAL = Heads("serial", 4, detached=True)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Recordings of noise, of which no text is known."""
-    path, rng, lines = tmp_path_factory.mktemp("audio"), np.random.default_rng(3), []
-    for i in range(ROWS):
-        wave = rng.normal(scale=rng.uniform(100, 8000), size=rng.integers(6000, 12_800))
-        soundfile.write(path / f"{i}.wav", wave.astype(np.int16), RATE)
-        lines.append({"audio_filepath": f"{i}.wav", "duration": len(wave) / RATE})
-    (path / "audio.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    return noise_folder(tmp_path_factory.mktemp("audio"), ROWS, 6000, 12_800)
 
 
 @pytest.fixture(scope="module")
 def batch(folder):
-    waves = [soundfile.read(folder / f"{i}.wav", dtype="int16")[0] for i in range(ROWS)]
-    audio = np.zeros((ROWS, 12_800), np.int16)
-    for row, wave in zip(audio, waves, strict=True):
-        row[: len(wave)] = wave
-    return Batch(
-        audio=audio,
-        audio_length=np.array([len(wave) for wave in waves], np.int32),
-        tokens=np.zeros((ROWS, 0), np.int32),
-        token_length=np.zeros(ROWS, np.int32),
-        index=np.arange(ROWS, dtype=np.int32),
-    )
+    return batch_of_folder(folder, ROWS, 12_800)
 
 
 def config_of(name, folder, **changed):

@@ -11,17 +11,14 @@ import pytest
 from mtp_jax.compile import model_config, sized
 from mtp_jax.config import ConfigError, Heads, Mesh
 from mtp_jax.distributed.sharding import make_mesh
-from mtp_jax.inference.model_folder import open_model_folder
-from mtp_jax.models.build import build, make_model
+from mtp_jax.models.build import build
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.planning.chips import Slice
-from mtp_jax.planning.compiled import Task
 from mtp_jax.planning.plan import Planner
-from mtp_jax.planning.programs import Load, lower_decode, prompt_length, strategy_of
-from mtp_jax.planning.worker import lowered
-from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.planning.programs import Load, prompt_length
 from tests.speech_llms import GOLDEN
 from tests.test_compile import needs_libtpu
+from tests.test_whisper_plans import planned_as_run
 
 
 @pytest.mark.parametrize(
@@ -66,21 +63,15 @@ def test_a_model_that_is_not_known_is_refused_with_those_that_are(name):
         sized(model_config(name))
 
 
-@pytest.mark.parametrize(("name", "program"), [("voxtral", "greedy"), ("qwen3_asr", "verify")])
-def test_the_program_planned_for_a_speech_llm_is_the_one_that_runs(name, program):
-    """Of a folder, after the way to the process that compiles."""
-    folder = GOLDEN / name
-    heads = Heads(count=3, layers=1)
-    given = dataclasses.replace(open_model_folder(folder).read_config(), heads=heads)
-    model = make_model(given, Tokenizer.load(folder))
-    config, vocabulary = sized(given)
-    assert vocabulary == model.vocabulary
-    mesh, load = make_mesh(Mesh(1, 1, 1), jax.devices()[:1]), Load(2, 0.2, 5)
-    task = Task(config, vocabulary, "v5e:1x1", program, load.rows, load.seconds, load.tokens)
-    planned, shapes = lowered(Task.from_json(task.to_json()), mesh)
-    runs, expected = lower_decode(model, mesh, load, strategy_of(given, program))
-    assert planned.as_text() == runs.as_text()
-    assert shapes == expected
+@pytest.mark.parametrize(
+    ("name", "heads", "program"),
+    [
+        ("voxtral", Heads(count=3, layers=1), "greedy"),
+        ("qwen3_asr", Heads("serial", 3), "verify"),
+    ],
+)
+def test_the_program_planned_for_a_speech_llm_is_the_one_that_runs(name, heads, program):
+    planned_as_run(GOLDEN / name, heads, program)
 
 
 @needs_libtpu

@@ -30,7 +30,7 @@ from mtp_jax.config import (
     Train,
     Whisper,
 )
-from mtp_jax.data import Batch, open_source
+from mtp_jax.data import open_source
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.distributed import sharding
 from mtp_jax.evaluation.evaluate import evaluate
@@ -45,7 +45,7 @@ from mtp_jax.models.params import by_path, merge
 from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.training.loop import _open_data, train
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
-from tests.recordings import sentences
+from tests.recordings import batch_of_folder, noise_folder, sentences
 
 RATE, ROWS = 16_000, 12
 ROOT = pathlib.Path(__file__).parents[1]
@@ -80,30 +80,12 @@ def config_of(folder, **changed):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Recordings of noise, whose transcripts say nothing of it."""
-    path = tmp_path_factory.mktemp("audio")
-    rng = np.random.default_rng(3)
-    lines = []
-    for i in range(ROWS):
-        wave = rng.normal(scale=rng.uniform(100, 8000), size=rng.integers(3000, 6000))
-        soundfile.write(path / f"{i}.wav", wave.astype(np.int16), RATE)
-        lines.append({"audio_filepath": f"{i}.wav", "duration": len(wave) / RATE, "text": "none"})
-    (path / "audio.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    return noise_folder(tmp_path_factory.mktemp("audio"), ROWS, 3000, 6000, text="none")
 
 
 @pytest.fixture(scope="module")
 def batch(folder):
-    waves = [soundfile.read(folder / f"{i}.wav", dtype="int16")[0] for i in range(ROWS)]
-    audio = np.zeros((ROWS, 6400), np.int16)
-    for row, wave in zip(audio, waves, strict=True):
-        row[: len(wave)] = wave
-    return Batch(
-        audio=audio,
-        audio_length=np.array([len(wave) for wave in waves], np.int32),
-        tokens=np.zeros((ROWS, 0), np.int32),
-        token_length=np.zeros(ROWS, np.int32),
-        index=np.arange(ROWS, dtype=np.int32),
-    )
+    return batch_of_folder(folder, ROWS, 6400)
 
 
 def untrained(folder, heads, dtype="float32"):

@@ -78,11 +78,13 @@ def whisper_planner(folder: Path, topology: str = "v5e:2x2") -> Planner:
 
 @pytest.mark.parametrize("program", ["greedy", "verify"])
 def test_the_program_planned_for_a_whisper_is_the_one_that_runs(program):
-    """Of a folder, after the way to the process that compiles."""
-    given = dataclasses.replace(
-        open_model_folder(GOLDEN_WHISPER).read_config(), heads=Heads(count=3, layers=1)
-    )
-    model = make_model(given, Tokenizer.load(GOLDEN_WHISPER))
+    planned_as_run(GOLDEN_WHISPER, Heads(count=3, layers=1), program)
+
+
+def planned_as_run(folder, heads, program):
+    """Compares programs of a folder, after the way to the process that compiles."""
+    given = dataclasses.replace(open_model_folder(folder).read_config(), heads=heads)
+    model = make_model(given, Tokenizer.load(folder))
     config, vocabulary = sized(given)
     assert vocabulary == model.vocabulary
     mesh, load = make_mesh(Mesh(1, 1, 1), jax.devices()[:1]), Load(2, 0.2, 5)

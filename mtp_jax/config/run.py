@@ -390,5 +390,5 @@ class Evaluation:
             one_of(strategy, registry.names(), "evaluation.strategies")
 
     def needs_tau(self, heads: int) -> bool:
-        """Whether the table of a model with M `heads` has a row of threshold decoding."""
+        """Whether threshold decoding is compared, of a model with M `heads`."""
         return heads > 1 and "threshold" in self.strategies

@@ -38,5 +38,5 @@ class ReleasedFolder(Workdir):
 
     @property
     def own_files(self) -> list[Path]:
-        """The files beside config and tokenizer that tell what it makes of a recording."""
+        """The files, beside config and tokenizer, on which its texts depend."""
         return weight_files(self.path)[1]

@@ -69,7 +69,7 @@ class SpeechLlmFolder(ReleasedFolder):
 
     @property
     def own_files(self) -> list[Path]:
-        """With those of a LoRA adapter, and of a chat template."""
+        """Those, and the files of a LoRA adapter and of a chat template."""
         names = (adapter.CONFIG, adapter.FILE, *CHAT_TEMPLATES)
         return [*super().own_files, *(self.path / name for name in names)]
 

@@ -5,12 +5,12 @@ Head 1 is the decoder's own LM head and has no parameters here. Two kinds are th
 maps followed by the shared un-embedding. *Residual* heads are those of Medusa (arXiv 2401.10774):
 the state itself and behind it the SiLU of a D x D map, then the un-embedding. All start equal to
 the LM head (our reading of the paper): independent heads as copies of it, latent maps as the
-identity, residual ones at zero. *Serial* heads, of a finished model, have one
-block in common, which is run once for each (`mtp_jax.models.serial_block`). Latent and independent
-heads that are added to a finished model and are not detached start with logits of zero
-(`mtp_jax.training.initialization`). Beyond the paper, decoder layers of their own may stand before
-them, and they may draft but the tokens that occur often (as in FR-Spec, arXiv 2502.14856), as a
-wrong draft costs one more call and changes no token.
+identity, residual ones at zero. *Serial* heads, of a finished model, have one block in common,
+which is run once for each (`mtp_jax.models.serial_block`, `mtp_jax.models.speech_llm_heads`).
+Latent and independent heads that are added to a finished model and are not detached start with
+logits of zero (`mtp_jax.training.initialization`). Beyond the paper, decoder layers of their own
+may stand before them, and they may draft but the tokens that occur often (as in FR-Spec, arXiv
+2502.14856), as a wrong draft costs one more call and changes no token.
 """
 
 from __future__ import annotations

@@ -160,8 +160,7 @@ def with_published_sizes(config: Config) -> tuple[Config, Published]:
         }
         if name not in WHISPERS:
             source, ends = released_architecture(name)
-            config = with_speech_llm(config, source)
-            config = dataclasses.replace(config, **alone)
+            config = dataclasses.replace(with_speech_llm(config, source), **alone)
             return config, Published(source.rows, ends)
         whole = WHISPERS[name]
         config = dataclasses.replace(

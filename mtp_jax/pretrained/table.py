@@ -35,6 +35,8 @@ class Rule:
             part that no rule takes is zero.
         heads: in each of that many groups of rows theirs has the two halves interleaved (x0, y0,
             x1, y1, ...) and ours one after the other, as in llama.cpp's queries and keys.
+        first_rows: of theirs as many rows are taken as ours has; the rest is padding.
+        first: the layer of theirs that is the first of ours.
     """
 
     ours: str
