@@ -23,7 +23,8 @@ from mtp_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from mtp_jax.training.initialization import starting_point
 from mtp_jax.training.run_tokenizer import open_tokenizer
 from tests import models
-from tests.test_pretrained import DECODER, cache, train  # noqa: F401
+from tests.pretrained_parts import DECODER
+from tests.test_pretrained import cache, train  # noqa: F401
 from tests.test_tokenizer_json import byte_level
 
 ENGLISH = ["turn the left light on", "the cat sat on the mat", "a cold night and a long song"]
