@@ -1,4 +1,4 @@
-"""Drafts from what CTC reads: its alignment against brute force, decoding against a slow loop."""
+"""Drafts from what CTC reads, and from heads beside it: its alignment against brute force, decoding against a slow loop."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mtp_jax.decoding import Decoded, DraftsError, Greedy, Verify
+from mtp_jax.decoding.drafts import MIN_PROBABILITY
 from mtp_jax.decoding.edit_distance import (
     DraftText,
     advance_edit_distance,
@@ -20,7 +21,7 @@ from mtp_jax.decoding.edit_distance import (
     initial_distances,
 )
 from tests.test_decoding import LIMIT, few_examples, over, texts, unoptimized
-from tests.toy import EOS, VOCABULARY, ByHand, Toy, by_hand, make
+from tests.toy import DRAFTS, EOS, PERFECT, VOCABULARY, ByHand, Toy, by_hand, make
 
 ROWS, ROOM, WIDTH = 8, 12, 4
 ordinary = st.integers(0, VOCABULARY - 1).filter(lambda token: token != EOS)
@@ -42,11 +43,27 @@ def distance(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return min(replaced, distance(a[:-1], b) + 1, distance(a, b[:-1]) + 1)
 
 
+def nearest(row: list[int], text: list[int]) -> int:
+    """`nearest_prefix`, by its definition."""
+    found = [distance(tuple(text), tuple(row[:end])) for end in range(len(row) + 1)]
+    return max(i for i, d in enumerate(found) if d == min(found))
+
+
 def reads_on(row: list[int], text: list[int], width: int) -> list[int]:
     """`draft_continuation`, by its definition."""
-    found = [distance(tuple(text), tuple(row[:end])) for end in range(len(row) + 1)]
-    end = max(i for i, d in enumerate(found) if d == min(found))
-    return (row[end:] + [EOS] * width)[:width]
+    return (row[nearest(row, text) :] + [EOS] * width)[:width]
+
+
+def jointly(lm: ByHand, row: list[int], text: list[int], width: int) -> list[int]:
+    """Drafts of `joint_drafts`, by its definition."""
+    end, own, probability = nearest(row, text), [], 1.0
+    if not end or row[end - 1] != text[-1]:
+        for draft, its_probability in lm.drafts(text[:-1]):
+            probability *= its_probability
+            if probability < MIN_PROBABILITY:
+                break
+            own.append(draft)
+    return (own + reads_on(row, [*text, *own], width))[:width]
 
 
 @few_examples
@@ -68,18 +85,18 @@ def test_it_goes_on_where_the_reading_is_nearest_to_the_text(rows, said, first) 
     assert drafts.tolist() == [reads_on(a, b, WIDTH) for a, b in zip(rows, said, strict=True)]
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=unoptimized)
-def decode(width: int, toys: Toy, reading: DraftText) -> Decoded:
+@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=unoptimized)
+def decode(width: int, toys: Toy, reading: DraftText, joint: bool = False) -> Decoded:
     model = toys.model()._replace(ctc_hypothesis=reading)
-    return Verify(width).decode(model, jnp.ones(ROWS, bool), LIMIT)
+    return Verify(width, joint).decode(model, jnp.ones(ROWS, bool), LIMIT)
 
 
-def slowly(lm: ByHand, row: list[int]) -> tuple[list[int], int, int]:
+def slowly(lm: ByHand, row: list[int], joint: bool = False) -> tuple[list[int], int, int]:
     """Text, calls and accepted drafts; one row, Python lists, no cache."""
     text, calls, accepted = [lm.next_token([])], 1, 0
     while not over(text, LIMIT):
         calls += 1
-        drafts = reads_on(row, text, WIDTH - 1)
+        drafts = (jointly(lm, row, text, WIDTH) if joint else reads_on(row, text, WIDTH))[:-1]
         text = [*text, lm.next_token(text)]
         for draft in drafts:
             if draft != text[-1]:
@@ -100,6 +117,37 @@ def test_verification_is_the_slow_loop(rows, seed, eos_every) -> None:
     assert texts(found) == [text for text, _, _ in slow]
     assert found.calls.tolist() == [calls for _, calls, _ in slow]
     assert found.accepted.sum(axis=1).tolist() == [accepted for _, _, accepted in slow]
+
+
+@pytest.mark.parametrize("heads", [3, 6])
+def test_joint_verification_is_the_slow_loop(heads) -> None:
+    """More heads than the width, or fewer; serial ones, which stop by themselves, or others."""
+
+    @few_examples
+    @hypothesis.given(read, st.integers(0, 9_999), st.booleans(), st.permutations(range(ROWS)))
+    def check(rows, seed, serial, kinds) -> None:
+        kinds = [kind % len(DRAFTS) for kind in kinds]
+        toys = make(ROWS, heads, seed=seed, eos_every=20, drafts=kinds, serial=serial)
+        found = jax.device_get(decode(WIDTH, toys, reading_of(rows), True))
+        slow = [slowly(lm, row, True) for lm, row in zip(by_hand(toys), rows, strict=True)]
+        assert texts(found) == [text for text, _, _ in slow]
+        assert found.calls.tolist() == [calls for _, calls, _ in slow]
+        assert found.accepted.sum(axis=1).tolist() == [accepted for _, _, accepted in slow]
+
+    check()
+
+
+def test_heads_go_on_where_the_reading_says_nothing() -> None:
+    """An insertion costs one call instead of two, and heads that are right save the rest."""
+    toys = make(ROWS, 4, eos_every=10_000, drafts=PERFECT)
+    text = texts(Greedy().decode(toys.model(), jnp.ones(ROWS, bool), LIMIT))
+    assert all(len(row) == LIMIT for row in text)
+    without = [[*row[:3], *row[4:]] for row in text]
+    alone, joint = (
+        jax.device_get(decode(WIDTH, toys, reading_of(without), joint)) for joint in (False, True)
+    )
+    assert texts(alone) == texts(joint) == text
+    assert joint.calls.sum() < alone.calls.sum()
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -21,6 +21,7 @@ from tests.tiny_speech_llm import tiny_speech_llm
 from tests.tiny_whisper import WHISPER_WINDOW, drawn_params, tiny_whisper
 
 M, ROWS, LENGTH = 4, 3, 7
+EVERY = np.ones(ROWS, bool)  # rows want drafts
 FRAMES = round(100 * WHISPER_WINDOW)
 
 
@@ -118,11 +119,11 @@ def test_drafts_are_the_likeliest_of_each_step(model, params, run):
     expected = np.stack(expected, axis=1)
     laid_out = for_decoding(params, model.config.whisper_decoder.lora)
     for used in (params, laid_out):
-        drafts = bind_decoder(model, used, encoded).draft(hidden[:, 1], last, 0.0)
+        drafts = bind_decoder(model, used, encoded).draft(hidden[:, 1], last, EVERY, 0.0)
         np.testing.assert_array_equal(drafts.tokens, expected)
         assert np.all((drafts.probabilities > 0) & (drafts.probabilities <= 1))
     twice = jnp.repeat(hidden[:, 1], 2, axis=0), jnp.repeat(last, 2)
-    drafts = jax.jit(lambda p, *xs: bind_decoder(model, p, encoded).draft(*xs, 0.0))(
+    drafts = jax.jit(lambda p, *xs: bind_decoder(model, p, encoded).draft(*xs, jnp.ones(2 * ROWS, bool), 0.0))(
         laid_out, *twice
     )
     np.testing.assert_array_equal(drafts.tokens, np.repeat(expected, 2, axis=0))
@@ -133,16 +134,28 @@ def test_drafting_ends_where_it_is_not_needed(model, params, run):
     hidden, encoded = run
     last = jnp.array([4, 7, 9])
     draft = bind_decoder(model, params, encoded).draft
-    every = draft(hidden[:, 1], last, 0.0)
+    every = draft(hidden[:, 1], last, EVERY, 0.0)
     np.testing.assert_array_equal(every.drafted, M - 1)
     so_far = np.cumprod(every.probabilities, axis=1)
     before = np.concatenate([np.ones((ROWS, 1)), so_far[:, :-1]], axis=1)
     likely = np.sort(before.ravel())  # a limit between two of these is missed by no rounding
     for limit in (1.1, *((likely[1:] + likely[:-1]) / 2)[np.diff(likely) > 1e-4].tolist()):
-        some = draft(hidden[:, 1], last, limit)
+        some = draft(hidden[:, 1], last, EVERY, limit)
         np.testing.assert_array_equal(some.drafted, np.sum(before >= limit, axis=1))
         for row, drafted in enumerate(some.drafted):
             np.testing.assert_array_equal(some.tokens[row, :drafted], every.tokens[row, :drafted])
+
+
+def test_rows_that_want_no_drafts_get_none(model, params, run):
+    """And those of the others are the same, however long they go on."""
+    hidden, encoded = run
+    last, wanted = jnp.array([4, 7, 9]), np.array([False, True, False])
+    draft = bind_decoder(model, params, encoded).draft
+    for limit in (0.0, 0.2):
+        every, some = (draft(hidden[:, 1], last, rows, limit) for rows in (EVERY, wanted))
+        np.testing.assert_array_equal(some.drafted, np.where(wanted, every.drafted, 0))
+        drafted = int(every.drafted[1])
+        np.testing.assert_array_equal(some.tokens[1, :drafted], every.tokens[1, :drafted])
 
 
 def test_a_plan_counts_every_head(model, params, run):
@@ -151,7 +164,8 @@ def test_a_plan_counts_every_head(model, params, run):
 
     def trips(limit):
         def draft(params):
-            return bind_decoder(model, params, encoded).draft(hidden[:, 1], jnp.arange(ROWS), limit)
+            functions = bind_decoder(model, params, encoded)
+            return functions.draft(hidden[:, 1], jnp.arange(ROWS), EVERY, limit)
 
         module = hlo.parse(jax.jit(draft).lower(params).compile().as_text())
         return [
@@ -170,7 +184,7 @@ def test_fewer_heads_draft_the_first_of_the_same(model, params, run):
     last = jnp.array([4, 7, 9])
     drafts = [
         bind_decoder(model.clone(config=with_heads(model.config, count)), params, encoded)
-        .draft(hidden[:, 1], last, 0.0)
+        .draft(hidden[:, 1], last, EVERY, 0.0)
         .tokens
         for count in (3, M)
     ]

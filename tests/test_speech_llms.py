@@ -197,7 +197,7 @@ def test_verification_of_random_drafts_equals_greedy_of_its_width(name):
     def run(params) -> tuple[Decoded, Decoded]:
         functions = bind_decoder(heads.model, params, encode(heads.model, params, batch))
 
-        def draft(hidden: jax.Array, last: jax.Array, least: float) -> Drafts:
+        def draft(hidden: jax.Array, last: jax.Array, wanted: jax.Array, least: float) -> Drafts:
             key = jax.random.key(jnp.sum(last) + 7)
             tokens = jax.random.randint(key, (len(last), 3), 0, size)
             return Drafts(tokens, jnp.ones(tokens.shape), jnp.full(len(last), 3))

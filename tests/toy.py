@@ -157,7 +157,9 @@ class Toy:
         over = jnp.where(ends(self.seed, state, self.eos_every), 9, -1)
         return jnp.where(token == EOS, over, ordinary).astype(jnp.float32)
 
-    def _draft(self, hidden: jax.Array, last: jax.Array, min_probability: float) -> Drafts:
+    def _draft(
+        self, hidden: jax.Array, last: jax.Array, wanted: jax.Array, min_probability: float
+    ) -> Drafts:
         """The tokens that head 1 would predict next, spoilt as `drafts` says."""
         kind = self.drafts
 
@@ -177,7 +179,7 @@ class Toy:
         _, (tokens, probabilities) = jax.lax.scan(ahead, start, jnp.arange(2, self.heads + 1))
         so_far = jnp.cumprod(probabilities, axis=0)[:-1]
         so_far = jnp.concatenate([jnp.ones((1, len(last))), so_far])[: len(tokens)]
-        needed = (so_far >= min_probability) | (not self.serial)
+        needed = wanted & ((so_far >= min_probability) | (not self.serial))
         count = jnp.sum(needed, axis=0, dtype=jnp.int32)
         return Drafts(tokens.T, probabilities.T, count)
 

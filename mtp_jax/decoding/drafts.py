@@ -1,4 +1,4 @@
-"""Sources of the drafts that head 1 verifies: the later heads, or a text."""
+"""Sources of the drafts that head 1 verifies: the later heads, a text, or both."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mtp_jax.decoding.edit_distance import (
     DraftText,
     advance_edit_distance,
+    agrees,
     draft_continuation,
     initial_distances,
 )
@@ -38,23 +39,26 @@ class DraftSource(NamedTuple):
         width: S, the most tokens that a call is fed.
         start: state before the first token.
         draft: (state, hidden [B, D] at the last accepted position, int32[B, S] tokens that head 1
-            predicts, of which the first int32[B] are accepted) -> (int32[B, S], the last accepted
-            token and the drafts behind it; int32[B], how many of these are to be fed; state).
+            predicts, of which the first int32[B] are accepted, bool[B], which texts go on) ->
+            (int32[B, S], the last accepted token and the drafts behind it; int32[B], how many of
+            these are to be fed; state).
     """
 
     width: int
     start: Any
-    draft: Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]]
+    draft: Callable[
+        [Any, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]
+    ]
 
 
 def head_drafts(model: DecoderFunctions, min_probability: float) -> DraftSource:
     """Drafts of heads 2..M, as `Verify` says."""
 
     def draft(
-        state: Any, hidden: jax.Array, predicted: jax.Array, count: jax.Array
+        state: Any, hidden: jax.Array, predicted: jax.Array, count: jax.Array, running: jax.Array
     ) -> tuple[jax.Array, jax.Array, Any]:
         last = _last(predicted, count)
-        drafts = model.draft(hidden, last[:, 0], min_probability)
+        drafts = model.draft(hidden, last[:, 0], running, min_probability)
         return jnp.concatenate([last, drafts.tokens], axis=1), 1 + drafts.drafted, state
 
     return DraftSource(model.heads, (), draft)
@@ -74,9 +78,13 @@ def text_drafts(
     """
 
     def draft(
-        state: jax.Array, hidden: jax.Array, predicted: jax.Array, count: jax.Array
+        state: jax.Array,
+        hidden: jax.Array,
+        predicted: jax.Array,
+        count: jax.Array,
+        running: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        del hidden
+        del hidden, running
         state = advance_edit_distance(text, state, predicted, count)
         drafts = draft_continuation(text, state, width - 1, eos)
         block = jnp.concatenate([_last(predicted, count), drafts], axis=1)
@@ -85,19 +93,71 @@ def text_drafts(
     return DraftSource(width, initial_distances(text) if distances is None else distances, draft)
 
 
+def joint_drafts(
+    model: DecoderFunctions, text: DraftText, width: int, min_probability: float
+) -> DraftSource:
+    """Drafts are what follows in `text`; behind a disagreement the heads draft first.
+
+    A text says nothing of the token that it did not expect: whether that was put in or put in the
+    place of another. So where the last accepted token is not of the text, the heads draft as long
+    as their drafts are likely to be all right. The text is aligned with these, and what follows
+    them in it comes behind. Rows that agree with the text ask for no heads.
+
+    Args:
+        model: its heads.
+        text: CTC hypotheses, or other texts.
+        width: S.
+        min_probability: of all drafts of the heads being right.
+    """
+
+    def draft(
+        state: jax.Array,
+        hidden: jax.Array,
+        predicted: jax.Array,
+        count: jax.Array,
+        running: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        state = advance_edit_distance(text, state, predicted, count)
+        last = _last(predicted, count)
+        wanted = running & ~agrees(text, state, last[:, 0])
+        heads = model.draft(hidden, last[:, 0], wanted, min_probability)
+        likely = jnp.cumprod(heads.probabilities, axis=1) >= min_probability
+        own = jnp.minimum(jnp.sum(likely, axis=1, dtype=jnp.int32), heads.drafted)
+        behind = draft_continuation(
+            text, advance_edit_distance(text, state, heads.tokens, own), width - 1, model.eos
+        )
+        place = jnp.arange(width - 1) - own[:, None]
+        drafts = jnp.where(
+            place < 0,
+            jnp.pad(heads.tokens, ((0, 0), (0, width)))[:, : width - 1],
+            jnp.take_along_axis(behind, jnp.maximum(place, 0), axis=1),
+        )
+        return jnp.concatenate([last, drafts], axis=1), jnp.full_like(count, width), state
+
+    return DraftSource(width, initial_distances(text), draft)
+
+
 def draft_source(
-    model: DecoderFunctions, ctc_width: int, min_probability: float = MIN_PROBABILITY
+    model: DecoderFunctions,
+    ctc_width: int,
+    heads: bool = False,
+    min_probability: float = MIN_PROBABILITY,
 ) -> DraftSource:
     """Drafts of the heads or, where `ctc_width` (S) is above 0, of the CTC hypothesis.
+
+    With `heads` they are of both, as in `joint_drafts`.
 
     Raises:
         DraftsError: there is no CTC hypothesis in the decoder's tokens.
     """
     if not ctc_width:
         return head_drafts(model, min_probability)
-    if model.ctc_hypothesis is None:
+    text = model.ctc_hypothesis
+    if text is None:
         raise DraftsError
-    return text_drafts(model.ctc_hypothesis, ctc_width, model.eos)
+    if heads:
+        return joint_drafts(model, text, ctc_width, min_probability)
+    return text_drafts(text, ctc_width, model.eos)
 
 
 def _last(predicted: jax.Array, count: jax.Array) -> jax.Array:

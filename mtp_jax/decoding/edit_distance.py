@@ -60,17 +60,27 @@ def advance_edit_distance(
     return jax.lax.scan(add, distances, (output.T, real))[0]
 
 
+def nearest_prefix(text: DraftText, distances: jax.Array) -> jax.Array:
+    """int32[B], the length of the prefix of `text` nearest to the output; the longest of equals."""
+    place = jnp.arange(distances.shape[1])
+    within = jnp.where(place <= text.length[:, None], distances, jnp.iinfo(jnp.int32).max)
+    least = jnp.min(within, axis=1, keepdims=True)
+    return jnp.max(jnp.where(within == least, place, 0), axis=1)
+
+
+def agrees(text: DraftText, distances: jax.Array, last: jax.Array) -> jax.Array:
+    """bool[B]: whether int32[B] `last`, which ends the output, also ends the nearest prefix."""
+    end = nearest_prefix(text, distances)[:, None]
+    expected = jnp.take_along_axis(text.tokens, jnp.maximum(end - 1, 0), axis=1)[:, 0]
+    return (end[:, 0] > 0) & (expected == last)
+
+
 def draft_continuation(text: DraftText, distances: jax.Array, width: int, eos: int) -> jax.Array:
     """int32[B, width]: the tokens of `text` behind the output so far, then EOS.
 
-    The output ends where the prefix of the text is nearest to it; of several such prefixes, at the
-    longest.
+    The output ends where the nearest prefix of the text does.
     """
     tokens, length = text
-    place = jnp.arange(distances.shape[1])
-    within = jnp.where(place <= length[:, None], distances, jnp.iinfo(jnp.int32).max)
-    least = jnp.min(within, axis=1, keepdims=True)
-    end = jnp.max(jnp.where(within == least, place, 0), axis=1)
-    wanted = end[:, None] + jnp.arange(width)
+    wanted = nearest_prefix(text, distances)[:, None] + jnp.arange(width)
     drafts = jnp.take_along_axis(tokens, jnp.minimum(wanted, tokens.shape[1] - 1), axis=1)
     return jnp.where(wanted < length[:, None], drafts, eos)

@@ -43,8 +43,8 @@ class DecoderFunctions(NamedTuple):
             first `count` tokens of each row.
         next_token: hidden [..., D] -> logits [..., V] of head 1.
         draft: (hidden [B, D] at the last accepted position, int32[B], what head 1 predicts there,
-            the probability of all drafts so far below which no more are needed) -> `Drafts` of
-            heads 2..M.
+            bool[B], which rows want drafts, the probability of all drafts of a row so far below
+            which it needs no more) -> `Drafts` of heads 2..M.
         heads: M.
         eos: the token that ends a text.
         ctc_labels: the best path of the encoder's CTC head, in the labels of CTC; None without one.
@@ -54,7 +54,7 @@ class DecoderFunctions(NamedTuple):
     prefill: Callable[[int], tuple[jax.Array, KVCache]]
     extend: Callable[[jax.Array, jax.Array, KVCache], tuple[jax.Array, KVCache]]
     next_token: Callable[[jax.Array], jax.Array]
-    draft: Callable[[jax.Array, jax.Array, float], Drafts]
+    draft: Callable[[jax.Array, jax.Array, jax.Array, float], Drafts]
     heads: int
     eos: int
     ctc_labels: DraftText | None = None

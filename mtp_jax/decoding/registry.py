@@ -173,6 +173,13 @@ def _verify_ctc(options: Options) -> Sequence[Variant]:
     return [Variant(Verify(width), {"width": width}, width)]
 
 
+def _verify_joint(options: Options) -> Sequence[Variant]:
+    from mtp_jax.decoding.verify import Verify
+
+    width = options.draft_width
+    return [Variant(Verify(width, joint=True), {"width": width}, width)]
+
+
 def _beam(options: Options) -> Sequence[Variant]:
     from mtp_jax.decoding.beam import BeamSearch
 
@@ -239,6 +246,17 @@ for _entry in (
         exact=True,
         marker="P",
         color="tab:olive",
+    ),
+    Entry(
+        "verify_joint",
+        "The encoder's text is the draft, and behind a difference the heads': greedy's text in the"
+        " fewest calls.",
+        _verify_joint,
+        needs_heads=True,
+        needs_ctc_hypothesis=True,
+        exact=True,
+        marker="p",
+        color="tab:cyan",
     ),
     Entry(
         "beam",

@@ -51,7 +51,7 @@ class Threshold:
             """Emits the tokens that the heads at `hidden` [B, D] are confident of."""
             running = ~state.text.finished[:, None]
             first, log_prob = most_likely(model.next_token(hidden))
-            drafts = model.draft(hidden, first, 0.0)
+            drafts = model.draft(hidden, first, running[:, 0], 0.0)
             block = jnp.concatenate([first[:, None], drafts.tokens], axis=1)
             log_probs = jnp.concatenate([log_prob[:, None], jnp.log(drafts.probabilities)], axis=1)
             confident = drafts.probabilities >= self.tau

@@ -21,21 +21,23 @@ class Verify:
     Attributes:
         ctc_width: 0 takes the drafts of heads 2..M, and S is M. Otherwise it is S, and the drafts
             are the CTC hypothesis, whatever M is; a model without one raises `DraftsError`.
+        joint: with a CTC hypothesis, the heads draft where the text has parted from it.
         min_probability: serial heads draft no further once the drafts so far are all right with a
             probability below it.
     """
 
     ctc_width: int = struct.field(pytree_node=False, default=0)
+    joint: bool = struct.field(pytree_node=False, default=False)
     min_probability: float = struct.field(pytree_node=False, default=MIN_PROBABILITY)
 
     @property
     def name(self) -> str:
         """As in the registry."""
-        return "verify_ctc" if self.ctc_width else "verify"
+        return "verify_joint" if self.joint else "verify_ctc" if self.ctc_width else "verify"
 
     def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does."""
-        source = draft_source(model, self.ctc_width, self.min_probability)
+        source = draft_source(model, self.ctc_width, self.joint, self.min_probability)
         hidden, cache = model.prefill(max_tokens)
         first, log_prob = (x[:, None] for x in most_likely(model.next_token(hidden)))
         text, _ = Emitted.empty(active, max_tokens).emit(

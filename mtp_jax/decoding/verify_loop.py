@@ -100,7 +100,8 @@ class Verification:
         """
         rows = last.shape[0]
         one = jnp.ones(rows, jnp.int32)
-        drafts, drafted, state = source.draft(source.start, hidden, last, one)
+        running = ~text.finished
+        drafts, drafted, state = source.draft(source.start, hidden, last, one, running)
         no_drafts, zero = jnp.zeros((rows, source.width - 1), jnp.int32), jnp.zeros(rows, jnp.int32)
         return cls(
             text=text,
@@ -143,8 +144,9 @@ def verify_loop(
         alternatives = state.alternatives
         if alternatives is not None:
             alternatives = alternatives.put(slots, logits)
+        at = select_position(hidden, count - 1)
         drafts, drafted, drafter_state = source.draft(
-            state.drafter_state, select_position(hidden, count - 1), predicted, count
+            state.drafter_state, at, predicted, count, ~longer.finished
         )
         after = Verification(
             text=longer,

@@ -137,13 +137,19 @@ def _decoder(model: Recogniser) -> Recogniser:
 
 
 def _draft(
-    model: Recogniser, params: Any, hidden: jax.Array, last: jax.Array, min_probability: float
+    model: Recogniser,
+    params: Any,
+    hidden: jax.Array,
+    last: jax.Array,
+    wanted: jax.Array,
+    min_probability: float,
 ) -> Drafts:
     """The most likely token of each of heads 2..M, which are computed at once."""
-    del min_probability
+    del last, min_probability
     places, log_probs = most_likely(call(Recogniser.draft_logits, model, params, hidden))
     tokens = call(Recogniser.draft_tokens, model, params, places)
-    return Drafts(tokens, jnp.exp(log_probs), jnp.full(len(last), model.config.heads.count - 1))
+    drafted = jnp.where(wanted, model.config.heads.count - 1, 0)
+    return Drafts(tokens, jnp.exp(log_probs), drafted)
 
 
 def _prefill(

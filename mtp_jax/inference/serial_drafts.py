@@ -20,7 +20,7 @@ class _Drafting:
     Attributes:
         step: int32, heads that have drafted.
         state: [B, D], of the last of them; `token`: int32[B], which it drafted.
-        log_prob: float32[B], of all drafts of a row being right.
+        log_prob: float32[B], of all drafts of a row being right; -inf where none is wanted.
         drafts: so far.
     """
 
@@ -37,6 +37,7 @@ def draft_serially(
     encoded: Encoded,
     hidden: jax.Array,
     last: jax.Array,
+    wanted: jax.Array,
     min_probability: float,
 ) -> Drafts:
     """`DecoderFunctions.draft` of serial heads.
@@ -65,7 +66,7 @@ def draft_serially(
             drafts=Drafts(
                 tokens.at[:, at.step].set(token),
                 probabilities.at[:, at.step].set(jnp.exp(log_prob)),
-                drafted + (at.log_prob >= least),
+                drafted + (wanted & (at.log_prob >= least)),
             ),
         )
 
@@ -74,7 +75,7 @@ def draft_serially(
         step=jnp.int32(0),
         state=call(Recogniser.of_later_heads, model, params, hidden),
         token=last,
-        log_prob=jnp.zeros(shape[0]),
+        log_prob=jnp.where(wanted, 0.0, -jnp.inf),
         drafts=Drafts(*nothing),
     )
     return jax.lax.while_loop(unfinished, step, start).drafts

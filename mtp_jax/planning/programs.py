@@ -146,7 +146,8 @@ def lower_calls(
             agrees = predicted[:, :-1] == tokens[:, 1:]
             kept = jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
             last = jnp.take_along_axis(predicted, kept[:, None], axis=1)
-            drafts = functions.draft(select_position(hidden, kept), last[:, 0], 0.0)
+            at, every = select_position(hidden, kept), jnp.ones(rows, bool)
+            drafts = functions.draft(at, last[:, 0], every, 0.0)
             tokens = jnp.concatenate([last, drafts.tokens], axis=1)
             return done + 1, tokens, cache.rollback(width - 1 - kept)
 
