@@ -4,14 +4,16 @@
         [--pretrained=FOLDER] [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER]
         [--compute_types=float32,int8] [--python=PATH] [--silence=30] [--dtype=bfloat16]
         [--threads=2] [--timestamps] [--heads=M] [--min_probability=0.2]
+        [--strategies=verify,verify_ctc] [--draft_width=16]
 
 Utterances go one by one through every program, each in a process of its own, in turn; the first
 one warms up and does not count. Greedy, no voice activity detection; timestamps with
-``--timestamps`` only. Of `transformers` the tokens are compared. A model with heads decodes by
-verification too: how many of its texts have the tokens of greedy, one token wide, and how many
-times fewer calls and less time it takes. Where tokens differ, the difference of our two greatest
-logits is printed.
-*Decoder* is the time without that of the encoder, which is measured in its turn. WER is that of all
+``--timestamps`` only. Of `transformers` the tokens are compared. A model with heads or a CTC head
+decodes by verification too: how many of its texts have the tokens of greedy, one token wide, and
+how many times fewer calls and less time it takes. Where tokens differ, the difference of our two
+greatest logits is printed.
+*Decoder* is the time without that of the encoder, which is measured in its turn; a CTC head, which
+only drafts, is not of the encoder. WER is that of all
 texts under Whisper's normaliser. Programs whose weights are not named are left out. ``--silence``
 is what our encoder hears behind an utterance, in seconds, ``--dtype`` the type of our products.
 Where the other programs are in another environment, name its interpreter.
@@ -19,6 +21,8 @@ Where the other programs are in another environment, name its interpreter.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import pathlib
 import subprocess
@@ -36,11 +40,12 @@ import mtp_jax.inference.load
 from mtp_jax import cli
 from mtp_jax.config import Data
 from mtp_jax.data import Batch, open_source
-from mtp_jax.decoding import Greedy, Verify, drafts
+from mtp_jax.decoding import Greedy, Strategy, Verify, drafts, registry
 from mtp_jax.evaluation.metrics import word_errors
 from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
+from mtp_jax.models.recogniser import Encoded, Recogniser
 
 _MODEL = flags.DEFINE_string("model", None, "a Whisper, or a workdir with heads", required=True)
 _PRETRAINED = cli.pretrained_flag()
@@ -57,6 +62,10 @@ _HEADS = cli.heads_flag()
 _LEAST = flags.DEFINE_float(
     "min_probability", drafts.MIN_PROBABILITY, "of all drafts so far, for serial heads to go on"
 )
+_STRATEGIES = flags.DEFINE_list(
+    "strategies", None, "exact ones beside greedy; default: all that the model has"
+)
+_WIDTH = flags.DEFINE_integer("draft_width", 16, "tokens per call of drafts by CTC", lower_bound=2)
 _TIMESTAMPS = flags.DEFINE_bool("timestamps", False, "texts hold times")
 _THREADS = flags.DEFINE_integer("threads", 2, "of the other programs", lower_bound=1)
 
@@ -114,7 +123,24 @@ def ours(runner: Runner, batch: Batch, strategy: Any) -> dict[str, Any]:
     return {"seconds": seconds, "tokens": tokens, "text": text, "calls": int(decoded.calls[0])}
 
 
-_encode = jax.jit(encode, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
+    encoded = encode(model, params, batch)
+    return dataclasses.replace(encoded, ctc_logits=None, ctc_hypothesis=None)
+
+
+def exact_strategies(runner: Runner) -> dict[str, Strategy]:
+    """Greedy, one token wide, and what is asked for; all that drafts by default."""
+    vocabulary, heads = runner.model.vocabulary, runner.model.config.heads.count
+    options = registry.Options(heads=heads, draft_width=_WIDTH.value)
+    usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
+    strategies: dict[str, Strategy] = {"greedy": Greedy()}
+    for name in usable if _STRATEGIES.value is None else _STRATEGIES.value:
+        entry = registry.get(name)
+        strategy = entry.make(options)
+        if isinstance(strategy, Verify) and (heads > 1 or not entry.needs_heads):
+            strategies[name] = strategy.replace(min_probability=_LEAST.value)
+    return strategies
 
 
 def encoder_seconds(runner: Runner, batch: Batch) -> float:
@@ -164,9 +190,7 @@ def main(argv: list[str]) -> None:
     language = _LANGUAGE.value if special.languages else ""
     start = special.start_tokens(language)
     source = open_source(_DATA.value, Data(bucket_seconds=(30.0,)), 16_000)
-    strategies = {"greedy": Greedy()}
-    if runner.model.config.heads.count > 1:
-        strategies["verify"] = Verify(min_probability=_LEAST.value)
+    strategies = exact_strategies(runner)
     sides: dict[str, Side] = {}
     if _HF.value:
         sides["transformers"] = Side("transformers", _HF.value, language)
@@ -175,7 +199,8 @@ def main(argv: list[str]) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in (*strategies, *sides)}
     texts: dict[str, list[str]] = {name: [] for name in seconds}
     calls: dict[str, int] = dict.fromkeys(strategies, 0)
-    audio, same, identical, encoding = [], 0, 0, 0.0
+    identical = dict.fromkeys(strategies, 0)
+    audio, same, encoding = [], 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         for i in range(min(_COUNT.value, len(source.utterances))):
             wave_ = source.waveform(i)
@@ -197,22 +222,24 @@ def main(argv: list[str]) -> None:
                 texts[name].append(result["text"])
             for name in strategies:
                 calls[name] += found[name]["calls"]
-            if "verify" in found:
-                mine, greedy_tokens = found["verify"]["tokens"], found["greedy"]["tokens"]
-                identical += mine == greedy_tokens
-                print_divergence(runner, batch, source.utterances[i].id, greedy_tokens, mine)
-                encoding += encoder_seconds(runner, batch) if i else 0.0
+            greedy_tokens = found["greedy"]["tokens"]
+            for name in strategies:
+                identical[name] += found[name]["tokens"] == greedy_tokens
+                where = f"{source.utterances[i].id} {name}"
+                print_divergence(runner, batch, where, greedy_tokens, found[name]["tokens"])
+            if len(strategies) > 1 and i:
+                encoding += encoder_seconds(runner, batch)
             if "transformers" in found:
                 mine, theirs = found["greedy"]["tokens"], found["transformers"]["tokens"]
                 same += mine == theirs
                 print_divergence(runner, batch, source.utterances[i].id, mine, theirs)
     if "transformers" in sides:
         print(f"greedy tokens equal to transformers': {same} of {len(audio)}")
-    if "verify" in strategies:
-        greedy, verify = (sum(seconds[name][1:]) for name in ("greedy", "verify"))
+    for name in [*strategies][1:]:
+        greedy, verify = (sum(seconds[x][1:]) for x in ("greedy", name))
         print(
-            f"verify: tokens equal to greedy's {identical} of {len(audio)},"
-            f" {calls['greedy'] / calls['verify']:.2f}x fewer calls,"
+            f"{name}: tokens equal to greedy's {identical[name]} of {len(audio)},"
+            f" {calls['greedy'] / calls[name]:.2f}x fewer calls,"
             f" {greedy / verify:.2f}x as fast,"
             f" decoder {(greedy - encoding) / (verify - encoding):.2f}x"
         )

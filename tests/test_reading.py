@@ -1,4 +1,4 @@
-"""Drafts from what CTC reads, and from heads beside it: its alignment against brute force, decoding against a slow loop."""
+"""Drafts from what CTC reads, and heads beside it: alignment by brute force, a slow loop."""
 
 from __future__ import annotations
 

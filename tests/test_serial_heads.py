@@ -123,9 +123,9 @@ def test_drafts_are_the_likeliest_of_each_step(model, params, run):
         np.testing.assert_array_equal(drafts.tokens, expected)
         assert np.all((drafts.probabilities > 0) & (drafts.probabilities <= 1))
     twice = jnp.repeat(hidden[:, 1], 2, axis=0), jnp.repeat(last, 2)
-    drafts = jax.jit(lambda p, *xs: bind_decoder(model, p, encoded).draft(*xs, jnp.ones(2 * ROWS, bool), 0.0))(
-        laid_out, *twice
-    )
+    drafts = jax.jit(
+        lambda p, *xs: bind_decoder(model, p, encoded).draft(*xs, jnp.ones(2 * ROWS, bool), 0.0)
+    )(laid_out, *twice)
     np.testing.assert_array_equal(drafts.tokens, np.repeat(expected, 2, axis=0))
 
 
