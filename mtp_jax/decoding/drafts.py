@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,31 +38,33 @@ class DraftSource(NamedTuple):
 
     Attributes:
         width: S, the most tokens that a call is fed.
-        start: state before the first token.
-        draft: (state, hidden [B, D] at the last accepted position, int32[B, S] tokens that head 1
-            predicts, of which the first int32[B] are accepted, bool[B], which texts go on) ->
-            (int32[B, S], the last accepted token and the drafts behind it; int32[B], how many of
-            these are to be fed; state).
+        start: state of an empty text.
+        advance: (state, int32[B, S'] tokens, of which the first int32[B] are accepted) -> state of
+            the longer text.
+        draft: (state, hidden [B, D] that predicted the last token, int32[B] the last token, bool[B]
+            which texts go on) -> (int32[B, S - 1] drafts of what follows; int32[B], how many of
+            these there are).
+        reads_hidden: whether drafts depend on `hidden`; otherwise it is None.
     """
 
     width: int
     start: Any
-    draft: Callable[
-        [Any, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Any]
-    ]
+    advance: Callable[[Any, jax.Array, jax.Array], Any]
+    draft: Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    reads_hidden: bool
 
 
 def head_drafts(model: DecoderFunctions, min_probability: float) -> DraftSource:
     """Drafts of heads 2..M, as `Verify` says."""
 
     def draft(
-        state: Any, hidden: jax.Array, predicted: jax.Array, count: jax.Array, running: jax.Array
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        last = _last(predicted, count)
-        drafts = model.draft(hidden, last[:, 0], running, min_probability)
-        return jnp.concatenate([last, drafts.tokens], axis=1), 1 + drafts.drafted, state
+        state: Any, hidden: jax.Array, last: jax.Array, running: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        del state
+        drafts = model.draft(hidden, last, running, min_probability)
+        return drafts.tokens, drafts.drafted
 
-    return DraftSource(model.heads, (), draft)
+    return DraftSource(model.heads, (), lambda state, tokens, count: state, draft, True)
 
 
 def text_drafts(
@@ -78,19 +81,13 @@ def text_drafts(
     """
 
     def draft(
-        state: jax.Array,
-        hidden: jax.Array,
-        predicted: jax.Array,
-        count: jax.Array,
-        running: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        state: jax.Array, hidden: Any, last: jax.Array, running: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         del hidden, running
-        state = advance_edit_distance(text, state, predicted, count)
-        drafts = draft_continuation(text, state, width - 1, eos)
-        block = jnp.concatenate([_last(predicted, count), drafts], axis=1)
-        return block, jnp.full_like(count, width), state
+        return draft_continuation(text, state, width - 1, eos), jnp.full_like(last, width - 1)
 
-    return DraftSource(width, initial_distances(text) if distances is None else distances, draft)
+    start = initial_distances(text) if distances is None else distances
+    return DraftSource(width, start, functools.partial(advance_edit_distance, text), draft, False)
 
 
 def joint_drafts(
@@ -111,30 +108,24 @@ def joint_drafts(
     """
 
     def draft(
-        state: jax.Array,
-        hidden: jax.Array,
-        predicted: jax.Array,
-        count: jax.Array,
-        running: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        state = advance_edit_distance(text, state, predicted, count)
-        last = _last(predicted, count)
-        wanted = running & ~agrees(text, state, last[:, 0])
-        heads = model.draft(hidden, last[:, 0], wanted, min_probability)
+        state: jax.Array, hidden: jax.Array, last: jax.Array, running: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        wanted = running & ~agrees(text, state, last)
+        heads = model.draft(hidden, last, wanted, min_probability)
         likely = jnp.cumprod(heads.probabilities, axis=1) >= min_probability
         own = jnp.minimum(jnp.sum(likely, axis=1, dtype=jnp.int32), heads.drafted)
-        behind = draft_continuation(
-            text, advance_edit_distance(text, state, heads.tokens, own), width - 1, model.eos
-        )
+        with_own = advance_edit_distance(text, state, heads.tokens, own)
+        behind = draft_continuation(text, with_own, width - 1, model.eos)
         place = jnp.arange(width - 1) - own[:, None]
         drafts = jnp.where(
             place < 0,
             jnp.pad(heads.tokens, ((0, 0), (0, width)))[:, : width - 1],
             jnp.take_along_axis(behind, jnp.maximum(place, 0), axis=1),
         )
-        return jnp.concatenate([last, drafts], axis=1), jnp.full_like(count, width), state
+        return drafts, jnp.full_like(last, width - 1)
 
-    return DraftSource(width, initial_distances(text), draft)
+    start = initial_distances(text)
+    return DraftSource(width, start, functools.partial(advance_edit_distance, text), draft, True)
 
 
 def draft_source(
@@ -158,8 +149,3 @@ def draft_source(
     if heads:
         return joint_drafts(model, text, ctc_width, min_probability)
     return text_drafts(text, ctc_width, model.eos)
-
-
-def _last(predicted: jax.Array, count: jax.Array) -> jax.Array:
-    """int32[B, 1], the last accepted token."""
-    return jnp.take_along_axis(predicted, count[:, None] - 1, axis=1)

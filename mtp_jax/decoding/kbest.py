@@ -81,9 +81,9 @@ class PrefixBeam:
         source = draft_source(model, self.ctc_width)
         hidden, cache = model.prefill(0)
         logits = model.next_token(hidden)
-        first, log_prob = (x[:, None] for x in most_likely(logits))
+        first, log_prob = most_likely(logits)
         text, slots = Emitted.empty(active, max_tokens).emit(
-            first, log_prob, jnp.ones(rows, jnp.int32), model.eos
+            first[:, None], log_prob[:, None], jnp.ones(rows, jnp.int32), model.eos
         )
         # K hypotheses that part at one position have at most K different tokens there.
         count = max(1, min(self.beams, logits.shape[-1]) - 1)
@@ -165,12 +165,11 @@ class PrefixBeam:
         cache = dataclasses.replace(
             state.cache.gather_rows(branches.parent), length=flat(branches.place)
         )
-        unused = jnp.zeros((rows * beams, 1))  # drafts of a text need no hidden state
         start = Verification.start(
             source,
             text,
-            unused,
-            flat(branches.token)[:, None],
+            None,
+            flat(branches.token),
             cache,
             jax.tree.map(flat, prefixes.alternatives),
         )

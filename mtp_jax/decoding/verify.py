@@ -39,9 +39,9 @@ class Verify:
         """As every `Strategy` does."""
         source = draft_source(model, self.ctc_width, self.joint, self.min_probability)
         hidden, cache = model.prefill(max_tokens)
-        first, log_prob = (x[:, None] for x in most_likely(model.next_token(hidden)))
+        first, log_prob = most_likely(model.next_token(hidden))
         text, _ = Emitted.empty(active, max_tokens).emit(
-            first, log_prob, jnp.ones(active.shape, jnp.int32), model.eos
+            first[:, None], log_prob[:, None], jnp.ones(active.shape, jnp.int32), model.eos
         )
         end = verify_loop(model, source, Verification.start(source, text, hidden, first, cache))
         return Decoded(

@@ -57,10 +57,10 @@ class Verification:
 
     Attributes:
         text: emitted so far, the first draft included.
-        drafts: int32[B, S], not yet fed; the first is certain.
-        drafted: int32[B], how many of these are to be fed: 1 to S.
+        hidden: [B, D], that predicted the last token; None where no draft depends on it.
+        last: int32[B], the last token, which is not yet fed.
         drafter_state: of the text, as the source of the drafts keeps it.
-        cache: of everything fed and accepted.
+        cache: of everything before the last token.
         calls: int32[B].
         proposed, accepted: int32[B, S - 1].
         steps: int32.
@@ -68,8 +68,8 @@ class Verification:
     """
 
     text: Emitted
-    drafts: jax.Array
-    drafted: jax.Array
+    hidden: jax.Array | None
+    last: jax.Array
     drafter_state: Any
     cache: KVCache
     calls: jax.Array
@@ -83,7 +83,7 @@ class Verification:
         cls,
         source: DraftSource,
         text: Emitted,
-        hidden: jax.Array,
+        hidden: jax.Array | None,
         last: jax.Array,
         cache: KVCache,
         alternatives: Alternatives | None = None,
@@ -93,21 +93,19 @@ class Verification:
         Args:
             source: of the drafts.
             text: its last token is not yet fed.
-            hidden: [B, D], that predicted it.
-            last: int32[B, 1], that token.
+            hidden: [B, D], that predicted it; None if `source` does not read it.
+            last: int32[B], that token.
             cache: of everything before it.
             alternatives: at the positions of the text.
         """
-        rows = last.shape[0]
+        rows = len(last)
         one = jnp.ones(rows, jnp.int32)
-        running = ~text.finished
-        drafts, drafted, state = source.draft(source.start, hidden, last, one, running)
         no_drafts, zero = jnp.zeros((rows, source.width - 1), jnp.int32), jnp.zeros(rows, jnp.int32)
         return cls(
             text=text,
-            drafts=drafts,
-            drafted=drafted,
-            drafter_state=state,
+            hidden=hidden if source.reads_hidden else None,
+            last=last,
+            drafter_state=source.advance(source.start, last[:, None], one),
             cache=cache,
             calls=zero,
             proposed=no_drafts,
@@ -130,12 +128,14 @@ def verify_loop(
 
     def step(state: Verification) -> Verification:
         running, text = ~state.text.finished, state.text
-        fed = jnp.where(running, state.drafted, 0)
-        hidden, cache = model.extend(state.drafts, fed, state.cache)
+        drafts, drafted = source.draft(state.drafter_state, state.hidden, state.last, running)
+        block = jnp.concatenate([state.last[:, None], drafts], axis=1)
+        fed = jnp.where(running, 1 + drafted, 0)
+        hidden, cache = model.extend(block, fed, state.cache)
         logits = model.next_token(hidden)
         predicted, log_probs = most_likely(logits)
-        real = jnp.arange(1, source.width) < state.drafted[:, None]
-        agrees = (predicted[:, :-1] == state.drafts[:, 1:]) & real
+        real = jnp.arange(source.width - 1) < drafted[:, None]
+        agrees = (predicted[:, :-1] == drafts) & real
         count = 1 + jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
         ended = jnp.cumsum(text.ends(predicted, model.eos), axis=1) > 0
         ended = jnp.pad(ended[:, :-2], ((0, 0), (1, 0)))[:, : agrees.shape[1]]
@@ -144,15 +144,11 @@ def verify_loop(
         alternatives = state.alternatives
         if alternatives is not None:
             alternatives = alternatives.put(slots, logits)
-        at = select_position(hidden, count - 1)
-        drafts, drafted, drafter_state = source.draft(
-            state.drafter_state, at, predicted, count, ~longer.finished
-        )
         after = Verification(
             text=longer,
-            drafts=drafts,
-            drafted=drafted,
-            drafter_state=drafter_state,
+            hidden=select_position(hidden, count - 1) if source.reads_hidden else None,
+            last=jnp.take_along_axis(predicted, count[:, None] - 1, axis=1)[:, 0],
+            drafter_state=source.advance(state.drafter_state, predicted, count),
             cache=cache.rollback(jnp.where(running, fed - count, 0)),
             calls=state.calls + running,
             proposed=state.proposed + proposed,
