@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtp_jax.decoding.auto import Auto as Auto
     from mtp_jax.decoding.beam import BeamSearch as BeamSearch
     from mtp_jax.decoding.ctc_greedy import CtcGreedy as CtcGreedy
     from mtp_jax.decoding.drafts import DraftsError as DraftsError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mtp_jax.decoding.verify import Verify as Verify
 
 _HOME = {
+    "Auto": "auto",
     "BeamSearch": "beam",
     "CtcGreedy": "ctc_greedy",
     "Decoded": "interface",

@@ -96,6 +96,7 @@ class Decoded:
         call: int32[B, L], the row's call, counted from 1, that emitted each token; 0 beyond
             `length`.
         nbest: of strategies that make a list.
+        gain: float32, tokens that a wide call gave each row, a running mean; of `Auto`.
     """
 
     tokens: jax.Array
@@ -107,6 +108,7 @@ class Decoded:
     loop_steps: jax.Array
     call: jax.Array
     nbest: NBest | None = None
+    gain: jax.Array | None = None
 
 
 def best_of(

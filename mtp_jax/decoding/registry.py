@@ -146,6 +146,12 @@ def _ctc(options: Options) -> Sequence[Variant]:
     return [Variant(CtcGreedy())]
 
 
+def _auto(options: Options) -> Sequence[Variant]:
+    from mtp_jax.decoding.auto import Auto
+
+    return [Variant(Auto(options.draft_width))]
+
+
 def _greedy(options: Options) -> Sequence[Variant]:
     from mtp_jax.decoding.greedy import Greedy
 
@@ -218,6 +224,14 @@ for _entry in (
         exact=True,
         marker="s",
         color="black",
+    ),
+    Entry(
+        "auto",
+        "Greedy's text in the least time: drafts of all that the model has, while they pay.",
+        _auto,
+        exact=True,
+        marker="h",
+        color="tab:gray",
     ),
     Entry(
         "threshold",

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.drafts import MIN_PROBABILITY, draft_source
+from mtp_jax.decoding.drafts import MIN_PROBABILITY, DraftSource, draft_source
 from mtp_jax.decoding.interface import Decoded, DecoderFunctions
+from mtp_jax.decoding.pace import Pace
 from mtp_jax.decoding.text import Emitted, most_likely
 from mtp_jax.decoding.verify_loop import Verification, verify_loop
 
@@ -38,19 +39,38 @@ class Verify:
     def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does."""
         source = draft_source(model, self.ctc_width, self.joint, self.min_probability)
-        hidden, cache = model.prefill(max_tokens)
-        first, log_prob = most_likely(model.next_token(hidden))
-        text, _ = Emitted.empty(active, max_tokens).emit(
-            first[:, None], log_prob[:, None], jnp.ones(active.shape, jnp.int32), model.eos
-        )
-        end = verify_loop(model, source, Verification.start(source, text, hidden, first, cache))
-        return Decoded(
-            tokens=end.text.tokens,
-            log_probs=end.text.log_probs,
-            length=end.text.length,
-            calls=end.calls + active,
-            proposed=end.proposed,
-            accepted=end.accepted,
-            loop_steps=end.steps + 1,
-            call=end.text.call,
-        )
+        return verify(model, source, active, max_tokens)
+
+
+def verify(
+    model: DecoderFunctions,
+    source: DraftSource,
+    active: jax.Array,
+    max_tokens: int,
+    pace: Pace | None = None,
+) -> Decoded:
+    """Decodes as `Strategy.decode` says, by drafts of `source`.
+
+    Args:
+        model, active, max_tokens: as there.
+        source: of the drafts.
+        pace: says which calls are wide; None makes all of them wide.
+    """
+    hidden, cache = model.prefill(max_tokens)
+    first, log_prob = most_likely(model.next_token(hidden))
+    text, _ = Emitted.empty(active, max_tokens).emit(
+        first[:, None], log_prob[:, None], jnp.ones(active.shape, jnp.int32), model.eos
+    )
+    start = Verification.start(source, text, hidden, first, cache, pace=pace)
+    end = verify_loop(model, source, start)
+    return Decoded(
+        tokens=end.text.tokens,
+        log_probs=end.text.log_probs,
+        length=end.text.length,
+        calls=end.calls + active,
+        proposed=end.proposed,
+        accepted=end.accepted,
+        loop_steps=end.steps + 1,
+        call=end.text.call,
+        gain=end.pace and end.pace.gain,
+    )

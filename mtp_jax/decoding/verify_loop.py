@@ -9,6 +9,7 @@ at best ceil((N - 1) / S) calls for N - 1 tokens. (arXiv 2409.08148; after Stern
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from flax import struct
 
 from mtp_jax.decoding.drafts import DraftSource
 from mtp_jax.decoding.interface import DecoderFunctions
+from mtp_jax.decoding.pace import Pace
 from mtp_jax.decoding.text import Emitted, most_likely, select_position, tested
 from mtp_jax.models.kv_cache import KVCache
 
@@ -64,6 +66,7 @@ class Verification:
         calls: int32[B].
         proposed, accepted: int32[B, S - 1].
         steps: int32.
+        pace: of calls, where some may be one token wide.
         alternatives: at the positions of the text, where they are wanted.
     """
 
@@ -76,6 +79,7 @@ class Verification:
     proposed: jax.Array
     accepted: jax.Array
     steps: jax.Array
+    pace: Pace | None = None
     alternatives: Alternatives | None = None
 
     @classmethod
@@ -87,6 +91,7 @@ class Verification:
         last: jax.Array,
         cache: KVCache,
         alternatives: Alternatives | None = None,
+        pace: Pace | None = None,
     ) -> Verification:
         """Continues a text.
 
@@ -97,6 +102,7 @@ class Verification:
             last: int32[B], that token.
             cache: of everything before it.
             alternatives: at the positions of the text.
+            pace: None makes every call wide.
         """
         rows = len(last)
         one = jnp.ones(rows, jnp.int32)
@@ -111,6 +117,7 @@ class Verification:
             proposed=no_drafts,
             accepted=no_drafts,
             steps=jnp.int32(0),
+            pace=pace,
             alternatives=alternatives,
         )
 
@@ -126,20 +133,24 @@ def verify_loop(
     def unfinished(state: Verification) -> jax.Array:
         return jnp.any(~state.text.finished)
 
-    def step(state: Verification) -> Verification:
+    def step(state: Verification, wide: bool = True) -> Verification:
         running, text = ~state.text.finished, state.text
-        drafts, drafted = source.draft(state.drafter_state, state.hidden, state.last, running)
+        if wide:
+            drafts, drafted = source.draft(state.drafter_state, state.hidden, state.last, running)
+        else:
+            drafts, drafted = jnp.zeros((len(running), 0), jnp.int32), jnp.zeros_like(state.calls)
         block = jnp.concatenate([state.last[:, None], drafts], axis=1)
         fed = jnp.where(running, 1 + drafted, 0)
         hidden, cache = model.extend(block, fed, state.cache)
         logits = model.next_token(hidden)
         predicted, log_probs = most_likely(logits)
-        real = jnp.arange(source.width - 1) < drafted[:, None]
+        real = jnp.arange(drafts.shape[1]) < drafted[:, None]
         agrees = (predicted[:, :-1] == drafts) & real
         count = 1 + jnp.sum(jnp.cumprod(agrees, axis=1), axis=1, dtype=jnp.int32)
         ended = jnp.cumsum(text.ends(predicted, model.eos), axis=1) > 0
         ended = jnp.pad(ended[:, :-2], ((0, 0), (1, 0)))[:, : agrees.shape[1]]
         proposed = tested(agrees, ended) & real & running[:, None]
+        untested = ((0, 0), (0, source.width - 1 - drafts.shape[1]))
         longer, slots = text.emit(predicted, log_probs, count, model.eos)
         alternatives = state.alternatives
         if alternatives is not None:
@@ -151,9 +162,10 @@ def verify_loop(
             drafter_state=source.advance(state.drafter_state, predicted, count),
             cache=cache.rollback(jnp.where(running, fed - count, 0)),
             calls=state.calls + running,
-            proposed=state.proposed + proposed,
-            accepted=state.accepted + (proposed & agrees),
+            proposed=state.proposed + jnp.pad(proposed, untested),
+            accepted=state.accepted + jnp.pad(proposed & agrees, untested),
             steps=state.steps + 1,
+            pace=state.pace and _next_pace(state.pace, wide, longer.length - text.length, running),
             alternatives=alternatives,
         )
         if should_prune is None:
@@ -161,4 +173,18 @@ def verify_loop(
         finished = after.text.finished | should_prune(after)
         return dataclasses.replace(after, text=dataclasses.replace(after.text, finished=finished))
 
-    return jax.lax.while_loop(unfinished, step, start)
+    if start.pace is None:
+        return jax.lax.while_loop(unfinished, step, start)
+
+    def run(state: Verification, wide: bool) -> Verification:
+        def goes_on(state: Verification) -> jax.Array:
+            assert state.pace is not None
+            return unfinished(state) & (state.pace.wide == wide)
+
+        return jax.lax.while_loop(goes_on, functools.partial(step, wide=wide), state)
+
+    return jax.lax.while_loop(unfinished, lambda state: run(run(state, True), False), start)
+
+
+def _next_pace(pace: Pace, wide: bool, emitted: jax.Array, running: jax.Array) -> Pace:
+    return pace.after_wide(emitted, running) if wide else pace.after_narrow()

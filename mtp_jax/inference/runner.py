@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.data import Batch
-from mtp_jax.decoding import Strategy
+from mtp_jax.decoding import Auto, Strategy
 from mtp_jax.distributed import multihost, sharding
-from mtp_jax.inference import fallback
+from mtp_jax.inference import call_cost, fallback
 from mtp_jax.inference.programs import Inference, infer, two_best_logits
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.mixed_precision import multiplies_bfloat16
@@ -57,6 +57,8 @@ class Runner:
         self.imported = frozenset(imported)
         self.compile_seconds = 0.0
         self._programs: dict[Any, Any] = {}
+        self._costs = call_cost.CallCosts(model.config)
+        self._gains: dict[str, jax.Array] = {}
         self._lock = threading.Lock()
 
     @property
@@ -141,7 +143,11 @@ class Runner:
         Returns:
             Arrays on the devices; on the host where a row was decoded again.
         """
-        done = self._run(self._of_first_pass(batch, strategy), batch, strategy, with_alignment)
+        model = self._of_first_pass(batch, strategy)
+        if isinstance(strategy, Auto):
+            done = self._run_paced(model, batch, strategy, with_alignment)
+        else:
+            done = self._run(model, batch, strategy, with_alignment)
         config = self.model.config
         if not fallback.can_fall_back(config, batch, strategy):
             return done
@@ -153,6 +159,34 @@ class Runner:
             return self._run(full, part, strategy, with_alignment)
 
         return fallback.with_fallback(done, batch, config, self.tokenizer, decode)
+
+    def _run_paced(
+        self, model: Recogniser, batch: Batch, strategy: Auto, with_alignment: bool
+    ) -> Inference:
+        """Decodes with what is known of its calls: their cost, and the gain of batches before.
+
+        Where several processes decode one batch all have to decide alike: there every call is wide.
+        """
+        if jax.process_count() > 1:
+            return self._run(model, batch, strategy, with_alignment)
+        key = call_cost.key_of(model.config, batch, strategy, self.mesh)
+        cost = self._costs.get(key)
+        if cost is None:
+            self._compile(model, batch, strategy, with_alignment)
+
+            def run(batch: Batch, strategy: Auto) -> Inference:
+                return self._run(model, batch, strategy, with_alignment)
+
+            cost, done = call_cost.measure(run, batch, strategy)
+            if cost is not None:
+                self._costs.put(key, cost)
+        else:
+            gain = self._gains.get(key, strategy.gain)
+            paced = strategy.replace(cost=cost, gain=gain)
+            done = self._run(model, batch, paced, with_alignment)
+        if done.decoded.gain is not None:
+            self._gains[key] = done.decoded.gain
+        return done
 
     def run_once(self, batch: Batch, strategy: Strategy, max_tokens: int) -> Inference:
         """As `run`, of texts of at most `max_tokens`, none of which is decoded again."""

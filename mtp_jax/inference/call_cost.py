@@ -1,0 +1,105 @@
+"""What a wide call of the decoder costs on the devices at hand: measured once, and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtp_jax.config import Config
+from mtp_jax.data import Batch
+from mtp_jax.decoding import Auto
+from mtp_jax.inference.programs import Inference
+from mtp_jax.paths import write_whole
+
+log = logging.getLogger("mtp_jax")
+
+ALWAYS_WIDE, ALWAYS_NARROW = 0.0, float("inf")
+FEWEST_CALLS = 8  # a shorter text tells too little
+_FILE = "call_costs.json"
+
+Run = Callable[[Batch, Auto], Inference]
+
+
+def measure(run: Run, batch: Batch, strategy: Auto) -> tuple[float | None, Inference]:
+    """Decodes a batch by wide calls alone, by narrow ones alone, and not at all.
+
+    Args:
+        run: the compiled program.
+        batch: it is decoded three times.
+        strategy: its costs are not looked at.
+
+    Returns:
+        The time of a wide call over that of a narrow one, at least 1; None where the texts are too
+        short to tell. And the batch, decoded.
+    """
+
+    def timed(batch: Batch, cost: float) -> tuple[float, Inference]:
+        paced = strategy.replace(cost=cost, gain=0.0)
+        start = time.perf_counter()
+        done = jax.block_until_ready(run(batch, paced))
+        return time.perf_counter() - start, done
+
+    nobody = batch._replace(index=np.full_like(batch.index, -1))
+    timed(nobody, ALWAYS_WIDE)  # the first run of a program takes longer
+    before = min(timed(nobody, ALWAYS_WIDE)[0] for _ in range(2))
+    wide, done = timed(batch, ALWAYS_WIDE)
+    narrow, other = timed(batch, ALWAYS_NARROW)
+    calls = [int(found.decoded.loop_steps) - 1 for found in (done, other)]
+    if min(calls) < FEWEST_CALLS or min(wide, narrow) <= before:
+        return None, done
+    per_call = [(seconds - before) / n for seconds, n in zip((wide, narrow), calls, strict=True)]
+    return max(1.0, per_call[0] / per_call[1]), done
+
+
+class CallCosts:
+    """Costs by shape of the calls, in a file below ``config.data.cache_dir``.
+
+    A file that cannot be read or written costs a measurement, and nothing else.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._file = Path(config.data.cache_dir).expanduser() / _FILE
+        self._known: dict[str, float] | None = None
+
+    def get(self, key: str) -> float | None:
+        """The cost that is known."""
+        if self._known is None:
+            self._known = self._read()
+        return self._known.get(key)
+
+    def put(self, key: str, cost: float) -> None:
+        """Keeps a cost that was measured."""
+        self._known = self._read() | {key: cost}
+        try:
+            write_whole(self._file, json.dumps(self._known, indent=1).encode())
+        except OSError as error:
+            log.debug("%s is not kept: %s", self._file, error)
+
+    def _read(self) -> dict[str, float]:
+        try:
+            found = json.loads(self._file.read_text())
+            return {str(key): float(cost) for key, cost in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+
+def key_of(config: Config, batch: Batch, strategy: Auto, mesh: jax.sharding.Mesh) -> str:
+    """Names all that the cost of a call depends on: devices, sizes, rows and widths."""
+    device = mesh.devices.flat[0]
+    parts: list[Any] = [
+        *(device.device_kind, mesh.size, os.cpu_count(), jax.__version__),
+        *(dataclasses.asdict(x) for x in (config.decoder, config.whisper_decoder, config.heads)),
+        *(config.train.dtype, config.data.max_tokens, len(batch.index)),
+        *(strategy.ctc_width, strategy.min_probability),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
