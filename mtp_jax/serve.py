@@ -45,7 +45,7 @@ _PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one", lower_bound=0, 
 _NAMES = flags.DEFINE_list(
     "names", None, "that requests may call the model; default: its folder's, and whisper-1"
 )
-_STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(registry.names())}")
+_STRATEGY = flags.DEFINE_string("strategy", "auto", f"one of {', '.join(registry.names())}")
 _TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
 _SECONDS = flags.DEFINE_float("max_seconds", 7200.0, "of a recording", lower_bound=0.0)
 _BYTES = flags.DEFINE_integer("max_bytes", 100_000_000, "of a recording", lower_bound=1)

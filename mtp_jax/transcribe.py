@@ -1,7 +1,7 @@
 """Transcribes recordings.
 
     python -m mtp_jax.transcribe FILE_OR_FOLDER_OR_GLOB... [--model=DIR] [--output_dir=DIR]
-        [--format=txt,json,srt,vtt] [--strategy=verify] [--tau=0.9] [--batch_size=16]
+        [--format=txt,json,srt,vtt] [--strategy=auto] [--tau=0.9] [--batch_size=16]
 
 DIR is a workdir, a folder that a model was exported to, or a Whisper; by default it is the clone's
 models/whisper-base, Whisper base with heads. Recordings may be of any length, rate and
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _MODEL = cli.optional_model_flag()
 _OUTPUT = flags.DEFINE_string("output_dir", None, "folder of the transcripts; default: print them")
 _FORMAT = flags.DEFINE_list("format", None, f"of {', '.join(FORMATS)}; default: txt")
-_STRATEGY = flags.DEFINE_string("strategy", "verify", f"one of {', '.join(registry.names())}")
+_STRATEGY = flags.DEFINE_string("strategy", "auto", f"one of {', '.join(registry.names())}")
 _TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "chunks decoded at once", lower_bound=1)
 _LANGUAGE = flags.DEFINE_string(

@@ -178,8 +178,8 @@ class Runner:
                 return self._run(model, batch, strategy, with_alignment)
 
             cost, done = call_cost.measure(run, batch, strategy)
-            if cost is not None:
-                self._costs.put(key, cost)
+            usual = call_cost.usual(self.mesh)
+            self._costs.put(key, cost or usual, keep=cost is not None)
         else:
             gain = self._gains.get(key, strategy.gain)
             paced = strategy.replace(cost=cost, gain=gain)

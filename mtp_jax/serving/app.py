@@ -65,14 +65,14 @@ class Settings:
     """
 
     models: tuple[str, ...]
-    strategy: str = "verify"
+    strategy: str = "auto"
     tau: float | None = None
     max_bytes: int = 100_000_000
     max_seconds: float = 7200.0
     queue: int = 64
     upload_seconds: float = 300.0
     max_wait: float = 0.005
-    warm: tuple[str, ...] = ("verify",)
+    warm: tuple[str, ...] = ("auto",)
 
 
 class Service:

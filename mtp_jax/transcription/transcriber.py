@@ -151,7 +151,7 @@ class Transcriber:
         audio: Audio,
         *,
         rate: int | None = None,
-        strategy: Named = "verify",
+        strategy: Named = "auto",
         language: str = "",
         task: str = "transcribe",
         prompt: str = "",
@@ -163,7 +163,7 @@ class Transcriber:
         audio: Several,
         *,
         rate: int | None = None,
-        strategy: Named = "verify",
+        strategy: Named = "auto",
         language: str = "",
         task: str = "transcribe",
         prompt: str = "",
@@ -174,7 +174,7 @@ class Transcriber:
         audio: Audio | Several,
         *,
         rate: int | None = None,
-        strategy: Named = "verify",
+        strategy: Named = "auto",
         language: str = "",
         task: str = "transcribe",
         prompt: str = "",
@@ -226,7 +226,7 @@ class Transcriber:
         recordings: Iterable[tuple[Key, Audio]],
         *,
         rate: int | None = None,
-        strategy: Named = "verify",
+        strategy: Named = "auto",
         language: str = "",
         task: str = "transcribe",
         prompt: str = "",
@@ -292,7 +292,7 @@ class Transcriber:
         """Chunks of a recording that is read in blocks int16[T], as `chunks` makes them."""
         return cut(blocks, self.sample_rate, self.longest, start_tokens=start_tokens)
 
-    def decode(self, chunks: Sequence[Chunk], strategy: Named = "verify") -> list[Segment]:
+    def decode(self, chunks: Sequence[Chunk], strategy: Named = "auto") -> list[Segment]:
         """Decodes chunks in one batch, for those who make batches themselves.
 
         Args:
@@ -310,7 +310,7 @@ class Transcriber:
         return self._assembler.segments(inference, chunks, self.sample_rate, kind, self.calibration)
 
     def decode_timed(
-        self, chunks: Sequence[Chunk], strategy: Named = "verify"
+        self, chunks: Sequence[Chunk], strategy: Named = "auto"
     ) -> tuple[list[Segment], float]:
         """`decode`, and the seconds that it took, compilation apart."""
         compiling, start = self.runner.compile_seconds, time.perf_counter()
@@ -318,12 +318,12 @@ class Transcriber:
         seconds = time.perf_counter() - start
         return segments, seconds - (self.runner.compile_seconds - compiling)
 
-    def prepare(self, chunks: Sequence[Chunk], strategy: Named = "verify") -> None:
+    def prepare(self, chunks: Sequence[Chunk], strategy: Named = "auto") -> None:
         """Compiles what `decode` needs for such a batch, unless it is there."""
         batch = self._batch(chunks)
         self.runner.compile(batch, self._chosen(strategy), with_alignment=True)
 
-    def prepare_fallback(self, strategy: Named = "verify") -> None:
+    def prepare_fallback(self, strategy: Named = "auto") -> None:
         """Compiles what `decode` needs for a text that went wrong (`inference.fallback`)."""
         one = self._batch([Chunk(0.0, np.zeros(0, np.int16), 0.0)])
         self.runner.compile_fallback(one, self._chosen(strategy), with_alignment=True)
