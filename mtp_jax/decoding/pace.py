@@ -7,6 +7,8 @@ for that, decoding goes on one token wide, and now and then tries a wide call ag
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -40,7 +42,7 @@ class Pace:
         Where that is 0, nothing is known at all, and two calls that give a token each end the try.
         """
         first = jnp.int32(FIRST_REST)
-        cost, gain = jnp.float32(cost), jnp.float32(gain)
+        cost, gain = jnp.asarray(cost, jnp.float32), jnp.asarray(gain, jnp.float32)
         gain = jnp.where(gain > 0, gain, UNKNOWN * cost)
         rests = (gain < cost) | jnp.isinf(cost)
         return cls(cost, gain, jnp.where(rests, first, 0), jnp.where(rests, 2 * first, first))
@@ -66,4 +68,5 @@ class Pace:
     def after_narrow(self) -> Pace:
         """Behind a narrow call. The try at the end of a rest is judged by itself."""
         rest = jnp.where(jnp.isinf(self.cost), self.rest, self.rest - 1)
-        return self.replace(rest=rest, gain=jnp.where(rest == 0, self.cost, self.gain))
+        gain = jnp.where(rest == 0, self.cost, self.gain)
+        return dataclasses.replace(self, rest=rest, gain=gain)

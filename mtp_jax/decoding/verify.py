@@ -72,5 +72,5 @@ def verify(
         accepted=end.accepted,
         loop_steps=end.steps + 1,
         call=end.text.call,
-        gain=end.pace and end.pace.gain,
+        gain=None if end.pace is None else end.pace.gain,
     )

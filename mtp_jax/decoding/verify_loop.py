@@ -165,7 +165,7 @@ def verify_loop(
             proposed=state.proposed + jnp.pad(proposed, untested),
             accepted=state.accepted + jnp.pad(proposed & agrees, untested),
             steps=state.steps + 1,
-            pace=state.pace and _next_pace(state.pace, wide, longer.length - text.length, running),
+            pace=_next_pace(state.pace, wide, longer.length - text.length, running),
             alternatives=alternatives,
         )
         if should_prune is None:
@@ -186,5 +186,9 @@ def verify_loop(
     return jax.lax.while_loop(unfinished, lambda state: run(run(state, True), False), start)
 
 
-def _next_pace(pace: Pace, wide: bool, emitted: jax.Array, running: jax.Array) -> Pace:
+def _next_pace(
+    pace: Pace | None, wide: bool, emitted: jax.Array, running: jax.Array
+) -> Pace | None:
+    if pace is None:
+        return None
     return pace.after_wide(emitted, running) if wide else pace.after_narrow()

@@ -49,7 +49,7 @@ def measure(run: Run, batch: Batch, strategy: Auto) -> tuple[float | None, Infer
     """
 
     def timed(batch: Batch, cost: float) -> tuple[float, Inference]:
-        paced = strategy.replace(cost=cost, gain=0.0)
+        paced = dataclasses.replace(strategy, cost=cost, gain=0.0)
         start = time.perf_counter()
         done = jax.block_until_ready(run(batch, paced))
         return time.perf_counter() - start, done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import threading
@@ -182,7 +183,7 @@ class Runner:
             self._costs.put(key, cost or usual, keep=cost is not None)
         else:
             gain = self._gains.get(key, strategy.gain)
-            paced = strategy.replace(cost=cost, gain=gain)
+            paced = dataclasses.replace(strategy, cost=cost, gain=gain)
             done = self._run(model, batch, paced, with_alignment)
         if done.decoded.gain is not None:
             self._gains[key] = done.decoded.gain
