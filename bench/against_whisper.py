@@ -40,7 +40,7 @@ import mtp_jax.inference.load
 from mtp_jax import cli
 from mtp_jax.config import Data
 from mtp_jax.data import Batch, open_source
-from mtp_jax.decoding import Greedy, Strategy, Verify, drafts, registry
+from mtp_jax.decoding import Auto, Greedy, Strategy, Verify, drafts, registry
 from mtp_jax.evaluation.metrics import word_errors
 from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.model_folder import open_model_folder
@@ -138,8 +138,8 @@ def exact_strategies(runner: Runner) -> dict[str, Strategy]:
     for name in usable if _STRATEGIES.value is None else _STRATEGIES.value:
         entry = registry.get(name)
         strategy = entry.make(options)
-        if isinstance(strategy, Verify) and (heads > 1 or not entry.needs_heads):
-            strategies[name] = strategy.replace(min_probability=_LEAST.value)
+        if isinstance(strategy, Verify | Auto) and (heads > 1 or not entry.needs_heads):
+            strategies[name] = dataclasses.replace(strategy, min_probability=_LEAST.value)
     return strategies
 
 

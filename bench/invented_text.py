@@ -1,6 +1,7 @@
 """What a Whisper writes where nobody speaks: silence, noise, hum and music, all made here.
 
-    python -m bench.invented_text --model=FOLDER [--seconds=3,10,30] [--silence=SECONDS]
+    python -m bench.invented_text --model=FOLDER [--pretrained=FOLDER] [--seconds=3,10,30]
+        [--silence=SECONDS] [--strategy=greedy]
 
 Each sound is transcribed as a recording is, and a second time as a chunk that voice-activity
 detection would have let through. Every text is invented; the table has those that are not empty.
@@ -19,6 +20,8 @@ from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.inference.model_folder import open_model_folder
 
 _MODEL = flags.DEFINE_string("model", None, "a Whisper, or a workdir with heads", required=True)
+_PRETRAINED = cli.pretrained_flag()
+_STRATEGY = flags.DEFINE_string("strategy", "greedy", "that decodes")
 _SECONDS = flags.DEFINE_list("seconds", ["3", "10", "30"], "how long each sound is")
 _SILENCE = cli.silence_flag()
 
@@ -111,19 +114,21 @@ def main(argv: list[str]) -> None:
     cli.start_jax(open_model_folder(_MODEL.value).read_config())
     from mtp_jax.transcription.loading import load
 
-    model = load(_MODEL.value, batch_size=_SIZE, silence=_SILENCE.value)
+    model = load(
+        _MODEL.value, batch_size=_SIZE, silence=_SILENCE.value, pretrained=_PRETRAINED.value
+    )
     sounds = {
         (name, float(seconds), decibels): waveform(name, float(seconds), decibels)
         for name in SOUNDS
         for seconds in _SECONDS.value
         for decibels in (-20.0, -40.0)
     }
-    whole = dict(model.transcribe_all(sounds.items(), rate=RATE, strategy="greedy"))
+    whole = dict(model.transcribe_all(sounds.items(), rate=RATE, strategy=_STRATEGY.value))
     heard = {}
     for start in range(0, len(sounds), _SIZE):
         part = list(sounds)[start : start + _SIZE]
         chunks = [Chunk(0.0, sounds[key], key[1]) for key in part]
-        for key, segment in zip(part, model.decode(chunks, "greedy"), strict=True):
+        for key, segment in zip(part, model.decode(chunks, _STRATEGY.value), strict=True):
             heard[key] = " ".join(word.text for word in segment.words)
     print("| sound | s | dB | text | text without voice-activity detection |")
     print("|---|---|---|---|---|")

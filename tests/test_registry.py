@@ -78,7 +78,7 @@ def test_every_strategy_is_a_file_of_its_own() -> None:
         for name in registry.names()
         for variant in registry.get(name).variants(registry.Options())
     }
-    expected = {"ctc_greedy", "greedy", "threshold", "verify", "beam", "kbest"}
+    expected = {"auto", "ctc_greedy", "greedy", "threshold", "verify", "beam", "kbest"}
     assert files == {f"{name}.py" for name in expected}
 
 

@@ -292,7 +292,7 @@ def test_metrics_are_those_of_the_decoding(model, recordings, files, monkeypatch
         return made[-len(args[0]) :]
 
     monkeypatch.setattr(model, "decode", noted)
-    service = Service(model, Settings(models=("tiny",), warm=("verify",)))
+    service = Service(model, Settings(models=("tiny",)))
     with TestClient(service.app()) as client:
         deadline = time.monotonic() + 300
         while client.get("/health/ready").status_code != 200:
@@ -311,8 +311,8 @@ def test_metrics_are_those_of_the_decoding(model, recordings, files, monkeypatch
     calls, tokens = sum(s.decoder_calls for s in made), sum(len(s.tokens) for s in made)
     assert found["mtp_requests_total", "200"] == 3
     assert found["mtp_requests_total", "400"] == 1
-    assert found["mtp_decoder_calls_total", "verify"] == calls
-    assert found["mtp_tokens_total", "verify"] == tokens
+    assert found["mtp_decoder_calls_total", "auto"] == calls
+    assert found["mtp_tokens_total", "auto"] == tokens
     assert found["mtp_calls_per_token",] == pytest.approx(calls / tokens)
     proposed, accepted = sum(s.proposed for s in made), sum(s.accepted for s in made)
     assert 0 <= accepted <= proposed

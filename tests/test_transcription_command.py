@@ -138,10 +138,11 @@ def test_the_text_of_another_recording_is_never_taken_for_this_one(workdir, wave
     assert (out / "talk.txt").read_text() == text
     assert run("transcribe", tuesday / "talk.wav", *flags, "--overwrite").status == 0
     assert (out / "talk.txt").read_text() != text
-    done = run("transcribe", tuesday / "talk.wav", *flags[:2], "--strategy=verify")
+    by_default = "transcribe", tuesday / "talk.wav", *flags[:2]
+    done = run(*by_default)
     assert done.status == 0
     assert "1 (" in done.err and "transcribed again" in done.err
-    assert "1 finished before" in run("transcribe", tuesday / "talk.wav", *flags[:2]).err
+    assert "1 finished before" in run(*by_default).err
 
 
 def test_a_full_disk_ends_it_and_what_is_finished_stays(workdir, waves, tmp_path, monkeypatch):
