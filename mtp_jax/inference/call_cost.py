@@ -19,7 +19,7 @@ from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Auto
 from mtp_jax.inference.programs import Inference
-from mtp_jax.paths import write_whole
+from mtp_jax.paths import to_path, write_whole
 
 log = logging.getLogger("mtp_jax")
 
@@ -67,13 +67,12 @@ def measure(run: Run, batch: Batch, strategy: Auto) -> tuple[float | None, Infer
 
 
 class CallCosts:
-    """Costs by shape of the calls, in a file below ``config.data.cache_dir``.
+    """Costs by shape of the calls, kept beside JAX's compiled programs where these are kept.
 
     A file that cannot be read or written costs a measurement, and nothing else.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._file = Path(config.data.cache_dir).expanduser() / _FILE
+    def __init__(self) -> None:
         self._known: dict[str, float] | None = None
 
     def get(self, key: str) -> float | None:
@@ -88,14 +87,20 @@ class CallCosts:
             self._known = {**(self._known or {}), key: cost}
             return
         self._known = self._read() | {key: cost}
-        try:
-            write_whole(self._file, json.dumps(self._known, indent=1).encode())
-        except OSError as error:
-            log.debug("%s is not kept: %s", self._file, error)
+        if file := self._file:
+            try:
+                write_whole(file, json.dumps(self._known, indent=1).encode())
+            except OSError as error:
+                log.debug("%s is not kept: %s", file, error)
+
+    @property
+    def _file(self) -> Path | None:
+        folder = jax.config.jax_compilation_cache_dir
+        return to_path(folder) / _FILE if folder else None
 
     def _read(self) -> dict[str, float]:
         try:
-            found = json.loads(self._file.read_text())
+            found = json.loads(self._file.read_text()) if self._file else {}
             return {str(key): float(cost) for key, cost in found.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}

@@ -58,7 +58,7 @@ class Runner:
         self.imported = frozenset(imported)
         self.compile_seconds = 0.0
         self._programs: dict[Any, Any] = {}
-        self._costs = call_cost.CallCosts(model.config)
+        self._costs = call_cost.CallCosts()
         self._gains: dict[str, jax.Array] = {}
         self._lock = threading.Lock()
 
