@@ -95,7 +95,8 @@ class CallCosts:
 
     @property
     def _file(self) -> Path | None:
-        folder = jax.config.jax_compilation_cache_dir
+        settings: Any = jax.config
+        folder = settings.jax_compilation_cache_dir
         return to_path(folder) / _FILE if folder else None
 
     def _read(self) -> dict[str, float]:
