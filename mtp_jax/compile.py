@@ -41,8 +41,13 @@ from mtp_jax.paths import check_writable_file, to_path, write_whole
 
 
 def planned() -> tuple[str, ...]:
-    """Strategies that are planned: drafts of the CTC hypothesis change no program's cost."""
-    return registry.names(lambda entry: entry.calls_decoder and not entry.needs_ctc_hypothesis)
+    """Strategies that are planned: drafts of the CTC hypothesis change no program's cost.
+
+    Nor is one planned that measures what its calls cost: they are those of two others.
+    """
+    return registry.names(
+        lambda entry: entry.calls_decoder and not entry.needs_ctc_hypothesis and not entry.adaptive
+    )
 
 
 _CONFIG = cli.ConfigFlag("the run", required=False)

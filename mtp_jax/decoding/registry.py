@@ -75,6 +75,7 @@ class Entry:
         makes_nbest: it gives a list of hypotheses, and can feed MWER training.
         exact: its output is greedy's, token for token.
         takes_tau: it has a threshold that a request may set.
+        adaptive: how wide its calls are depends on what they cost on the devices at hand.
         marker, color: of its points in pictures, as matplotlib names them.
     """
 
@@ -87,6 +88,7 @@ class Entry:
     makes_nbest: bool = False
     exact: bool = False
     takes_tau: bool = False
+    adaptive: bool = False
     marker: str = "^"
     color: str = "tab:red"
 
@@ -230,6 +232,7 @@ for _entry in (
         "Greedy's text in the least time: drafts of all that the model has, while they pay.",
         _auto,
         exact=True,
+        adaptive=True,
         marker="h",
         color="tab:gray",
     ),
