@@ -14,7 +14,7 @@ import pytest
 from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import Encoder, Heads, Loss, Tokenizer
-from mtp_jax.decoding import CtcGreedy, Greedy, PrefixBeam, Verify
+from mtp_jax.decoding import Auto, CtcGreedy, Greedy, PrefixBeam, Verify
 from mtp_jax.inference.decoder_functions import encode
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
@@ -173,8 +173,10 @@ def test_a_step_of_ctc_alone_has_no_part_for_the_text(trained, batch):
     assert flops(4) == flops(40)
 
 
-def test_heads_are_kept_where_ctc_is_added_and_ctc_where_heads_are(folder, trained, tmp_path):
-    """Each learns in a run of its own, the one after the other, in either order."""
+def test_heads_are_kept_where_ctc_is_added_and_ctc_where_heads_are(
+    folder, trained, batch, tmp_path
+):
+    """Each learns in a run of its own, in either order; then both draft, and change no text."""
     short = {"train": dataclasses.replace(ctc_config(folder).train, dev_every=2)}
     few = functools.partial(dataclasses.replace, ctc_config(folder).optim, steps=2, warmup_steps=0)
 
@@ -194,12 +196,18 @@ def test_heads_are_kept_where_ctc_is_added_and_ctc_where_heads_are(folder, train
     assert added["ctc/kernel"].shape == (16, LABELS + 1)
 
     runner, begin = trained
-    other, _, tokenizer = of("other", str(begin.path), heads=HEADS, **none)
+    other, both, tokenizer = of("other", str(begin.path), heads=HEADS, **none)
     assert tokenizer.ctc.pieces == runner.tokenizer.ctc.pieces
     for path, x in by_path(runner.params).items():
         np.testing.assert_array_equal(other[path], x, err_msg=path)
     copied = other["decoder/layers/cross_query/kernel"][-1:]
     np.testing.assert_allclose(other["heads/layers/cross_query/kernel"], copied, atol=0.1)
+    model = load(both)
+    greedy = model.run(batch, Greedy(4)).decoded
+    for strategy in (Verify(4, joint=True), Auto(4)):
+        decoded = model.run(batch, strategy).decoded
+        np.testing.assert_array_equal(decoded.tokens, greedy.tokens)
+        assert np.all(decoded.calls <= greedy.calls)
 
 
 def test_words_have_the_times_of_ctc(model, batch):
