@@ -170,7 +170,7 @@ class Runner:
         """
         if jax.process_count() > 1:
             return self._run(model, batch, strategy, with_alignment)
-        key = call_cost.key_of(model.config, batch, strategy, self.mesh)
+        key = call_cost.key_of(self.model.config, batch, strategy, self.mesh)
         cost = self._costs.get(key)
         if cost is None:
             self._compile(model, batch, strategy, with_alignment)
