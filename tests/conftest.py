@@ -19,8 +19,10 @@ LONGEST = (
     "test_pretrained",
     "test_freezing",
     "test_ctc_vocabulary",
-    "test_mwer",
     "test_notebook",
+    "test_whisper_ctc",
+    "test_mwer",
+    "test_speech_llm_heads",
     "test_llama",
     "test_processes",
     "test_prefix_beam",
@@ -46,6 +48,8 @@ def pytest_configure(config):
 
     There are thousands and each runs a few times: no time is spent to make their code fast.
     """
+    # Tracing makes many objects that stay; looking through all of them again and again takes long.
+    gc.set_threshold(100_000, 50, 100)
     if not hasattr(config, "workerinput"):
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             folder = tempfile.TemporaryDirectory(prefix="mtp_jax_compiled_")
@@ -67,6 +71,20 @@ def _programs_are_freed():
 
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def _steps_are_shared():
+    """Runs of a file that take the same steps trace and compile them once.
+
+    What only says when a run logs, saves or decodes makes no other step.
+    """
+    from mtp_jax.training import loop
+    from tests.shared_steps import shared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_train_step", shared(loop.make_train_step))
+        yield
 
 
 # Imported late: importing JAX would read the environment before it is set.

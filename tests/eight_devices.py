@@ -115,7 +115,9 @@ STRATEGIES = {
     "beam": BeamSearch(3),
     "prefix_beam": PrefixBeam(3, width=3),
 }
-OF_LLM = ("greedy", "verify")  # the others have nothing of its own
+# The others have nothing of their own: a Whisper's second cache is read, and gathered by a search.
+OF_WHISPER = ("greedy", "verify", "prefix_beam")
+OF_LLM = ("greedy", "verify")
 SOURCE = Source("rows", "", [Utterance(str(i), "", 1.0) for i in range(B)], [], np.zeros)
 
 
@@ -219,6 +221,8 @@ def decode_all(
         if label == "ctc" and not model.vocabulary.has_ctc:
             continue
         if name.startswith("llm") and label not in OF_LLM:
+            continue
+        if name.startswith("whisper") and label not in OF_WHISPER:
             continue
         found[label] = [
             [[*h.tokens], h.calls, [[*a.tokens] for a in h.nbest]]

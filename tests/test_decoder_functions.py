@@ -157,16 +157,30 @@ def test_threshold_above_1_is_greedy() -> None:
     np.testing.assert_array_equal(eager.calls, -(-eager.length // M))
 
 
+# Every prompt and every size of its blocks; all pairs are slow.
+FORMS = {
+    "plain": (PLAIN, Adaptor(), 0),
+    "prompted, layers of the heads": (PROMPTED, Adaptor(), 1),
+    "compressed, aligned": (PROMPTED, Adaptor(ctc_compression=True, aligned_positions=True), 0),
+}
+QUICK = {
+    *(("plain", 0), ("prompted, layers of the heads", 4), ("prompted, layers of the heads", 64)),
+    ("compressed, aligned", 4),
+}
+
+
 @pytest.mark.parametrize(
-    ("vocabulary", "adaptor", "layers"),
+    ("vocabulary", "adaptor", "layers", "positions"),
     [
-        (PLAIN, Adaptor(), 0),
-        (PROMPTED, Adaptor(), 1),
-        (PROMPTED, Adaptor(ctc_compression=True, aligned_positions=True), 0),
+        pytest.param(
+            *(*form, positions),
+            id=f"{name}, prompt in blocks of {positions}",
+            marks=() if (name, positions) in QUICK else pytest.mark.slow,
+        )
+        for name, form in FORMS.items()
+        for positions in (0, 4, 64)
     ],
-    ids=["plain", "prompted, layers of the heads", "compressed, aligned"],
 )
-@pytest.mark.parametrize("positions", [0, 4, 64], ids="prompt in blocks of {}".format)
 def test_prefill_and_extend_equal_the_full_pass(
     vocabulary: Vocabulary,
     adaptor: Adaptor,

@@ -48,6 +48,7 @@ from mtp_jax.training import loop
 from mtp_jax.training.initialization import starting_point
 from tests.pretrained_parts import ROWS, V, write_parts
 
+pytestmark = pytest.mark.usefixtures("_steps_are_shared")
 STEPS = 4
 
 

@@ -91,6 +91,15 @@ def config_of(name, folder, **changed):
     return completed(dataclasses.replace(config, **changed))
 
 
+# Heads of another kind are exported, asked for a text and moved to another model alike.
+SERIAL_FIRST = pytest.mark.parametrize(
+    "trained",
+    [pytest.param(LATENT, marks=pytest.mark.slow), SERIAL],
+    indirect=True,
+    ids=["latent", "serial"],
+)
+
+
 @pytest.fixture(scope="module", params=[LATENT, SERIAL], ids=["latent", "serial"])
 def trained(request, folder, tmp_path_factory):
     """A workdir, its parameters by path, and which of them are those of the model."""
@@ -119,6 +128,7 @@ def test_heads_learn_from_audio_alone(trained, batch):
     assert np.sum(verify.calls[learnt]) < 0.6 * np.sum(greedy.calls[learnt])
 
 
+@SERIAL_FIRST
 def test_an_export_holds_what_was_added(trained, batch, tmp_path, caplog):
     workdir, after, imported = trained
     out = tmp_path / "out"
@@ -134,6 +144,7 @@ def test_an_export_holds_what_was_added(trained, batch, tmp_path, caplog):
     assert not caplog.records
 
 
+@SERIAL_FIRST
 def test_from_a_workdir_to_a_text_in_two_commands(trained, tmp_path):
     workdir, *_ = trained
     talk, out = tmp_path / "talk.wav", tmp_path / "out"
@@ -248,6 +259,7 @@ def changed_folder(path, **fields):
     return path
 
 
+@SERIAL_FIRST
 def test_another_model_is_taken_if_it_is_of_the_same_size(trained, batch, tmp_path, caplog):
     workdir, *_ = trained
     tuned = changed_folder(tmp_path / "tuned")
@@ -259,6 +271,7 @@ def test_another_model_is_taken_if_it_is_of_the_same_size(trained, batch, tmp_pa
     np.testing.assert_array_equal(runner.run(batch, Verify()).decoded.tokens, greedy.tokens)
 
 
+@SERIAL_FIRST
 def test_another_model_is_refused_if_it_is_of_another_size(trained, tmp_path):
     workdir, *_ = trained
     smaller = changed_folder(tmp_path / "smaller", num_hidden_layers=1)

@@ -37,7 +37,9 @@ from mtp_jax.interrupts import Interrupted
 from mtp_jax.training import loop
 from mtp_jax.training.monitor import LossMonitor, TrainingStopped
 from mtp_jax.training.step import noisy_tokens
+from tests import commands
 
+pytestmark = pytest.mark.usefixtures("_steps_are_shared")
 STEPS = 6
 
 
@@ -62,7 +64,7 @@ def config(tmp_path_factory) -> Config:
         heads=Heads(count=3),
         optim=Optim(steps=STEPS, warmup_steps=1),
         train=Train(log_every=2, dev_every=STEPS, checkpoint_every=3),
-        evaluation=Evaluation(batch_sizes=(1, 8), taus=(0.5, 0.9)),
+        evaluation=Evaluation(batch_sizes=(8,), taus=(0.5, 0.9)),
     )
 
 
@@ -352,21 +354,17 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
     assert results["heads"] == {"kind": "latent", "M": 3}
     assert results["dataset"]["utterances"] == 8
     assert all(row.keys() >= ROW for row in results["rows"])
-    for size in (1, 8):
-        rows = {
-            (row["strategy"], row["options"].get("width")): row
-            for row in results["rows"]
-            if row["batch_size"] == size
-        }
-        assert rows.keys() == {
-            *(("ctc", None), ("greedy", 1), ("greedy", 3), ("threshold", None), ("verify", None)),
-            ("verify_ctc", 16),
-        }
-        assert rows["verify", None]["identical_to_greedy"] == 1
-        assert rows["verify_ctc", 16]["identical_to_greedy"] == 1
-        assert rows["verify", None]["wer"] == rows["greedy", 3]["wer"]
-        assert rows["greedy", 1]["decoder_calls"] == rows["greedy", 1]["tokens"]
-        assert rows["ctc", None]["decoder_calls"] == 0
+    assert {row["batch_size"] for row in results["rows"]} == {8}
+    rows = {(row["strategy"], row["options"].get("width")): row for row in results["rows"]}
+    assert rows.keys() == {
+        *(("ctc", None), ("greedy", 1), ("greedy", 3), ("threshold", None), ("verify", None)),
+        ("verify_ctc", 16),
+    }
+    assert rows["verify", None]["identical_to_greedy"] == 1
+    assert rows["verify_ctc", 16]["identical_to_greedy"] == 1
+    assert rows["verify", None]["wer"] == rows["greedy", 3]["wer"]
+    assert rows["greedy", 1]["decoder_calls"] == rows["greedy", 1]["tokens"]
+    assert rows["ctc", None]["decoder_calls"] == 0
     pictures = [uninterrupted / "wer_against_calls.png", uninterrupted / "acceptance_by_head.png"]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
@@ -377,7 +375,7 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
     )
 
     output = tmp_path / "again"
-    done = command(
+    done = commands.run(
         "evaluate",
         f"--workdir={uninterrupted}",
         "--strategy=greedy,beam,prefix_beam",
@@ -385,7 +383,7 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
         "--beams=3",
         f"--output={output}",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     again = json.loads((output / "results.json").read_text())
     options = [(row["strategy"], row["options"]) for row in again["rows"]]
     assert options[2:] == [
@@ -395,7 +393,7 @@ def test_the_commands_as_a_user_runs_them(config, uninterrupted, tmp_path):
     assert {row["batch_size"] for row in again["rows"]} == {4}
     for row in again["rows"][2:]:
         assert row["oracle_wer"]["1"] == row["wer"] >= row["oracle_wer"]["3"]
-    assert "best of 3, WER %" in done.stdout
+    assert "best of 3, WER %" in done.out
     lists = (output / "nbest" / "prefix_beam_beams3_batch4.jsonl").read_text().splitlines()
     assert len(lists) == 8
     first = json.loads(lists[0])["hypotheses"]
@@ -427,8 +425,8 @@ def test_mwer_goes_on_from_a_finished_model(config, uninterrupted, tmp_path):
     [
         ("train", (), 2, "--config"),
         ("train", ("--config=nowhere.py",), 2, "nowhere.py"),
-        ("train", ("--config=configs/mtp.py", "--config.optim.step=1"), 2, "step"),
-        ("train", ("--config=configs/mtp.py", "--config.optim.steps=0"), 2, "config.optim.steps"),
+        ("train", ("--config=mtp", "--config.optim.step=1"), 2, "step"),
+        ("train", ("--config=mtp", "--config.optim.steps=0"), 2, "config.optim.steps"),
         ("evaluate", ("--workdir=nowhere",), 1, "nowhere is no folder of a model"),
         (
             "evaluate",
@@ -442,10 +440,10 @@ def test_mwer_goes_on_from_a_finished_model(config, uninterrupted, tmp_path):
     ],
 )
 def test_a_wrong_command_gets_one_sentence(module, flags, status, said):
-    done = command(module, *flags)
-    assert done.returncode == status, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    done = commands.run(module, *flags)
+    assert done.status == status, done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
 
 
 def test_noise_in_the_text_hits_its_share_and_nothing_else():
