@@ -154,9 +154,14 @@ class Heads(nn.Module):
                 slice(1, None),
                 states,
                 self.unembedding(self.alone(lm_head)),
-                self.tokens if self.config.vocabulary else None,
+                self.tokens if self.drafts_some else None,
             ),
         ]
+
+    @property
+    def drafts_some(self) -> bool:
+        """Whether there are later heads, and they draft some of the tokens only."""
+        return self.config.count > 1 and self.config.vocabulary > 0
 
     def alone(self, x: jax.Array) -> jax.Array:
         """`x`, through which no gradient of these heads flows if they are detached."""
@@ -164,7 +169,7 @@ class Heads(nn.Module):
 
     def unembedding(self, lm_head: jax.Array) -> jax.Array:
         """The rows of `lm_head` [V, D] of the tokens that these heads draft."""
-        if not self.config.vocabulary:
+        if not self.drafts_some:
             return lm_head
         if self.has_variable("params", "unembedding"):  # by `layout.for_decoding`
             return self.get_variable("params", "unembedding")
@@ -172,7 +177,7 @@ class Heads(nn.Module):
 
     def drafted(self, places: jax.Array) -> jax.Array:
         """The tokens of int32[...] places in the logits."""
-        return self.tokens[places] if self.config.vocabulary else places
+        return self.tokens[places] if self.drafts_some else places
 
     def __call__(self, hidden: jax.Array, lm_head: jax.Array, head: jax.Array | int) -> jax.Array:
         """float32[..., V or N] logits of one head, 2 <= `head` <= M (may be traced), at [..., D].
@@ -201,7 +206,7 @@ class Heads(nn.Module):
         of_first = Projection(slice(0, 1), first[None], lm_head)
         if self.config.count == 1:
             return [of_first]
-        tokens = self.tokens if self.config.vocabulary else None
+        tokens = self.tokens if self.drafts_some else None
         if self.config.kind == "independent":
             kernels = enumerate(self.kernel[m].T for m in range(self.config.count - 1))
             return [
