@@ -4,14 +4,14 @@
         [--pretrained=FOLDER] [--hf_model=HF_FOLDER] [--ct2_model=CT2_FOLDER]
         [--compute_types=float32,int8] [--python=PATH] [--silence=30] [--dtype=bfloat16]
         [--threads=2] [--timestamps] [--heads=M] [--min_probability=0.2]
-        [--strategies=verify,verify_ctc] [--draft_width=16]
+        [--strategies=verify,verify_ctc] [--draft_width=16] [--draft_model=FOLDER]
 
 Utterances go one by one through every program, each in a process of its own, in turn; the first
 one warms up and does not count. Greedy, no voice activity detection; timestamps with
 ``--timestamps`` only. Of `transformers` the tokens are compared. A model with heads or a CTC head
 decodes by verification too: how many of its texts have the tokens of greedy, one token wide, and
-how many times fewer calls and less time it takes. Where tokens differ, the difference of our two
-greatest logits is printed.
+how many times fewer calls and less time it takes, the time of a ``--draft_model`` included. Where
+tokens differ, the difference of our two greatest logits is printed.
 *Decoder* is the time without that of the encoder, which is measured in its turn; a CTC head, which
 only drafts, is not of the encoder. WER is that of all
 texts under Whisper's normaliser. Programs whose weights are not named are left out. ``--silence``
@@ -59,6 +59,7 @@ _PYTHON = flags.DEFINE_string("python", sys.executable, "one that has the other 
 _SILENCE = flags.DEFINE_float("silence", None, "seconds behind an utterance; default: the model's")
 _DTYPE = cli.dtype_flag()
 _HEADS = cli.heads_flag()
+_DRAFT_MODEL = cli.draft_model_flag()
 _LEAST = flags.DEFINE_float(
     "min_probability", drafts.MIN_PROBABILITY, "of all drafts so far, for serial heads to go on"
 )
@@ -115,12 +116,15 @@ def ours(runner: Runner, batch: Batch, strategy: Any) -> dict[str, Any]:
     """Seconds, tokens without EOS, text, calls; compilation is not counted."""
     runner.compile(batch, strategy)
     compiling, start = runner.compile_seconds, time.perf_counter()
-    decoded = jax.device_get(runner.run(batch, strategy).decoded)
+    done = runner.run(batch, strategy)
+    decoded = jax.device_get(done.decoded)
     seconds = time.perf_counter() - start - (runner.compile_seconds - compiling)
+    drafter = 0 if done.drafter_calls is None else int(done.drafter_calls[0])
     tokens = decoded.tokens[0, : decoded.length[0]].tolist()
     tokens = tokens[:-1] if tokens and tokens[-1] == runner.tokenizer.eos else tokens
     text = runner.tokenizer.decode(tokens)
-    return {"seconds": seconds, "tokens": tokens, "text": text, "calls": int(decoded.calls[0])}
+    calls = {"calls": int(decoded.calls[0]), "drafter_calls": drafter}
+    return {"seconds": seconds, "tokens": tokens, "text": text, **calls}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -131,11 +135,10 @@ def _encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
 
 def exact_strategies(runner: Runner) -> dict[str, Strategy]:
     """Greedy, one token wide, and what is asked for; all that drafts by default."""
-    vocabulary, heads = runner.model.vocabulary, runner.model.config.heads.count
+    heads = runner.model.config.heads.count
     options = registry.Options(heads=heads, draft_width=_WIDTH.value)
-    usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
     strategies: dict[str, Strategy] = {"greedy": Greedy()}
-    for name in usable if _STRATEGIES.value is None else _STRATEGIES.value:
+    for name in runner.strategies if _STRATEGIES.value is None else _STRATEGIES.value:
         entry = registry.get(name)
         strategy = entry.make(options)
         if isinstance(strategy, Verify | Auto) and (heads > 1 or not entry.needs_heads):
@@ -184,6 +187,7 @@ def main(argv: list[str]) -> None:
         dtype=_DTYPE.value,
         heads=_HEADS.value,
         timestamps=_TIMESTAMPS.value,
+        draft_model=_DRAFT_MODEL.value or "",
     )
     special = runner.model.vocabulary.whisper
     assert special is not None
@@ -198,7 +202,7 @@ def main(argv: list[str]) -> None:
         sides[f"faster_whisper {kind}"] = Side(f"faster_whisper/{kind}", _CT2.value, language)
     seconds: dict[str, list[float]] = {name: [] for name in (*strategies, *sides)}
     texts: dict[str, list[str]] = {name: [] for name in seconds}
-    calls: dict[str, int] = dict.fromkeys(strategies, 0)
+    calls, drafter_calls = (dict.fromkeys(strategies, 0) for _ in range(2))
     identical = dict.fromkeys(strategies, 0)
     audio, same, encoding = [], 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -222,6 +226,7 @@ def main(argv: list[str]) -> None:
                 texts[name].append(result["text"])
             for name in strategies:
                 calls[name] += found[name]["calls"]
+                drafter_calls[name] += found[name]["drafter_calls"]
             greedy_tokens = found["greedy"]["tokens"]
             for name in strategies:
                 identical[name] += found[name]["tokens"] == greedy_tokens
@@ -249,6 +254,7 @@ def main(argv: list[str]) -> None:
         wer = word_errors(truth, texts[name], normalizer).percent
         rtfx = sum(audio[1:]) / sum(seconds[name][1:])
         extra = f", {calls[name]} calls" if name in calls else ""
+        extra += f", {drafter_calls[name]} of the drafter" if drafter_calls.get(name) else ""
         print(f"{name}: RTFx {rtfx:.2f}, WER {wer:.2f} %{extra}")
 
 

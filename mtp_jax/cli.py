@@ -183,6 +183,16 @@ def heads_flag() -> flags.FlagHolder[int]:
     )
 
 
+def draft_model_flag() -> flags.FlagHolder[str | None]:
+    """``--draft_model``, of commands that decode."""
+    return flags.DEFINE_string(
+        "draft_model",
+        None,
+        "a second model of any kind, such as a small Whisper, whose texts are drafts that the model"
+        " verifies (auto, verify_ctc): the same text in fewer of its calls",
+    )
+
+
 def mesh_flag() -> flags.FlagHolder[list[str] | None]:
     """``--mesh``, of commands that decode; `flag_checks.mesh_of` reads it."""
     return flags.DEFINE_list(

@@ -48,6 +48,7 @@ _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
 _HEADS = cli.heads_flag()
+_DRAFT_MODEL = cli.draft_model_flag()
 _MESH = cli.mesh_flag()
 _DATA = flags.DEFINE_string("data", None, "source to decode; default: the config's test")
 _STRATEGY = flags.DEFINE_list(
@@ -129,6 +130,9 @@ def main(argv: list[str]) -> None:
     output = to_path(_OUTPUT.value) if _OUTPUT.value else workdir.evaluation(data)
     check_writable(output, "output")
     options = dataclasses.replace(config.evaluation, **given)
+    if _DRAFT_MODEL.value and not _STRATEGY.value:  # what drafts by it, beside the config's
+        drafted = dict.fromkeys([*options.strategies, "auto", "verify_ctc"])
+        options = dataclasses.replace(options, strategies=tuple(drafted))
     tunes = (
         options.needs_tau(_HEADS.value or config.heads.count)
         and _TAU.value is None
@@ -152,12 +156,11 @@ def main(argv: list[str]) -> None:
         silence=_SILENCE.value,
         dtype=_DTYPE.value,
         heads=_HEADS.value,
+        draft_model=_DRAFT_MODEL.value or "",
     )
-    vocabulary = runner.model.vocabulary
-    usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
-    if not {*(_STRATEGY.value or ())} <= {*usable}:
+    if not {*(_STRATEGY.value or ())} <= {*runner.strategies}:
         raise DraftsError
-    if not table_rows(options, runner.model.config.heads.count, 1.0, usable):
+    if not table_rows(options, runner.model.config.heads.count, 1.0, runner.strategies):
         raise flags.Error(
             f"{', '.join(options.strategies)} need several heads, and {workdir.path} has one:"
             " add greedy"

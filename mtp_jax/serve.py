@@ -39,6 +39,7 @@ _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
 _HEADS = cli.heads_flag()
+_DRAFT_MODEL = cli.draft_model_flag()
 _MESH = cli.mesh_flag()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all")
 _PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one", lower_bound=0, upper_bound=65535)
@@ -92,6 +93,7 @@ def main(argv: list[str]) -> int:
         silence=_SILENCE.value,
         dtype=_DTYPE.value,
         heads=_HEADS.value,
+        draft_model=_DRAFT_MODEL.value or "",
     )
     for name in (_STRATEGY.value, *warm):
         model.strategy(name)  # says if it is not one for this model

@@ -70,6 +70,7 @@ _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
 _HEADS = cli.heads_flag()
+_DRAFT_MODEL = cli.draft_model_flag()
 _MESH = cli.mesh_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
@@ -150,7 +151,10 @@ def _run(found: Found, model: str, folder: Path | None, formats: list[str]) -> i
 
 
 def _made_by(workdir: Workdir) -> Model:
-    """What texts are marked with."""
+    """What texts are marked with.
+
+    Not with the drafter, which changes no text: finished ones are not made again for its sake.
+    """
     from mtp_jax.inference.model_folder import model_digest
     from mtp_jax.transcription.loading import default_tau
     from mtp_jax.transcription.transcriber import strategy_of
@@ -193,6 +197,7 @@ def _model(workdir: Workdir) -> Transcriber:
         dtype=_DTYPE.value,
         heads=_HEADS.value,
         timestamps=_TIMESTAMPS.value,
+        draft_model=_DRAFT_MODEL.value or "",
     )
 
 

@@ -80,8 +80,8 @@ class Fake:
         self.answer = answer
         self.model = SimpleNamespace(
             config=Config(heads=Heads(count=heads)),
-            vocabulary=SimpleNamespace(has_ctc_hypothesis=True, has_ctc=True),
         )
+        self.strategies = registry.usable(has_ctc_hypothesis=True)
         self.ran: list[Strategy] = []
 
     def decode(self, source: Source, batches: Any, strategy: Strategy) -> Outcome:

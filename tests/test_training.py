@@ -333,7 +333,7 @@ def command(module: str, *flags: str) -> subprocess.CompletedProcess:
 ROW = {
     *("strategy", "options", "batch_size", "wer", "cer", "decoder_calls", "loop_steps", "tokens"),
     *("call_reduction", "tokens_per_call", "calls_per_word", "acceptance_by_head"),
-    *("identical_to_greedy", "at_length_limit", "rtfx", "compile_seconds"),
+    *("identical_to_greedy", "at_length_limit", "rtfx", "compile_seconds", "drafter_calls"),
 }
 
 

@@ -35,6 +35,9 @@ class Batch(NamedTuple):
         label_length: int32[B], or None.
         start: int32[B, P] tokens before the text, for models that begin with some
             (`mtp_jax.tokenizer.whisper_tokens`); None takes the model's own.
+        draft: int32[B, R] what another model wrote, in the decoder's tokens, without EOS: drafts
+            are read off it in place of the CTC hypothesis; None if there is none.
+        draft_length: int32[B], or None.
     """
 
     audio: np.ndarray
@@ -45,6 +48,8 @@ class Batch(NamedTuple):
     labels: np.ndarray | None = None
     label_length: np.ndarray | None = None
     start: np.ndarray | None = None
+    draft: np.ndarray | None = None
+    draft_length: np.ndarray | None = None
 
 
 class FeatureBatch(Batch):

@@ -23,13 +23,13 @@ MIN_PROBABILITY = 0.2
 
 
 class DraftsError(ValueError):
-    """The model has no CTC hypothesis in the decoder's tokens."""
+    """There is no text to draft by in the decoder's tokens: of a CTC head, or of another model."""
 
     def __init__(self) -> None:
         super().__init__(
             "verify_ctc and prefix_beam_ctc draft by a CTC head whose text is made into the"
             " decoder's tokens, and this model has none (ctc needs a CTC head of any kind): take"
-            " verify or prefix_beam"
+            " verify or prefix_beam, or name a --draft_model that drafts in its place"
         )
 
 

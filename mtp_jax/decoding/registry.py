@@ -71,7 +71,8 @@ class Entry:
         variants: from options, the rows of the table; the first is what the name alone means.
         calls_decoder: False for CTC alone; its tokens are labels of CTC.
         needs_heads: with M = 1 it would be greedy again.
-        needs_ctc_hypothesis: drafts the CTC hypothesis in the decoder's tokens.
+        needs_ctc_hypothesis: drafts the CTC hypothesis in the decoder's tokens, or the text of
+            another model in its place.
         makes_nbest: it gives a list of hypotheses, and can feed MWER training.
         exact: its output is greedy's, token for token.
         takes_tau: it has a threshold that a request may set.
@@ -91,6 +92,11 @@ class Entry:
     adaptive: bool = False
     marker: str = "^"
     color: str = "tab:red"
+
+    @property
+    def drafts_text(self) -> bool:
+        """Whether it drafts by a text, of CTC or of another model, wherever there is one."""
+        return self.needs_ctc_hypothesis or self.adaptive
 
     def make(self, options: Options) -> Strategy:
         """The strategy that the name alone means."""
@@ -133,7 +139,12 @@ def names(select: Callable[[Entry], bool] = lambda entry: True) -> tuple[str, ..
 
 
 def usable(has_ctc_hypothesis: bool, has_ctc: bool = True) -> tuple[str, ...]:
-    """Names of the strategies that a model can be decoded with."""
+    """Names of the strategies that a model can be decoded with.
+
+    Args:
+        has_ctc_hypothesis: whether there is one in the decoder's tokens, or another model's text.
+        has_ctc: whether there is a CTC head.
+    """
 
     def fits(entry: Entry) -> bool:
         drafts = has_ctc_hypothesis or not entry.needs_ctc_hypothesis

@@ -58,10 +58,7 @@ def compare(
     Returns:
         The rows of the table, and the outcomes, named for files.
     """
-    model = runner.model
-    vocabulary = model.vocabulary
-    usable = registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
-    chosen = table_rows(options, model.config.heads.count, tau, usable)
+    chosen = table_rows(options, runner.model.config.heads.count, tau, runner.strategies)
     rows, outcomes = [], {}
     for size in options.batch_sizes:
         greedy: dict[int, Outcome] = {}
@@ -109,6 +106,7 @@ def row(
         "wer": words.percent if measured else None,
         "cer": character_errors(references, texts, normalize).percent if measured else None,
         "decoder_calls": calls,
+        "drafter_calls": outcome.drafter_calls,
         "loop_steps": outcome.loop_steps,
         "tokens": outcome.tokens,
         "call_reduction": greedy.calls / calls if calls else None,

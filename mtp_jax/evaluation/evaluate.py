@@ -133,6 +133,7 @@ def evaluate(
         "seed": config.seed,
         "parameters": count(runner.params),
         "heads": {"kind": config.heads.kind, "M": config.heads.count},
+        "draft_model": runner.drafter.name if runner.drafter else None,
         "device": _device(runner.mesh),
         "dtype": config.train.dtype,
         "normalizer": config.evaluation.normalizer,

@@ -42,6 +42,7 @@ class Hypothesis:
         tokens: recognised tokens, EOS included where it was reached.
         calls: decoder calls.
         nbest: of strategies that make a list, the best first.
+        drafter_calls: of another model's decoder, which drafted for this one.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Hypothesis:
     tokens: tuple[int, ...]
     calls: int
     nbest: tuple[Alternative, ...] = ()
+    drafter_calls: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Outcome:
         return sum(h.calls for h in self.hypotheses)
 
     @property
+    def drafter_calls(self) -> int:
+        """Calls of the drafter's decoder, summed over utterances; 0 without one."""
+        return sum(h.drafter_calls for h in self.hypotheses)
+
+    @property
     def tokens(self) -> int:
         """Tokens, EOS included, summed over utterances."""
         return sum(len(h.tokens) for h in self.hypotheses)
@@ -134,7 +141,8 @@ def decode_source(
         rows = len(batch.index)
         before = runner.compile_seconds
         start = time.perf_counter()
-        decoded = multihost.to_host(runner.run(batch, strategy).decoded)
+        done = runner.run(batch, strategy)
+        decoded = multihost.to_host(done.decoded)
         wall += time.perf_counter() - start
         compiling += runner.compile_seconds - before
         proposed = proposed + decoded.proposed.sum(0)
@@ -153,6 +161,7 @@ def decode_source(
                 tokens=tokens,
                 calls=int(decoded.calls[row]),
                 nbest=_alternatives(decoded.nbest, row, spell),
+                drafter_calls=0 if done.drafter_calls is None else int(done.drafter_calls[row]),
             )
     return Outcome(
         hypotheses=tuple(hypotheses[i] for i in sorted(hypotheses)),

@@ -19,6 +19,7 @@ _COLUMNS = (
     ("CER %", "cer"),
     ("calls/utt", "calls_per_utterance"),
     ("fewer calls", "call_reduction"),
+    ("drafter calls/utt", "drafter_calls_per_utterance"),
     ("tokens/call", "tokens_per_call"),
     ("= greedy %", "identical_to_greedy"),
     ("accepted, heads 2..M, %", "acceptance_by_head"),
@@ -28,7 +29,7 @@ _COLUMNS = (
 
 
 def table(rows: list[Row], utterances: int) -> str:
-    """The rows as a Markdown table."""
+    """The rows as a Markdown table; calls of a drafter have a column where there is one."""
 
     def cell(row: Row, key: str) -> str:
         if key == "strategy":
@@ -36,6 +37,8 @@ def table(rows: list[Row], utterances: int) -> str:
             return f"{row['strategy']} ({options})" if options else str(row["strategy"])
         if key == "calls_per_utterance":
             return f"{row['decoder_calls'] / max(utterances, 1):.2f}"
+        if key == "drafter_calls_per_utterance":
+            return f"{row.get('drafter_calls', 0) / max(utterances, 1):.2f}"
         value = row[key]
         if value is None:
             return "-"
@@ -48,8 +51,10 @@ def table(rows: list[Row], utterances: int) -> str:
             return f"{value:.2f}x"
         return f"{value:.0f}" if key in ("rtfx", "batch_size") else f"{value:.2f}"
 
-    lines = [[title for title, _ in _COLUMNS]]
-    lines += [[cell(row, key) for _, key in _COLUMNS] for row in rows]
+    drafted = any(row.get("drafter_calls") for row in rows)
+    columns = [c for c in _COLUMNS if drafted or c[1] != "drafter_calls_per_utterance"]
+    lines = [[title for title, _ in columns]]
+    lines += [[cell(row, key) for _, key in columns] for row in rows]
     return _markdown(lines)
 
 
@@ -94,6 +99,7 @@ def write_hypotheses(folder: pathlib.Path, outcomes: Mapping[str, Outcome]) -> N
                 "text": h.text,
                 "tokens": len(h.tokens),
                 "decoder_calls": h.calls,
+                **({"drafter_calls": h.drafter_calls} if h.drafter_calls else {}),
             }
             for h in outcome.hypotheses
         ]

@@ -129,4 +129,5 @@ def _hypothesis(utterance: Utterance, transcript: Transcript) -> Hypothesis:
         text=transcript.text,
         tokens=tuple(token.id for token in transcript.tokens),
         calls=transcript.decoder_calls,
+        drafter_calls=transcript.drafter_calls,
     )

@@ -115,6 +115,6 @@ def key_of(config: Config, batch: Batch, strategy: Auto, mesh: jax.sharding.Mesh
         *(device.device_kind, mesh.size, os.cpu_count(), jax.__version__),
         *(dataclasses.asdict(x) for x in (config.decoder, config.whisper_decoder, config.heads)),
         *(config.train.dtype, config.data.max_tokens, len(batch.index)),
-        *(strategy.ctc_width, strategy.min_probability),
+        *(strategy.ctc_width, strategy.min_probability, batch.draft is not None),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

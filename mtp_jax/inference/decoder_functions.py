@@ -27,10 +27,14 @@ ATTENTION_BLOCK = 32  # positions of a text whose attention one forward pass fin
 
 
 def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
-    """Runs front end and encoder over a batch."""
+    """Runs front end and encoder over a batch; its drafts take the place of CTC's hypothesis."""
     encoded = call(Recogniser.encode, model, params, *speech_features(model, params, batch))
     if encoded.start is not None and batch.start is not None:
         encoded = dataclasses.replace(encoded, start=jnp.asarray(batch.start))
+    if batch.draft is not None and batch.draft_length is not None:
+        most = model.config.data.max_tokens
+        draft = jnp.asarray(batch.draft)[:, :most], jnp.minimum(batch.draft_length, most)
+        encoded = dataclasses.replace(encoded, ctc_hypothesis=draft)
     model = _decoder(model)
 
     def ready(cross: CrossCache) -> CrossCache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,8 @@ from mtp_jax.checkpoints.checkpoint import Checkpoints
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 from mtp_jax.config import Config, Mesh
 from mtp_jax.distributed import sharding
-from mtp_jax.inference.model_folder import config_of
+from mtp_jax.inference.draft_model import DraftModel, check_drafter
+from mtp_jax.inference.model_folder import config_of, open_model_folder
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
@@ -43,6 +45,7 @@ def load(
     dtype: str = "",
     timestamps: bool = False,
     heads: int = 0,
+    draft_model: str | os.PathLike[str] = "",
 ) -> Runner:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
@@ -57,13 +60,16 @@ def load(
         dtype: as in `mtp_jax.pretrained.sizes.with_dtype`.
         timestamps: of a Whisper: switches `config.whisper_decoder.timestamps` on.
         heads: M of serial heads; 0 for that of training.
+        draft_model: folder of another model, of any kind, that drafts for it. `dtype` is its too,
+            and of a Whisper `silence` and `timestamps`.
 
     Raises:
         ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is no type; the
             number of `heads` is fixed.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: something of it is missing
-            or damaged.
+            or damaged, or the other model cannot draft for it.
     """
+    drafter = open_model_folder(draft_model) if draft_model else None
     config = with_silence(config_of(workdir, pretrained), silence)
     config = with_heads(config, heads)
     if timestamps:
@@ -71,6 +77,8 @@ def load(
             raise WorkdirError(f"{workdir.path} writes no timestamps: only a Whisper does")
         decoder = dataclasses.replace(config.whisper_decoder, timestamps=True)
         config = dataclasses.replace(config, whisper_decoder=decoder)
+    if drafter:
+        check_drafter(config, config_of(drafter), str(draft_model))
     mesh = mesh or _mesh_here(config.mesh)
     config = with_dtype(config, dtype, mesh.devices.flat[0].platform)
     tokenizer = tokenizer_of(workdir, config)
@@ -96,7 +104,18 @@ def load(
     else:
         with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
             params = checkpoints.restore_best(own, own_shardings)
-    return Runner(model, merge(params, nested(imported)), tokenizer, mesh, imported)
+    runner = Runner(model, merge(params, nested(imported)), tokenizer, mesh, imported)
+    if drafter:
+        is_whisper = config_of(drafter).whisper_decoder.present
+        drafts = load(
+            drafter,
+            mesh,
+            silence=silence if is_whisper else None,
+            dtype=dtype,
+            timestamps=timestamps and is_whisper,
+        )
+        runner.drafter = DraftModel(drafts, runner, str(draft_model))
+    return runner
 
 
 def tokenizer_of(workdir: Workdir, config: Config) -> Tokenizer:

@@ -31,6 +31,8 @@ class Inference:
             detected language among them.
         no_speech: float32[B], of a Whisper: the probability that nobody speaks; None unless
             alignment is wanted, and where CTC alone decodes.
+        drafter_calls: int32[B] decoder calls of the model that drafted for this one; None where
+            none did.
     """
 
     decoded: Decoded
@@ -39,6 +41,7 @@ class Inference:
     attention: jax.Array | None = None
     start: jax.Array | None = None
     no_speech: jax.Array | None = None
+    drafter_calls: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

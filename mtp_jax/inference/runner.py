@@ -8,14 +8,14 @@ import logging
 import threading
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.data import Batch
-from mtp_jax.decoding import Auto, Strategy
+from mtp_jax.decoding import Auto, Strategy, registry
 from mtp_jax.distributed import multihost, sharding
 from mtp_jax.inference import call_cost, fallback
 from mtp_jax.inference.programs import Inference, infer, two_best_logits
@@ -24,6 +24,9 @@ from mtp_jax.models.mixed_precision import multiplies_bfloat16
 from mtp_jax.models.recogniser import Recogniser
 from mtp_jax.models.speech_features import window
 from mtp_jax.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mtp_jax.inference.draft_model import DraftModel
 
 log = logging.getLogger("mtp_jax")
 _LONG = 1.0  # s of compiling that somebody may wonder about
@@ -41,7 +44,8 @@ class Runner:
         imported: paths of the parameters that are just as ``config.pretrained`` has them.
 
     Attributes:
-        compile_seconds: spent compiling so far.
+        drafter: another model, whose texts are drafted where a strategy drafts a text; None leaves
+            that to the CTC head.
     """
 
     def __init__(
@@ -56,7 +60,8 @@ class Runner:
         self._params: Any = params
         self._layout: Any = None
         self.imported = frozenset(imported)
-        self.compile_seconds = 0.0
+        self.drafter: DraftModel | None = None
+        self._compile_seconds = 0.0
         self._programs: dict[Any, Any] = {}
         self._costs = call_cost.CallCosts()
         self._gains: dict[str, jax.Array] = {}
@@ -87,6 +92,21 @@ class Runner:
                 self._params = self._layout
         return self._layout
 
+    @property
+    def compile_seconds(self) -> float:
+        """Spent compiling so far, for the drafter too."""
+        return self._compile_seconds + (self.drafter.compile_seconds if self.drafter else 0.0)
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names of the strategies that the model can be decoded with, beside its drafter."""
+        vocabulary = self.model.vocabulary
+        has_text = vocabulary.has_ctc_hypothesis or self.drafter is not None
+        return registry.usable(has_text, vocabulary.has_ctc)
+
+    def _drafter_for(self, strategy: Strategy) -> DraftModel | None:
+        return self.drafter if self.drafter and registry.get(strategy.name).drafts_text else None
+
     def place(self, batch: Batch) -> Batch:
         """`batch`, which every process has whole, on the devices."""
         divides = len(batch.index) % sharding.batch_divisor(self.mesh) == 0
@@ -94,9 +114,12 @@ class Runner:
         return multihost.place_whole(batch, split(self.mesh))
 
     def compile(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> float:
-        """Compiles the program of such a batch unless it is there; seconds that this took."""
+        """Compiles the programs of such a batch unless they are there; seconds that this took."""
+        seconds = 0.0
+        if drafter := self._drafter_for(strategy):
+            seconds, batch = drafter.compile(batch), drafter.with_room(batch)
         model = self._of_first_pass(batch, strategy)
-        return self._compile(model, batch, strategy, with_alignment)
+        return seconds + self._compile(model, batch, strategy, with_alignment)
 
     def _of_first_pass(self, batch: Batch, strategy: Strategy) -> Recogniser:
         """The model, which does not wait for texts without an end if these are decoded again."""
@@ -124,11 +147,15 @@ class Runner:
                 )
             self._programs[key] = lowered.compile()
             seconds = time.perf_counter() - start
-            self.compile_seconds += seconds
+            self._compile_seconds += seconds
         return seconds
 
     def is_compiled(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> bool:
         """Whether `run` has nothing to compile for such a batch."""
+        if drafter := self._drafter_for(strategy):
+            if not drafter.is_compiled(batch):
+                return False
+            batch = drafter.with_room(batch)
         model = self._of_first_pass(batch, strategy)
         key = _key(model, _without_references(batch), _traced(strategy), with_alignment)
         return key in self._programs
@@ -144,6 +171,15 @@ class Runner:
         Returns:
             Arrays on the devices; on the host where a row was decoded again.
         """
+        drafter = self._drafter_for(strategy)
+        if drafter is None:
+            return self._run_alone(batch, strategy, with_alignment)
+        batch, calls = drafter.drafted(batch)
+        done = self._run_alone(batch, strategy, with_alignment)
+        return dataclasses.replace(done, drafter_calls=jnp.asarray(calls))
+
+    def _run_alone(self, batch: Batch, strategy: Strategy, with_alignment: bool) -> Inference:
+        """`run`, by the drafts of the batch if it has some."""
         model = self._of_first_pass(batch, strategy)
         if isinstance(strategy, Auto):
             done = self._run_paced(model, batch, strategy, with_alignment)
@@ -198,6 +234,9 @@ class Runner:
     ) -> None:
         """Compiles what decodes a row of such a batch again, if there is such a thing."""
         config = self.model.config
+        if drafter := self._drafter_for(strategy):
+            drafter.compile_fallback(batch)
+            batch = drafter.with_room(batch)
         if fallback.can_fall_back(config, batch, strategy):
             one = fallback.rows_of(batch, [0], window(config))
             self._compile(self._in_full_window, one, strategy, with_alignment)

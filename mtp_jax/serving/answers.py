@@ -49,6 +49,7 @@ def delta(segment: Segment, first: bool, options: Options) -> dict[str, Any]:
             "start": round(segment.start, 3),
             "end": round(segment.end, 3),
             "decoder_calls": segment.decoder_calls,
+            **_drafter_calls(segment),
             "blocks": _blocks(segment),
             "words": _words(segment.words),
         }
@@ -68,6 +69,7 @@ def done(transcript: Transcript, options: Options) -> dict[str, Any]:
             "duration": round(transcript.audio_seconds, 3),
             "decode_seconds": round(transcript.decode_seconds, 3),
             "decoder_calls": transcript.decoder_calls,
+            **_drafter_calls(transcript),
             "tokens": len(transcript.tokens),
         }
         if transcript.language:
@@ -98,6 +100,7 @@ def _verbose(transcript: Transcript, options: Options, language: str, task: str)
         "usage": _usage(transcript),
         "strategy": transcript.strategy,
         "decoder_calls": transcript.decoder_calls,
+        **_drafter_calls(transcript),
         "warnings": list(transcript.warnings),
     }
     if "word" in options.granularities:
@@ -135,7 +138,13 @@ def _segment(place: int, segment: Segment) -> dict[str, Any]:
         "compression_ratio": round(len(text) / max(len(zlib.compress(text)), 1), 3),
         "no_speech_prob": 0.0,  # what is silent was cut out
         "decoder_calls": segment.decoder_calls,
+        **_drafter_calls(segment),
     }
+
+
+def _drafter_calls(found: Segment | Transcript) -> dict[str, int]:
+    """Only where another model drafted."""
+    return {"drafter_calls": found.drafter_calls} if found.drafter_calls else {}
 
 
 def _blocks(segment: Segment) -> list[dict[str, Any]]:

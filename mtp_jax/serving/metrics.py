@@ -32,6 +32,9 @@ class Metrics:
         self._batch = self._histogram("mtp_batch_chunks", "Chunks of audio in a batch", _SIZES)
         self._counts = {
             "calls": self._counter("mtp_decoder_calls", "Decoder calls", "strategy"),
+            "drafter": self._counter(
+                "mtp_drafter_calls", "Decoder calls of the model that drafts", "strategy"
+            ),
             "tokens": self._counter("mtp_tokens", "Tokens decoded, EOS included", "strategy"),
             "proposed": self._counter(
                 "mtp_drafts_proposed", "Drafts of heads 2..M put to the test", "strategy"
@@ -77,6 +80,7 @@ class Metrics:
         """
         counts = {
             "calls": sum(s.decoder_calls for s in segments),
+            "drafter": sum(s.drafter_calls for s in segments),
             "tokens": sum(len(s.tokens) for s in segments),
             "proposed": sum(s.proposed for s in segments),
             "accepted": sum(s.accepted for s in segments),

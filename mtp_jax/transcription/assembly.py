@@ -82,8 +82,11 @@ class SegmentAssembler:
             calibration: of confidences.
         """
         decoded = dataclasses.replace(inference.decoded, nbest=None)
-        decoded, frames, start, no_speech = jax.device_get(
-            (decoded, inference.frames, inference.start, inference.no_speech)
+        decoded, frames, start, no_speech, drafter_calls = jax.device_get(
+            (
+                *(decoded, inference.frames, inference.start, inference.no_speech),
+                inference.drafter_calls,
+            )
         )
         inference = dataclasses.replace(
             inference, decoded=decoded, frames=frames, no_speech=no_speech
@@ -99,6 +102,7 @@ class SegmentAssembler:
                 dataclasses.replace(
                     segment,
                     decoder_calls=int(decoded.calls[i]),
+                    drafter_calls=0 if drafter_calls is None else int(drafter_calls[i]),
                     proposed=int(decoded.proposed[i].sum()),
                     accepted=int(decoded.accepted[i].sum()),
                     language=row.language or self._language(None if start is None else start[i]),

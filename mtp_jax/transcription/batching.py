@@ -63,6 +63,7 @@ def hand_out(
             continue
         recording.decode_seconds += seconds * len(item.chunk.audio) / max(samples, 1)
         recording.calls += segment.decoder_calls
+        recording.drafter_calls += segment.drafter_calls
         parts = [] if segment.complete else halves(item.chunk, sample_rate, longest)
         if parts:
             recording.split(item, parts)

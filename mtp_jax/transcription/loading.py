@@ -26,6 +26,7 @@ def load(
     dtype: str = "",
     timestamps: bool = False,
     heads: int = 0,
+    draft_model: str | os.PathLike[str] = "",
 ) -> Transcriber:
     """Loads a model to transcribe with.
 
@@ -40,12 +41,15 @@ def load(
             float32 on a CPU and bfloat16 elsewhere.
         timestamps: of a Whisper: segments are the phrases whose times it writes itself.
         heads: M of serial heads, which may be any; 0 for that of training.
+        draft_model: folder of another model, such as a small Whisper, whose texts are drafts: the
+            text stays the same, in fewer calls of the large model.
 
     Raises:
         ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is none of these;
             the number of `heads` is fixed.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: the folder is incomplete,
-            damaged or of another version; the message says what is wrong.
+            damaged or of another version, or `draft_model` hears audio at another rate; the
+            message says what is wrong.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
@@ -53,7 +57,9 @@ def load(
     startup.start(workdir.read_config().data.cache_dir)  # before anything asks for a device
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
-        runner = load_recognizer(workdir, mesh, pretrained, silence, dtype, timestamps, heads)
+        runner = load_recognizer(
+            workdir, mesh, pretrained, silence, dtype, timestamps, heads, draft_model
+        )
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None
     return Transcriber(runner, default_tau(workdir), calibration_of(workdir), batch_size)

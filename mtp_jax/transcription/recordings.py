@@ -46,7 +46,8 @@ class Recording:
         waiting: chunks to decode, in order.
         segments: that are settled.
         seconds: of audio read; `covered`: of these, those that are done with.
-        calls: of the decoder; `decode_seconds`: its share of the wall clock of its batches.
+        calls: of the decoder; `drafter_calls`: of that of a model that drafted for it.
+        decode_seconds: its share of the wall clock of its batches.
         warnings: what of the recording could not be read.
         outcome: the transcript, or why there is none; None while it is under way.
     """
@@ -60,7 +61,7 @@ class Recording:
         self.waiting: deque[Waiting] = deque()
         self.segments: list[Segment] = []
         self.seconds = self.covered = self.decode_seconds = 0.0
-        self.calls = 0
+        self.calls = self.drafter_calls = 0
         self.warnings: list[str] = []
         self.outcome: Transcript | Exception | None = None
         self._strategy, self._calibrated, self._emit = strategy, calibrated, emit
@@ -153,4 +154,5 @@ class Recording:
             strategy=self._strategy,
             calibrated=self._calibrated,
             warnings=tuple(self.warnings),
+            drafter_calls=self.drafter_calls,
         )

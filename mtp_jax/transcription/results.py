@@ -61,6 +61,7 @@ class Segment:
             know one only.
         phrases: of each word when its phrase begins and ends, in s, as a Whisper with timestamps
             says; else empty.
+        drafter_calls: of another model's decoder, which drafted for this one; 0 where none did.
     """
 
     start: float
@@ -76,6 +77,7 @@ class Segment:
     accepted: int = 0
     language: str = ""
     phrases: tuple[tuple[float, float], ...] = ()
+    drafter_calls: int = 0
 
     @property
     def text(self) -> str:
@@ -110,7 +112,9 @@ class Segment:
             start, end = (min(max(x, self.start), self.end) for x in (start, end))
             part = dataclasses.replace(part, start=start, end=end, phrases=())
             if first:
-                part = dataclasses.replace(part, decoder_calls=0, proposed=0, accepted=0)
+                part = dataclasses.replace(
+                    part, decoder_calls=0, drafter_calls=0, proposed=0, accepted=0
+                )
             if stop < len(self.phrases):
                 said = tuple(token for token in part.tokens if token.word >= 0)
                 part = dataclasses.replace(part, tokens=said)
@@ -133,6 +137,7 @@ class Transcript:
         calibrated: whether confidences are.
         warnings: a sentence for each part of the recording that was promised, or is there, and
             could not be read, with the seconds or bytes.
+        drafter_calls: of another model's decoder, in all; 0 where none drafted.
     """
 
     segments: tuple[Segment, ...]
@@ -142,6 +147,7 @@ class Transcript:
     strategy: str
     calibrated: bool
     warnings: tuple[str, ...] = ()
+    drafter_calls: int = 0
 
     @property
     def text(self) -> str:
@@ -186,6 +192,7 @@ class Transcript:
             "decode_seconds": round(self.decode_seconds, 3),
             "strategy": self.strategy,
             "decoder_calls": self.decoder_calls,
+            **({"drafter_calls": self.drafter_calls} if self.drafter_calls else {}),
             "confidence_calibrated": self.calibrated,
             "warnings": list(self.warnings),
             "segments": [_segment(segment) for segment in self.segments],
@@ -199,6 +206,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "text": segment.text,
         **({"language": segment.language} if segment.language else {}),
         "decoder_calls": segment.decoder_calls,
+        **({"drafter_calls": segment.drafter_calls} if segment.drafter_calls else {}),
         "aligned": segment.aligned,
         "looped": segment.looped,
         "complete": segment.complete,

@@ -19,8 +19,9 @@ from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decoding import CtcGreedy, DraftsError, Strategy, registry
 from mtp_jax.inference.runner import Runner
+from mtp_jax.inference.start_tokens import padded_starts
 from mtp_jax.models.speech_windows import check_prompt
-from mtp_jax.tokenizer.whisper_tokens import NO_TOKEN, LanguageError
+from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from mtp_jax.transcription.assembly import SegmentAssembler
 from mtp_jax.transcription.batching import choose, hand_out
 from mtp_jax.transcription.confidence import Calibration
@@ -34,7 +35,6 @@ Audio = str | os.PathLike[str] | np.ndarray
 Several = list[Audio] | tuple[Audio, ...]
 Named = Strategy | str
 
-_PROMPT = 64  # tokens of earlier text by which programs differ
 _AHEAD = 4  # batches of chunks that are sorted by length before they are decoded
 
 
@@ -85,8 +85,7 @@ class Transcriber:
     @property
     def strategies(self) -> tuple[str, ...]:
         """Names of the strategies that the model can be decoded with."""
-        vocabulary = self.runner.model.vocabulary
-        return registry.usable(vocabulary.has_ctc_hypothesis, vocabulary.has_ctc)
+        return self.runner.strategies
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -430,18 +429,13 @@ class Transcriber:
         )
 
     def _start(self, chunks: Sequence[Chunk], rows: int) -> np.ndarray | None:
-        """int32[rows, P] tokens that texts begin with, at the right; P is one of few numbers."""
+        """int32[rows, P] tokens that texts begin with."""
         prompts = self.runner.model.vocabulary.prompts
         if prompts is None:
             return None
         usual = prompts.start_tokens()
         begin = [chunk.start_tokens or usual for chunk in chunks]
-        begin += [usual] * (rows - len(begin))
-        longer = max(map(len, begin)) - len(usual)
-        start = np.full((rows, len(usual) + -(-longer // _PROMPT) * _PROMPT), NO_TOKEN, np.int32)
-        for row, tokens in enumerate(begin):
-            start[row, -len(tokens) :] = tokens
-        return start
+        return padded_starts([*begin, *[usual] * (rows - len(begin))], usual)
 
 
 class _Keyed(Recording, Generic[Key]):
