@@ -4,8 +4,9 @@
 
 DIR is a workdir, a folder that a model was exported to, or a Whisper; by default it is the clone's
 models/whisper-base, Whisper base with heads. docs/serving.md has the requests, the
-limits and the metrics. SIGTERM or Ctrl-C ends it once what it holds is answered, and new requests
-are refused meanwhile; a second Ctrl-C ends it at once.
+limits and the metrics. Other machines reach it with --host=0.0.0.0 and an --api_key_file. SIGTERM
+or Ctrl-C ends it once what it holds is answered, and new requests are refused meanwhile; a second
+Ctrl-C ends it at once.
 
 The exit status is 0 after it was told to end, 1 if the model or the address cannot be used, 2 if
 the flags are wrong.
@@ -43,6 +44,15 @@ _DRAFT_MODEL = cli.draft_model_flag()
 _MESH = cli.mesh_flag()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all")
 _PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one", lower_bound=0, upper_bound=65535)
+_KEYS = flags.DEFINE_string(
+    "api_key_file", None, "of keys, one a line: who sends none of them is refused"
+)
+_NO_KEY = flags.DEFINE_bool(
+    "without_key", False, "listen beyond this machine with no key: a proxy checks who asks"
+)
+_ORIGINS = flags.DEFINE_list(
+    "cors_origins", [], "sites whose pages may use the service, as https://app.example.org; * all"
+)
 _NAMES = flags.DEFINE_list(
     "names", None, "that requests may call the model; default: its folder's, and whisper-1"
 )
@@ -71,6 +81,7 @@ def main(argv: list[str]) -> int:
     try:
         import uvicorn
 
+        from mtp_jax.serving import access
         from mtp_jax.serving.app import Service, Settings
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("mtp_jax"):
@@ -80,6 +91,20 @@ def main(argv: list[str]) -> int:
             error.name,
         )
         return 1
+    try:
+        origins = access.check_origins(_ORIGINS.value)
+        keys = access.read_keys(_KEYS.value) if _KEYS.value is not None else None
+        family, address = access.address_of(_HOST.value)
+    except access.AccessError as error:
+        raise flags.Error(str(error)) from None
+    if keys is not None and _NO_KEY.value:
+        raise flags.Error("--without_key and --api_key_file contradict each other: give one")
+    if keys is None and not _NO_KEY.value and not access.is_loopback(address):
+        raise flags.Error(
+            f"--host={_HOST.value} lets other machines use the service, and no key protects it:"
+            " give --api_key_file=FILE (openssl rand -hex 32 > FILE makes one), or --without_key"
+            " where a proxy checks who asks"
+        )
     from mtp_jax.inference.model_folder import open_model_folder
     from mtp_jax.transcription.loading import load  # imported late: errors in flags come at once
 
@@ -108,15 +133,15 @@ def main(argv: list[str]) -> int:
         upload_seconds=_UPLOAD.value,
         max_wait=_WAIT.value / 1000,
         warm=warm,
+        keys=keys,
+        origins=origins,
     )
     try:
-        family = socket.AF_INET6 if ":" in _HOST.value else socket.AF_INET
-        listener = socket.create_server((_HOST.value, _PORT.value), family=family, backlog=1024)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        listener = socket.create_server((address, _PORT.value), family=family, backlog=1024)
+    except OSError as error:
         log.error(
             "error: %s:%d cannot be listened on (%s): choose another --host or --port",
-            *(_HOST.value, _PORT.value, reason),
+            *(_HOST.value, _PORT.value, error.strerror or error),
         )
         return 1
     interrupts.raise_if_requested()

@@ -20,6 +20,7 @@ import uvicorn
 
 import mtp_jax
 from mtp_jax.decoding import registry
+from mtp_jax.serving.access import ApiKeys
 from mtp_jax.serving.app import Service, Settings
 from tests.pretrained import GOLDEN_WHISPER
 from tests.recordings import RATE
@@ -46,9 +47,9 @@ def talk(waves, tmp_path_factory) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def served(model: mtp_jax.Transcriber) -> Iterator[str]:
+def served(model: mtp_jax.Transcriber, keys: ApiKeys | None = None) -> Iterator[str]:
     """The address of a service of `model`, called tiny."""
-    service = Service(model, Settings(models=("tiny",), warm=()))
+    service = Service(model, Settings(models=("tiny",), warm=(), keys=keys))
     server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -90,7 +91,7 @@ class Page:
     def __init__(self, browser, address: str) -> None:
         self.browser = browser
         browser.get(address)
-        self.until(lambda: self["model"].text == "tiny")
+        self.until(lambda: self["model"].text == "tiny" or self["key-form"].is_displayed())
 
     def __getitem__(self, name: str):
         return self.browser.find_element("id", name)
@@ -187,6 +188,44 @@ def test_the_language_of_a_whisper_is_chosen_and_shown(browser, talk):
         page["file"].send_keys(str(talk))
         assert "decoded in" in page.decoded()
         assert page["spoken"].text == "German"
+
+
+def test_the_page_asks_for_the_key_and_forgets_it_with_the_tab(browser, model, talk):
+    key = "0123456789abcdef<&"
+    with served(model, ApiKeys([key])) as address:
+        page = Page(browser, address)
+        assert page["status"].text == "The service asks for its API key."
+        assert page["key"].get_attribute("type") == "password"
+        for wrong, said in (
+            ("x" * 20, "The service does not take this API key"),
+            ("schlüssel", "An API key has no spaces"),
+        ):
+            page["key"].send_keys(wrong)
+            page["key"].submit()
+            page.until(lambda said=said: page["status"].text.startswith(said))
+            assert page["key-form"].is_displayed()
+            page["key"].clear()
+        page["file"].send_keys(str(talk))  # before there is a right key: it waits for it
+        page.until(lambda: not page["stop"].is_displayed())
+        assert page["status"].text.startswith("The service does not take this API key")
+        page["key"].send_keys(f" {key}")
+        page["key"].submit()
+        page.until(lambda: page["model"].text == "tiny")
+        page.until(lambda: "decoded in" in page["status"].text)
+        assert not page["key-form"].is_displayed()
+        assert page.blocks() == expected_blocks(model, talk, "verify")
+        browser.refresh()
+        page.until(lambda: page["model"].text == "tiny")
+        assert not page["key-form"].is_displayed()
+        options = page.browser.find_elements("css selector", "#strategy option")
+        assert len(options) == len(model.strategies)
+        held = "return [document.cookie, ...Object.values(localStorage)].join()"
+        assert key not in browser.execute_script(held)
+        browser.switch_to.new_window("tab")
+        other = Page(browser, address)
+        assert other["key-form"].is_displayed()
+        browser.close()
+        browser.switch_to.window(browser.window_handles[0])
 
 
 def test_every_strategy_is_there_with_its_sentence(page, model):

@@ -25,8 +25,10 @@ from starlette.types import Receive, Scope, Send
 
 from mtp_jax.audio.reading import AudioError, audio_seconds
 from mtp_jax.decoding import registry
+from mtp_jax.serving.access import ApiKeys
 from mtp_jax.serving.answers import answer, delta, done, event
 from mtp_jax.serving.engine import Engine, Stopped, TooLong
+from mtp_jax.serving.guard import guards
 from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.serving.options import Options, read_options
@@ -62,6 +64,8 @@ class Settings:
         upload_seconds: that a recording may take to arrive.
         max_wait: s that a chunk of audio waits for others to share its batch with.
         warm: strategies that are compiled at the start.
+        keys: that open the service; None for one that is open to all who reach it.
+        origins: sites whose pages may read its answers.
     """
 
     models: tuple[str, ...]
@@ -73,6 +77,8 @@ class Settings:
     upload_seconds: float = 300.0
     max_wait: float = 0.005
     warm: tuple[str, ...] = ("auto",)
+    keys: ApiKeys | None = None
+    origins: tuple[str, ...] = ()
 
 
 class Service:
@@ -99,6 +105,7 @@ class Service:
 
     def app(self) -> Starlette:
         """The ASGI application."""
+        s = self.settings
         return Starlette(
             routes=[
                 Route("/v1/audio/transcriptions", self.transcribe, methods=["POST"]),
@@ -112,6 +119,7 @@ class Service:
                 Route("/", _page("index.html")),
                 *(Route(f"/{name}", _page(name)) for name in ("page.css", "page.js", "icon.svg")),
             ],
+            middleware=guards(s.origins, s.keys, self.metrics, s.max_bytes),
             exception_handlers={HTTPException: _no_route, Exception: _broken},
             lifespan=self._lifespan,
         )

@@ -11,16 +11,47 @@ let recording = null; // {blob, name} that was sent last
 let running = null; // AbortController of the request under way
 let recorder = null; // MediaRecorder
 
+// ---- The API key, of services that have one: asked for, and forgotten with the tab
+
+const KEPT = "mtp_jax.key";
+let key = sessionStorage.getItem(KEPT) || "";
+
+function request(path, options = {}) {
+  return fetch(path, key ? { ...options, headers: { Authorization: `Bearer ${key}` } } : options);
+}
+
+function ask() {
+  const refused = key && "The service does not take this API key: give another.";
+  say(refused || "The service asks for its API key.", refused && "wrong");
+  $("key-form").hidden = false;
+  $("key").value = "";
+  $("key").focus();
+}
+
+async function use(given) {
+  if (/[^\x21-\x7e]/.test(given)) return say("An API key has no spaces, and ASCII characters only.", "wrong");
+  key = given;
+  say("");
+  if (!(await begin())) return;
+  sessionStorage.setItem(KEPT, key);
+  $("key-form").hidden = true;
+  if (recording) await transcribe();
+}
+
 // ---- What the service offers
 
+// Whether it may be used; a person is asked for the key otherwise.
 async function begin() {
-  const models = (await (await fetch("v1/models")).json()).data;
-  const model = models[0];
+  const response = await request("v1/models");
+  if (response.status === 401) return ask();
+  const model = (await response.json()).data[0];
   $("model").textContent = model.id;
   strategies = new Map(model.strategies.map((strategy) => [strategy.name, strategy]));
+  $("strategy").replaceChildren();
   for (const name of strategies.keys()) $("strategy").add(new Option(title(name), name));
   $("strategy").value = model.strategy;
   const languages = model.languages.map((code) => [spoken(code), code]).sort(([a], [b]) => a.localeCompare(b));
+  $("language").length = 1; // "detected" stays
   for (const [name, code] of languages) $("language").add(new Option(name, code));
   $("language-label").hidden = !languages.length;
   $("tau").value = model.tau;
@@ -29,6 +60,7 @@ async function begin() {
     $("record").disabled = true;
     say("The microphone needs https, or this machine's own address: choose a file.");
   }
+  return true;
 }
 
 function controls() {
@@ -53,6 +85,8 @@ function say(text, kind = "") {
   $("status").textContent = text;
   $("status").className = kind;
 }
+
+const unreachable = () => say("The service cannot be reached: is it running?", "wrong");
 
 // ---- Recordings
 
@@ -129,8 +163,8 @@ async function transcribe() {
   const slow = setTimeout(() => view.calls || say(
     `Decoding ${recording.name}. A strategy's first use takes longer: its programs are compiled.`, "busy"), 5000);
   try {
-    await send(recording, mine.signal, view);
-    say(view.summary());
+    if (await send(recording, mine.signal, view)) say(view.summary());
+    else ask();
   } catch (error) {
     if (error.name === "AbortError") {
       if (running === mine) say("Cancelled.");
@@ -146,6 +180,7 @@ async function transcribe() {
   }
 }
 
+// Whether the service takes the key.
 async function send(what, signal, view) {
   let response = await post(what, signal);
   if (response.status === 400) {
@@ -159,6 +194,7 @@ async function send(what, signal, view) {
       }
     }
   }
+  if (response.status === 401) return false;
   if (!response.ok) {
     const body = await response.json().catch(() => null);
     throw new Error(body ? sentence(body.error.message) : `The service answered ${response.status}.`);
@@ -168,6 +204,7 @@ async function send(what, signal, view) {
     if (event.type === "transcript.text.delta") await view.segment(event, signal);
     if (event.type === "transcript.text.done") view.done(event);
   }
+  return true;
 }
 
 async function post(what, signal) {
@@ -179,7 +216,7 @@ async function post(what, signal) {
   form.append("include[]", "blocks");
   form.append("file", what.blob, what.name);
   try {
-    return await fetch("v1/audio/transcriptions", { method: "POST", body: form, signal });
+    return await request("v1/audio/transcriptions", { method: "POST", body: form, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The service cannot be reached: is it running?");
@@ -309,6 +346,10 @@ class View {
 
 // ---- Wiring
 
+$("key-form").onsubmit = (event) => {
+  event.preventDefault();
+  use($("key").value.trim()).catch(unreachable);
+};
 $("record").onclick = record;
 $("file").onchange = (event) => {
   const [file] = event.target.files;
@@ -344,4 +385,4 @@ addEventListener("drop", (event) => {
   const [file] = event.dataTransfer.files;
   if (file) take(file, file.name);
 });
-begin().catch(() => say("The service cannot be reached: is it running?", "wrong"));
+begin().catch(unreachable);
