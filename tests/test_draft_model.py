@@ -12,7 +12,7 @@ import pytest
 from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.checkpoints.workdir import WorkdirError
 from mtp_jax.config import Config, FrontEnd
-from mtp_jax.data import Batch, FeatureBatch
+from mtp_jax.data import Batch, FeatureBatch, Source, Utterance
 from mtp_jax.decoding import Auto, Greedy, PrefixBeam, Verify
 from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.evaluation.report import table
@@ -298,12 +298,9 @@ def test_transcripts_count_the_calls_of_both(same):
 
 
 def test_an_evaluation_counts_the_calls_of_both(same):
-    class Source:
-        utterances = [
-            dataclasses.make_dataclass("U", ["id", "text"])(f"u{i}", "") for i in range(5)
-        ]
-
-    outcome = decode_source(same, Source, [BATCH], Verify(WIDTH))
+    utterances = [Utterance(f"u{i}", "", 0.1) for i in range(len(SAMPLES))]
+    source = Source("toy", "test", utterances, [], lambda i: BATCH.audio[i])
+    outcome = decode_source(same, source, [BATCH], Verify(WIDTH))
     _, calls = same.drafter.drafted(BATCH)
     assert [h.drafter_calls for h in outcome.hypotheses] == calls.tolist()
     assert outcome.drafter_calls == calls.sum()
