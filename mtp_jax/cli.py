@@ -356,6 +356,9 @@ def _guard(
         if error.errno not in _NO_FAULT_OF_THE_CODE:
             raise
         return _refuse(_sentence(error), 1)
+    except MemoryError as error:
+        said = f" ({_sentence(error)})" if str(error) else ""
+        return _refuse(f"there is not as much memory{said}: take a smaller model or batch", 1)
     except Exception as error:
         if not _lost_another(error):
             raise

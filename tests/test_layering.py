@@ -20,18 +20,21 @@ FILES = {
 LAYERS: dict[str, set[str]] = {
     "interrupts": set(),
     "paths": set(),
+    "untrusted": {"paths"},
     "config": {"decoding.registry"},
     "audio": {"config"},
-    "tokenizer": {"paths"},
+    "tokenizer": {"paths", "untrusted"},
     "data": {"config", "interrupts", "paths", "audio", "tokenizer"},
     "distributed": {"config", "data"},
     "models": {"config", "audio", "tokenizer", "data", "distributed"},
     "decoding": {"models.kv_cache"},
-    "checkpoints": {"config", "paths", "models.params"},
-    "pretrained": {"config", "paths", "tokenizer", "distributed", "models", "checkpoints"},
+    "checkpoints": {"config", "paths", "untrusted", "models.params"},
+    "pretrained": {
+        *("config", "paths", "untrusted", "tokenizer", "distributed", "models", "checkpoints"),
+    },
     "inference": {
-        *("config", "interrupts", "paths", "audio", "tokenizer", "data", "distributed"),
-        *("models", "decoding", "checkpoints", "pretrained"),
+        *("config", "interrupts", "paths", "untrusted", "audio", "tokenizer", "data"),
+        *("distributed", "models", "decoding", "checkpoints", "pretrained"),
     },
 }
 _ABOVE = {*LAYERS, "inference"}

@@ -8,11 +8,12 @@ import os
 import pathlib
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtp_jax.config import FAMILIES, Config, ConfigError, differences, from_saved
 from mtp_jax.paths import to_path, write_whole
+from mtp_jax.untrusted import read_json
 
 
 class WorkdirError(ValueError):
@@ -105,7 +106,7 @@ class Workdir:
             WorkdirError: there is none, it cannot be read, or it is of another program.
         """
         try:
-            values = dict(json.loads(self.config.read_text()))
+            values = dict(read_json(self.config))
             if "mtp_jax" in values and not self.is_export:
                 raise WorkdirError(f"{self.path} is an export that is not whole: export again")
             values = dict(values.get("mtp_jax", values))
@@ -123,19 +124,29 @@ class Workdir:
                 raise
             raise WorkdirError(f"{self.config} cannot be read: {error}") from error
 
-    def record_pretrained(self, digests: dict[str, str], left_out: Sequence[str]) -> None:
+    def record_pretrained(
+        self,
+        digests: dict[str, str],
+        left_out: Sequence[str],
+        revisions: Mapping[str, str] | None = None,
+    ) -> None:
         """Notes which pretrained parts the run begins with, and which parameters it never saves.
 
         Args:
             digests: of the parts' weights, by field of `config.pretrained`.
             left_out: paths of parameters that have to be imported again.
+            revisions: commits of the parts that come from the Hub, by the same fields: the weights
+                are checked by their digests, and by these they can be found again.
 
         Raises:
             WorkdirError: the parts are not those that the run began with.
         """
         known = self.read_parts()
         if known is None:
-            write_json(self.parts, {"sha256": digests, "left_out": list(left_out)})
+            parts = {"sha256": digests, "left_out": list(left_out)}
+            if revisions:
+                parts["revisions"] = dict(revisions)
+            write_json(self.parts, parts)
             return
         for name in self.changed_parts(digests):
             raise WorkdirError(
@@ -151,10 +162,11 @@ class Workdir:
     def read_parts(self) -> dict[str, Any] | None:
         """What `record_pretrained` wrote: ``sha256`` and ``left_out``, or None.
 
-        An export of what was added to a Whisper also has ``vocab_size``, that of the Whisper.
+        An export of what was added to a Whisper also has ``vocab_size``, that of the Whisper; there
+        may be ``revisions``, commits on the Hub.
         """
         try:
-            parts = json.loads(self.parts.read_text())
+            parts = read_json(self.parts)
             dict(parts["sha256"]), list(parts["left_out"])
         except FileNotFoundError:
             return None
@@ -169,7 +181,7 @@ class Workdir:
             WorkdirError: the file cannot be read.
         """
         try:
-            return {str(k): str(v) for k, v in json.loads(self.digests.read_text()).items()}
+            return {str(k): str(v) for k, v in read_json(self.digests).items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError) as error:
@@ -178,7 +190,7 @@ class Workdir:
     def read_tau(self) -> dict[str, Any] | None:
         """How tau was chosen on dev (``tau``, and the ``rows`` of the sweep); None before that."""
         try:
-            kept = json.loads(self.tau.read_text())
+            kept = read_json(self.tau)
             float(kept["tau"]), list(kept["rows"])
         except FileNotFoundError:
             return None
@@ -193,7 +205,7 @@ class Workdir:
             WorkdirError: its file cannot be read.
         """
         try:
-            return {int(step): float(wer) for step, wer in json.loads(self.dev.read_text())}
+            return {int(step): float(wer) for step, wer in read_json(self.dev)}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:

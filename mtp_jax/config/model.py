@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from mtp_jax.config.checks import check, one_of
+from mtp_jax.config.checks import bounded, check, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class FrontEnd:
     sample_rate: int = 16_000
 
     def __post_init__(self) -> None:
+        bounded(self, "front_end")
         one_of(self.flavour, ("kaldi", "whisper", "granite"), "front_end.flavour")
         check(self.mel_bins > 0, "front_end.mel_bins", "must be positive")
         check(self.sample_rate >= 1000, "front_end.sample_rate", "must be 1000 or more")
@@ -82,6 +83,7 @@ class Whisper:
     lora: Lora = Lora()
 
     def __post_init__(self) -> None:
+        bounded(self, "whisper")
         check(0 <= self.silence < math.inf, "whisper.silence", "must be 0 or more, and finite")
         for name in ("width", "layers", "heads"):
             check(getattr(self, name) >= 0, f"whisper.{name}", "must not be negative")
@@ -131,6 +133,7 @@ class Encoder:
     scan_layers: bool = False
 
     def __post_init__(self) -> None:
+        bounded(self, "encoder")
         check(
             len(self.subsampling) > 0 and all(s >= 1 for s in self.subsampling),
             "encoder.subsampling",
@@ -174,6 +177,7 @@ class Adaptor:
     training_capacity: float = 1.0
 
     def __post_init__(self) -> None:
+        bounded(self, "adaptor")
         check(
             self.ctc_compression or not self.retokenized,
             "adaptor.retokenized",
@@ -265,6 +269,7 @@ class Decoder:
     logits_scaling: float = 1.0
 
     def __post_init__(self) -> None:
+        bounded(self, "decoder")
         check(self.attention_scale >= 0, "decoder.attention_scale", "must not be negative")
         for name in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
             check(getattr(self, name) > 0, f"decoder.{name}", "must be positive")
@@ -304,6 +309,7 @@ class WhisperDecoder:
     lora: Lora = Lora()
 
     def __post_init__(self) -> None:
+        bounded(self, "whisper_decoder")
         for name in ("width", "layers", "heads"):
             check(getattr(self, name) >= 0, f"whisper_decoder.{name}", "must not be negative")
         check(self.positions > 8, "whisper_decoder.positions", "must be above 8")
@@ -354,6 +360,7 @@ class Heads:
     vocabulary: int = 0
 
     def __post_init__(self) -> None:
+        bounded(self, "heads")
         one_of(self.kind, ("independent", "latent", "residual", "serial"), "heads.kind")
         check(self.vocabulary >= 0, "heads.vocabulary", "must not be negative")
         check(self.count >= 1, "heads.count", "must be 1 or more")

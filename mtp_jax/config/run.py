@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from mtp_jax.config.checks import check, one_of
+from mtp_jax.config.checks import bounded, check, one_of
 from mtp_jax.decoding import registry
 
 
@@ -95,6 +95,9 @@ class Data:
             "data.bucket_seconds",
             "must be positive and increasing",
         )
+        longest = "must be at most an hour: a batch of more does not fit a memory"
+        check(buckets[-1] <= 3600, "data.bucket_seconds", longest)
+        bounded(self, "data")
         one_of(self.text, ("as_is", "plain", "greedy"), "data.text")
         for name in ("batch_size", "max_tokens", "workers", "prefetch"):
             check(getattr(self, name) > 0, f"data.{name}", "must be positive")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mtp_jax.config.checks import check, one_of
+from mtp_jax.config.checks import bounded, check, one_of
 
 # Names that config.json gives as ``model_type``, and those of people.
 FAMILIES = {
@@ -69,6 +69,7 @@ class AudioEncoder:
     labels: int = 348
 
     def __post_init__(self) -> None:
+        bounded(self, "speech_llm.encoder")
         one_of(self.kind, ENCODERS, "speech_llm.encoder.kind")
         sizes = ("width", "layers", "heads", "feedforward", "positions", "channels", "chunk")
         for name in (*sizes, "window", "kernel", "expansion", "distances", "labels"):
@@ -129,6 +130,7 @@ class Projector:
     feedforward: int = 4096
 
     def __post_init__(self) -> None:
+        bounded(self, "speech_llm.projector")
         one_of(self.kind, PROJECTORS, "speech_llm.projector.kind")
         for name in ("stack", "width", "window", "queries", "layers", "heads", "feedforward"):
             check(getattr(self, name) > 0, f"speech_llm.projector.{name}", "must be positive")
@@ -157,6 +159,7 @@ class SpeechLlm:
     positions: int = 131_072
 
     def __post_init__(self) -> None:
+        bounded(self, "speech_llm")
         one_of(self.family, ("", *FAMILIES), "speech_llm.family")
         check(self.positions > 0, "speech_llm.positions", "must be positive")
 

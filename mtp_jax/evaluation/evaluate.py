@@ -30,6 +30,7 @@ from mtp_jax.evaluation.tau import CONFIDENCE, choose_tau
 from mtp_jax.inference.encoder_cache import with_encoder_cache
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.params import count
+from mtp_jax.pretrained.parts import revisions
 
 log = logging.getLogger("mtp_jax")
 
@@ -130,6 +131,7 @@ def evaluate(
     results = {
         "commit": commit(),
         "config": dataclasses.asdict(config),
+        "revisions": revisions(config.pretrained),  # on the Hub; the rest is in the config
         "seed": config.seed,
         "parameters": count(runner.params),
         "heads": {"kind": config.heads.kind, "M": config.heads.count},

@@ -19,6 +19,7 @@ from mtp_jax.pretrained.source import resolve
 from mtp_jax.tokenizer import CTC_NAME
 from mtp_jax.tokenizer.base import NAMES, VOCABULARY
 from mtp_jax.tokenizer.vocabulary_files import MERGES
+from mtp_jax.untrusted import check_links
 
 
 def open_model_folder(folder: str | os.PathLike[str]) -> Workdir:
@@ -27,11 +28,16 @@ def open_model_folder(folder: str | os.PathLike[str]) -> Workdir:
     No parameters are read.
 
     Raises:
-        WorkdirError: it is none of these, or of another version.
+        WorkdirError: it is none of these, of another version, or has links that lead out of it.
         PretrainedError: it cannot be downloaded, or is a damaged Whisper or speech LLM.
     """
     if released := _released(folder):
-        released.read_config()
+        try:
+            released.read_config()
+        except ConfigError as error:
+            raise WorkdirError(
+                f"{released.path} describes no model that can be built: {error}"
+            ) from None
         return released
     workdir = Workdir(folder)
     if not workdir.path.is_dir():
@@ -49,6 +55,10 @@ def _released(folder: str | os.PathLike[str]) -> ReleasedFolder | None:
     """The model of another program at `folder`, if it is one that can be used."""
     on_hub = str(folder).startswith("hf://")
     path = resolve(str(folder)) if on_hub else to_path(folder)
+    try:
+        check_links(path)
+    except (OSError, ValueError) as error:
+        raise WorkdirError(str(error)) from None
     if is_speech_llm_folder(path):
         return SpeechLlmFolder(folder)
     return WhisperFolder(folder) if on_hub or is_whisper_folder(path) else None

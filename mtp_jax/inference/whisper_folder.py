@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from mtp_jax.config import Config, Data, Evaluation, FrontEnd, Heads, Pretrained
@@ -10,6 +9,7 @@ from mtp_jax.inference.released_folder import ReleasedFolder
 from mtp_jax.pretrained.sizes import with_sizes
 from mtp_jax.pretrained.whisper import whisper_architecture
 from mtp_jax.pretrained.whisper_decoder import whisper_decoder_architecture
+from mtp_jax.untrusted import read_json
 
 
 class WhisperFolder(ReleasedFolder):
@@ -46,7 +46,7 @@ def is_whisper_folder(folder: Path) -> bool:
     if (folder / "model.bin").is_file():
         return True
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("model_type") == "whisper"

@@ -21,6 +21,7 @@ import numpy as np
 from mtp_jax.pretrained.errors import PretrainedError
 
 VERSION = 6
+_MOST_AXES = 8  # of a tensor; a convolution's has three
 DTYPES = tuple(
     np.dtype(x) for x in ("<f4", "<i1", "<i2", "<i4", "<f2", np.dtype(ml_dtypes.bfloat16))
 )
@@ -73,7 +74,9 @@ def read_variables(path: Path) -> dict[str, np.ndarray]:
         if (kind := number("<u1")) >= len(DTYPES):
             raise corrupt(f"{name} is of dtype {kind}")
         if (count := number("<u4")) != math.prod(shape) * DTYPES[kind].itemsize:
-            raise corrupt(f"{name} of shape {shape} has {count} bytes")
+            raise corrupt(f"{name} of shape {str(shape)[:60]} has {count} bytes")
+        if len(shape) > _MOST_AXES or 0 in shape:
+            raise corrupt(f"{name} is of shape {str(shape)[:60]}")
         variables[name] = take(count).view(DTYPES[kind]).reshape(shape)
     for _ in range(number("<u4")):
         name, target = string(), string()

@@ -9,6 +9,8 @@ from typing import Any
 
 from mtp_jax.pretrained.errors import PretrainedError
 
+_LARGEST = 2.0**31  # of the numbers in a model's description
+
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
@@ -46,6 +48,8 @@ class Fields:
                 f"{self.where}: {key} is {'missing' if value is None else 'no number'}:"
                 " give the whole checkpoint of a model of this kind"
             )
+        if not abs(value) <= _LARGEST:  # nor if it is not a number
+            raise PretrainedError(f"{self.where}: {key} is {value!s:.40}, and no model has as much")
         return float(value)
 
     def integer(self, key: str, default: int | None = None) -> int:

@@ -17,7 +17,7 @@ from mtp_jax.config import Config, Pretrained
 from mtp_jax.models.params import Params, by_path, nested, products_type
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.llama import import_llama, llama_architecture
-from mtp_jax.pretrained.source import fingerprint, resolve
+from mtp_jax.pretrained.source import fingerprint, resolve, revision_of
 from mtp_jax.pretrained.speech_llm import (
     family_of,
     import_speech_llm,
@@ -57,6 +57,13 @@ def digests(pretrained: Pretrained) -> dict[str, str]:
     if pretrained.decoder:
         found["decoder"] = fingerprint(resolve(pretrained.decoder))
     return found
+
+
+def revisions(pretrained: Pretrained) -> dict[str, str]:
+    """The commit on the Hub of each source that is there, by the name of its field."""
+    fields = ("model", "encoder", "decoder")
+    found = {name: revision_of(getattr(pretrained, name)) for name in fields}
+    return {name: commit for name, commit in found.items() if commit}
 
 
 def as_stored(shapes: Params, config: Config) -> Params:

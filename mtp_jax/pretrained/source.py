@@ -8,11 +8,14 @@ from pathlib import Path
 
 from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.weights import weight_files
+from mtp_jax.untrusted import check_links
 
 PATTERNS = [
     *("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"),
     *("model.bin", "vocabulary.*"),
 ]
+# Of a commit, a tag or a branch, which may have slashes; it becomes the name of a file.
+_REVISION = r"[\w.-]+(?:/[\w.-]+)*"
 DUPLICATES = ["consolidated*"]  # Mistral's own layout of the same weights
 
 
@@ -24,7 +27,8 @@ def resolve(source: str) -> Path:
             huggingface_hub unless it is there.
 
     Raises:
-        PretrainedError: there is no such path, or the download failed.
+        PretrainedError: there is no such path, a file of it is a link out of the folder, or the
+            download failed.
     """
     if not source.startswith("hf://"):
         path = Path(source).expanduser()
@@ -32,9 +36,9 @@ def resolve(source: str) -> Path:
             raise PretrainedError(
                 f"{source} does not exist: give a folder, a .gguf file or hf://OWNER/NAME"
             )
-        return path
-    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^@]+))?", source)
-    if match is None:
+        return _trusted(path)
+    match = re.fullmatch(rf"hf://([^/@]+/[^/@]+)(?:@({_REVISION}))?", source)
+    if match is None or ".." in source:
         raise PretrainedError(f"{source!r} is not of the form hf://OWNER/NAME[@REVISION]")
     import huggingface_hub
 
@@ -47,7 +51,28 @@ def resolve(source: str) -> Path:
             f"{source} cannot be downloaded ({type(error).__name__}): download the folder on"
             " another machine and give its path (of a model's Whisper with --pretrained)"
         ) from error
-    return Path(folder)
+    return _trusted(Path(folder))
+
+
+def _trusted(path: Path) -> Path:
+    """`path`, unless it is a folder whose files lead elsewhere."""
+    try:
+        check_links(path)
+    except (OSError, ValueError) as error:
+        raise PretrainedError(str(error)) from None
+    return path
+
+
+def revision_of(source: str) -> str:
+    """The commit of ``hf://OWNER/NAME`` that `resolve` takes; empty of another source.
+
+    Raises:
+        PretrainedError: as `resolve`.
+    """
+    if not source.startswith("hf://"):
+        return ""
+    folder = resolve(source)
+    return folder.name if folder.parent.name == "snapshots" else ""
 
 
 def fingerprint(path: Path) -> str:

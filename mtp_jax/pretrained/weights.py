@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 
 from mtp_jax.pretrained.ctranslate2 import read_variables
 from mtp_jax.pretrained.errors import PretrainedError
+from mtp_jax.untrusted import open_gguf
+from mtp_jax.untrusted import read_json as read_json_file
 
 Index = tuple[slice, ...]
 
@@ -105,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
         PretrainedError: there is none.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json_file(path)
     except FileNotFoundError:
         raise PretrainedError(f"{path} is missing: give the whole folder of the model") from None
     except (OSError, ValueError) as error:
@@ -119,7 +120,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     """The file in the same folder that each tensor is in."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(
-        isinstance(file, str) and Path(file).name == file for file in files.values()
+        isinstance(file, str) and Path(file).name == file != ".." for file in files.values()
     ):
         raise PretrainedError(f"{index} names no files of its folder: download it again")
     return files
@@ -139,7 +140,7 @@ def _safetensors(path: Path, files: list[Path]) -> Weights:
                     places[name] = file
         except FileNotFoundError:
             raise PretrainedError(f"{file} is missing: download the whole folder") from None
-        except (OSError, SafetensorError) as error:
+        except (OSError, MemoryError, SafetensorError) as error:
             raise PretrainedError(
                 f"{file} is no complete safetensors file ({error}): download it again"
             ) from error
@@ -163,6 +164,12 @@ def _ctranslate2(path: Path, files: list[Path]) -> Weights:
         for name, x in variables.items()
         if x.dtype == np.int8 and x.ndim and f"{name}_scale" in variables
     }
+    for name, scale in scales.items():
+        if scale.shape != variables[name].shape[:1] or scale.dtype != np.float32:
+            raise PretrainedError(
+                f"{path}: {name}_scale of shape {scale.shape} is no scale of the rows of {name}:"
+                " download it again"
+            )
     names = {
         name: (x.shape, "float32" if name in scales else str(x.dtype))
         for name, x in variables.items()
@@ -184,7 +191,7 @@ def _gguf(path: Path, files: list[Path]) -> Weights:
 
     try:
         with np.errstate(over="raise"):
-            reader = gguf.GGUFReader(files[0])
+            reader = open_gguf(files[0])
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         metadata = {
             key: field.contents()

@@ -191,8 +191,8 @@ def check_positions(weights: Weights, name: str, positions: int, width: int) -> 
     """Refuses a table other than the sinusoids, to the precision that they are stored in."""
     if name not in weights.names:
         return
-    expected = sinusoids(positions, width)
-    if weights.names[name][0] == expected.shape:
+    if weights.names[name][0] == (positions, width) and positions * width:
+        expected = sinusoids(positions, width)
         error = np.max(np.abs(weights.read(name).astype(np.float32) - expected))
         if error <= (2.5e-3 if weights.names[name][1] == "bfloat16" else 1e-3):
             return
@@ -243,7 +243,7 @@ def _from_ctranslate2(weights: Weights) -> WhisperSource:
     while f"encoder/layer_{layers}/self_attention/linear_0/weight" in names:
         layers += 1
     # Older converters wrote no number of heads; every Whisper has heads of 64.
-    known = "encoder/num_heads" in names
+    known = names.get("encoder/num_heads", ((1,), ""))[0] == ()
     heads = int(weights.read("encoder/num_heads")) if known else width // 64
     return _source(
         weights.path,

@@ -224,7 +224,7 @@ def _from_ctranslate2(weights: Weights) -> tuple[WhisperDecoder, int]:
     layers = 0
     while f"decoder/layer_{layers}/self_attention/linear_0/weight" in weights.names:
         layers += 1
-    known = "decoder/num_heads" in weights.names
+    known = weights.names.get("decoder/num_heads", ((1,), ""))[0] == ()
     heads = int(weights.read("decoder/num_heads")) if known else width // 64
     positions = shapes["position_encodings/encodings"][0]
     return _checked(weights.path, width, layers, heads, positions), rows

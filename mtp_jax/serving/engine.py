@@ -201,7 +201,7 @@ class Engine:
             self._ready.set()
             while batch := self._next_batch():
                 self._decode(batch)
-        except Exception:
+        except BaseException:  # whatever it is: nobody waits for ever
             log.exception("the thread that decodes ended: no request is answered any more")
             with self._change:
                 self._failed = True

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mtp_jax.paths import to_path, write_whole
+from mtp_jax.untrusted import read_bytes
 
 # Names in a folder, the one to prefer first: a LLaMA's repository often has both, of which
 # `tokenizer.json` also holds the tokens added since.
@@ -215,11 +216,10 @@ def _read(file: Path) -> Tokenizer:
     from mtp_jax.tokenizer import gguf, huggingface, sentencepiece, vocabulary_files
 
     try:
-        with file.open("rb") as opened:
-            start = opened.read(64)
-            if start.startswith(b"GGUF"):
-                return gguf.read(file)
-            content = start + opened.read()
+        if _start(file).startswith(b"GGUF"):  # gigabytes, and mapped
+            return gguf.read(file)
+        content = read_bytes(file)
+        start = content[:64]
         if file.name == VOCABULARY:
             content = vocabulary_files.as_json(content, file.parent)
         if file.suffix == ".json" or start.lstrip().startswith(b"{"):
@@ -229,6 +229,14 @@ def _read(file: Path) -> Tokenizer:
         raise TokenizerError(f"tokenizer {file} cannot be read: {error.strerror}") from None
     except TokenizerError as error:
         raise TokenizerError(f"tokenizer {file} {error}") from None
+
+
+def _start(file: Path) -> bytes:
+    """The first bytes, if it is a file that has some."""
+    if not file.is_file():
+        return b""
+    with file.open("rb") as opened:
+        return opened.read(4)
 
 
 def _write(path: Path, content: bytes) -> None:

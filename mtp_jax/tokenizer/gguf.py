@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mtp_jax.tokenizer.base import Tokenizer, TokenizerError
 from mtp_jax.tokenizer.huggingface import HuggingFaceTokenizer, well_known
 from mtp_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+from mtp_jax.untrusted import open_gguf
 
 if TYPE_CHECKING:
     import tokenizers
@@ -36,10 +37,8 @@ def read(path: Path) -> Tokenizer:
     Raises:
         TokenizerError: the file is damaged, or holds no tokenizer of a kind that is known here.
     """
-    import gguf
-
     try:
-        reader = gguf.GGUFReader(path)
+        reader = open_gguf(path)
         start = "tokenizer.ggml."
         fields = {
             name.removeprefix(start): field.contents()

@@ -6,11 +6,15 @@ that transformers reads: https://huggingface.co/docs/transformers/main_classes/t
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtp_jax.tokenizer.base import Tokenizer, TokenizerError
+from mtp_jax.tokenizer.bounds import check_parts, check_pieces
+from mtp_jax.untrusted import read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -51,6 +55,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 f"has {len(vocabulary)} tokens, but ids up to {self.vocab_size - 1}: it is damaged"
             )
         self.pieces = [""] * self.vocab_size
+        check_pieces(vocabulary)
         for piece, token in vocabulary.items():
             self.pieces[token] = piece
         self.eos = eos
@@ -66,7 +71,9 @@ class HuggingFaceTokenizer(Tokenizer):
         model.encode_special_tokens = True
         self._tokenizer = model
         self._json = model.to_str(pretty=False)
-        own = json.loads(self._json)["model"]
+        whole = json.loads(self._json)
+        check_parts(whole)
+        own = whole["model"]
         self.unknown = own.get("unk_id", vocabulary.get(own.get("unk_token")))
         special = {t for t, added in model.get_added_tokens_decoder().items() if added.special}
         # A Unigram model has them among its pieces, and so makes them of plain text all the same.
@@ -83,7 +90,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return {CONFIG: json.dumps(config, indent=1).encode(), name: self._json.encode()}
 
     def encode(self, text: str) -> list[int]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _said():
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [token for token in ids if token not in self._never]
 
     def merges(self) -> list[tuple[int, int, int]] | None:
@@ -108,7 +116,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return known if len(known) == len(spelled) else None
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        with _said():
+            text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text.lstrip(" ")  # a byte-level model's words begin with theirs, the first one too
 
 
@@ -152,18 +161,25 @@ def _parsed(content: bytes) -> tokenizers.Tokenizer:
 
     if tekken.is_one(content):
         return tekken.read(content)
-    try:
+    with _said("is not a tokenizer.json"):
         model = tokenizers.Tokenizer.from_str(content.decode())
-    except BaseException as error:
-        # The package raises plain Exceptions, and a panic of its Rust code is not even that.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise TokenizerError(
-            f"is not a tokenizer.json ({_line(error)}): download it again"
-        ) from None
     if model.decoder is None:
         raise TokenizerError("has no decoder, without which its tokens give no text")
     return model
+
+
+@contextlib.contextmanager
+def _said(what: str = "is damaged, or does not do for this text") -> Iterator[None]:
+    """Whatever the package raises, as a `TokenizerError`.
+
+    It raises plain Exceptions, and a panic of its Rust code is not even that.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{what} ({_line(error)[:200]}): download it again") from None
 
 
 def well_known(model: tokenizers.Tokenizer) -> tuple[int | None, int | None]:
@@ -202,12 +218,12 @@ def _named(folder: Path, model: tokenizers.Tokenizer) -> dict[str, int]:
 def read_config(path: Path) -> dict[str, Any]:
     """The fields of a JSON file; none if there is no such file."""
     try:
-        config = json.loads(path.read_bytes())
+        config = read_json(path)
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise TokenizerError(
             f"goes with {path.name}, which cannot be read ({_line(error)}): download it again"
         ) from None

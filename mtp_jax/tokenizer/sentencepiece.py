@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import sentencepiece
 
 from mtp_jax.tokenizer.base import Tokenizer, TokenizerError
+from mtp_jax.tokenizer.bounds import check_character_map, check_pieces
 
 # Ids of the special pieces of a model that is trained here; a loaded one has its own.
 PAD, UNK, BOS, EOS = range(4)
@@ -29,10 +31,12 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             if not model or not self._processor.LoadFromSerializedProto(model):
                 raise RuntimeError
-        except RuntimeError:
+            self.vocab_size = self._processor.vocab_size()
+            self.pieces = [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+        except (RuntimeError, UnicodeDecodeError):
             raise TokenizerError("is not a SentencePiece model") from None
-        self.vocab_size = self._processor.vocab_size()
-        self.pieces = [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+        check_pieces(self.pieces)
+        check_character_map(_character_map(model))
         self.eos = self._processor.eos_id()
         if self.eos < 0:
             raise TokenizerError("has no end-of-sentence piece, which decoding needs to stop")
@@ -53,6 +57,15 @@ class SentencePieceTokenizer(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         text: str = self._processor.decode(ids)
         return text
+
+
+def _character_map(model: bytes) -> bytes:
+    """What characters a model, which was read before, replaces others by."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    content: bytes = proto.ModelProto.FromString(model).normalizer_spec.precompiled_charsmap
+    return content
 
 
 def train(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mtp_jax.tokenizer.base import TokenizerError
 from mtp_jax.tokenizer.huggingface import HuggingFaceTokenizer, read_config
 from mtp_jax.tokenizer.speech_prompts import TEMPLATES, Template, make_prompt, template_of
+from mtp_jax.untrusted import read_bytes
 
 if TYPE_CHECKING:
     import tokenizers
@@ -142,7 +143,7 @@ def _chat_template(folder: Path) -> str:
     jinja, json, config = (folder / name for name in CHAT_TEMPLATES)
     try:
         if jinja.is_file():
-            return jinja.read_text(encoding="utf-8")
+            return read_bytes(jinja).decode()
     except (OSError, ValueError):
         raise TokenizerError(f"goes with {jinja.name}, which cannot be read") from None
     for file in (json, config):

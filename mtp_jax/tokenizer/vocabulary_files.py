@@ -6,11 +6,11 @@ How texts are split into words stands in no file: it is known for Qwen2's tokeni
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mtp_jax.tokenizer.base import TokenizerError
+from mtp_jax.untrusted import parse_json, read_bytes, read_json
 
 MERGES = "merges.txt"
 CONFIG = "tokenizer_config.json"
@@ -35,9 +35,9 @@ def as_json(content: bytes, folder: Path) -> bytes:
     from tokenizers import pre_tokenizers as pre
 
     try:
-        vocabulary = json.loads(content)
-        config = json.loads((folder / CONFIG).read_bytes())
-        lines = (folder / MERGES).read_text(encoding="utf-8").splitlines()
+        vocabulary = parse_json(content)
+        config = read_json(folder / CONFIG)
+        lines = read_bytes(folder / MERGES).decode().splitlines()
         added = _added(config)
         kind = config.get("tokenizer_class")
     except OSError as error:

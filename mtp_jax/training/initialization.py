@@ -17,7 +17,7 @@ from mtp_jax.inference.load import load
 from mtp_jax.models.initialization import parameter_shapes
 from mtp_jax.models.params import Params, by_path, nested
 from mtp_jax.models.recogniser import Recogniser
-from mtp_jax.pretrained.parts import as_stored, digests, import_parts
+from mtp_jax.pretrained.parts import as_stored, digests, import_parts, revisions
 from mtp_jax.pretrained.vocabulary_transfer import for_tokenizer
 from mtp_jax.tokenizer import Tokenizer
 from mtp_jax.training.step import frozen
@@ -89,7 +89,8 @@ def starting_point(
     left_out = sorted(path for path in parts if is_frozen(path) and path not in initial)
     if parts:
         with multihost.process_zero_first("noting the pretrained parts"):
-            workdir.record_pretrained(digests(config.pretrained), left_out)
+            used = config.pretrained
+            workdir.record_pretrained(digests(used), left_out, revisions(used))
     begun = {path: x for path, x in parts.items() if path not in left_out} | initial
     return nested(begun), nested({path: parts[path] for path in left_out})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import jax
@@ -14,6 +13,7 @@ from mtp_jax.inference.load import load as load_recognizer
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.transcription.confidence import Calibration, read_calibration
 from mtp_jax.transcription.transcriber import Transcriber
+from mtp_jax.untrusted import read_json
 
 
 def load(
@@ -82,7 +82,7 @@ def calibration_of(workdir: Workdir) -> Calibration | None:
         WorkdirError: its file cannot be read.
     """
     try:
-        return read_calibration(json.loads(workdir.confidence.read_text()))
+        return read_calibration(read_json(workdir.confidence))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
