@@ -216,6 +216,9 @@ def main(argv: list[str]) -> None:
                 out.writeframes(wave_.tobytes())
             batch = batch_of(wave_, start)
             audio.append(len(wave_) / 16_000)
+            if not i:  # what measures its calls does so at its fourth run
+                for strategy in (*strategies.values(),) * 4:
+                    ours(runner, batch, strategy)
             found = {name: ours(runner, batch, s) for name, s in strategies.items()}
             found |= {name: side(file) for name, side in sides.items()}
             for name, result in found.items():
