@@ -131,8 +131,9 @@ def main(argv: list[str]) -> None:
     check_writable(output, "output")
     options = dataclasses.replace(config.evaluation, **given)
     if _DRAFT_MODEL.value and not _STRATEGY.value:  # what drafts by it, beside the config's
-        drafted = dict.fromkeys([*options.strategies, "auto", "verify_ctc"])
-        options = dataclasses.replace(options, strategies=tuple(drafted))
+        drafting = registry.names(lambda entry: entry.drafts_text and entry.exact)
+        strategies = tuple(dict.fromkeys([*options.strategies, *drafting]))
+        options = dataclasses.replace(options, strategies=strategies)
     tunes = (
         options.needs_tau(_HEADS.value or config.heads.count)
         and _TAU.value is None

@@ -138,6 +138,7 @@ def test_a_row_of_verification() -> None:
         "wer": pytest.approx(100 / 7),
         "cer": pytest.approx(100 / 28),
         "decoder_calls": 5,
+        "drafter_calls": 0,
         "loop_steps": 2,
         "tokens": 10,
         "call_reduction": 2.0,

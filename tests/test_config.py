@@ -177,7 +177,7 @@ REFUSED = [
     ("evaluation.batch_sizes", [0], "must hold positive sizes"),
     ("evaluation.normalizer", "german", "choose one of english, basic, none"),
     ("evaluation.strategies", [], "must name at least one"),
-    ("evaluation.strategies", ["greedy", "best"], "choose one of ctc, greedy, threshold, verify"),
+    ("evaluation.strategies", ["greedy", "best"], "choose one of ctc, greedy, auto, threshold"),
     ("evaluation.draft_width", 1, "must be 2 or more"),
     ("evaluation.beam_rounds", 0, "must be positive"),
     ("mwer.rounds", 0, "must be positive"),
