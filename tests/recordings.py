@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,4 +58,18 @@ def batch_of_folder(folder: Path, rows: int, samples: int) -> Batch:
         tokens=np.zeros((rows, 0), np.int32),
         token_length=np.zeros(rows, np.int32),
         index=np.arange(rows, dtype=np.int32),
+    )
+
+
+def noise_batch(samples: Sequence[int]) -> Batch:
+    """A row of noise of each length; no text."""
+    audio = np.random.default_rng(0).normal(scale=3000, size=(len(samples), max(samples)))
+    length = np.array(samples, np.int32)
+    audio[np.arange(audio.shape[1]) >= length[:, None]] = 0
+    return Batch(
+        audio=audio.astype(np.int16),
+        audio_length=length,
+        tokens=np.zeros((len(samples), 0), np.int32),
+        token_length=np.zeros(len(samples), np.int32),
+        index=np.arange(len(samples), dtype=np.int32),
     )

@@ -10,9 +10,10 @@ import pytest
 
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.decoding import Auto, Greedy
-from mtp_jax.inference import call_cost
-from mtp_jax.inference.call_cost import RUNS_BEFORE, CallCosts, measure
+from mtp_jax.inference import call_cost, pacing
+from mtp_jax.inference.call_cost import CallCosts, measure
 from mtp_jax.inference.load import load
+from mtp_jax.inference.pacing import RUNS_BEFORE
 from tests.recordings import batch_of_folder, noise_folder
 
 ROWS, CALLS = 2, 10
@@ -77,7 +78,7 @@ def test_a_batch_is_measured_once(workdir, tmp_path, file, monkeypatch):
         measured.append(found[0])
         return found
 
-    monkeypatch.setattr(call_cost, "measure", noted)
+    monkeypatch.setattr(pacing, "measure", noted)
     greedy = runner.run(batch, Greedy()).decoded
     for run in range(RUNS_BEFORE + 3):
         found = runner.run(batch, Auto()).decoded

@@ -7,13 +7,14 @@ import pytest
 
 from mtp_jax.checkpoints.workdir import Workdir
 from mtp_jax.config import ConfigError
-from mtp_jax.data import Batch, FeatureBatch
+from mtp_jax.data import FeatureBatch
 from mtp_jax.decoding import BeamSearch, Greedy
 from mtp_jax.inference.fallback import first_limit, is_short, rows_of, token_limit, went_wrong
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.models.speech_features import speech_features
 from tests.pretrained import GOLDEN_WHISPER as FOLDER
+from tests.recordings import noise_batch
 
 RATE = 16_000
 SAMPLES = [4800, 2500, 4000, 1000, 100, 3000]
@@ -36,17 +37,7 @@ def full():
 
 @pytest.fixture(scope="module")
 def batch():
-    rng = np.random.default_rng(0)
-    audio = rng.normal(scale=3000, size=(len(SAMPLES), max(SAMPLES))).astype(np.int16)
-    length = np.array(SAMPLES, np.int32)
-    audio[np.arange(audio.shape[1]) >= length[:, None]] = 0
-    return Batch(
-        audio=audio,
-        audio_length=length,
-        tokens=np.zeros((len(SAMPLES), 0), np.int32),
-        token_length=np.zeros(len(SAMPLES), np.int32),
-        index=np.arange(len(SAMPLES), dtype=np.int32),
-    )
+    return noise_batch(SAMPLES)
 
 
 def texts(decoded):

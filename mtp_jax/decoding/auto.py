@@ -1,4 +1,4 @@
-"""Greedy's text in the least time: all drafts that a model has, and wide calls while they pay."""
+"""Greedy's text by all drafts that a model has, with wide calls while they save time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtp_jax.decoding.verify import verify
 
 @struct.dataclass
 class Auto:
-    """Verification where it is faster than greedy decoding, and greedy decoding where it is not.
+    """Verification while its calls give more than they cost, and greedy decoding in between.
 
     Drafts come from the CTC hypothesis and the heads, from one of them, or from none, as the model
     has them. The text is that of exact arithmetic's greedy decoding: calls of both widths take part

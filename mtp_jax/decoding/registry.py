@@ -240,7 +240,7 @@ for _entry in (
     ),
     Entry(
         "auto",
-        "Greedy's text in the least time: drafts of all that the model has, while they pay.",
+        "Greedy's text: all drafts that the model has, as long as they save time.",
         _auto,
         exact=True,
         adaptive=True,

@@ -22,7 +22,8 @@ class Verify:
     Attributes:
         ctc_width: 0 takes the drafts of heads 2..M, and S is M. Otherwise it is S, and the drafts
             are the CTC hypothesis, whatever M is; a model without one raises `DraftsError`.
-        joint: with a CTC hypothesis, the heads draft where the text has parted from it.
+        joint: where the drafts are the CTC hypothesis, the heads draft behind a token that it does
+            not expect.
         min_probability: serial heads draft no further once the drafts so far are all right with a
             probability below it.
     """
@@ -34,7 +35,9 @@ class Verify:
     @property
     def name(self) -> str:
         """As in the registry."""
-        return "verify_joint" if self.joint else "verify_ctc" if self.ctc_width else "verify"
+        if not self.ctc_width:
+            return "verify"
+        return "verify_joint" if self.joint else "verify_ctc"
 
     def decode(self, model: DecoderFunctions, active: jax.Array, max_tokens: int) -> Decoded:
         """As every `Strategy` does."""

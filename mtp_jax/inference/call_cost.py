@@ -25,7 +25,6 @@ log = logging.getLogger("mtp_jax")
 
 ALWAYS_WIDE, ALWAYS_NARROW = 0.0, float("inf")
 FEWEST_CALLS = 8  # a shorter text tells too little
-RUNS_BEFORE = 3  # of a program: short work is not held up, and the first run takes longer
 _FILE = "call_costs.json"
 
 Run = Callable[[Batch, Auto], Inference]

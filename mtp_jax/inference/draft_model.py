@@ -59,18 +59,18 @@ class DraftModel:
 
     def compile(self, batch: Batch) -> float:
         """Compiles what drafts for such a batch unless it is there; seconds that this took."""
-        heard = self._heard(batch)
-        return 0.0 if heard is None else self._runner.compile(heard, self._strategy)
+        to_decode = self._own_batch(batch)
+        return 0.0 if to_decode is None else self._runner.compile(to_decode, self._strategy)
 
     def is_compiled(self, batch: Batch) -> bool:
         """Whether `drafted` has nothing to compile for such a batch."""
-        heard = self._heard(batch)
-        return heard is None or self._runner.is_compiled(heard, self._strategy)
+        to_decode = self._own_batch(batch)
+        return to_decode is None or self._runner.is_compiled(to_decode, self._strategy)
 
     def compile_fallback(self, batch: Batch) -> None:
         """As `Runner.compile_fallback`."""
-        if (heard := self._heard(batch)) is not None:
-            self._runner.compile_fallback(heard, self._strategy)
+        if (to_decode := self._own_batch(batch)) is not None:
+            self._runner.compile_fallback(to_decode, self._strategy)
 
     def with_room(self, batch: Batch) -> Batch:
         """`batch`, with room for drafts and none there."""
@@ -92,24 +92,24 @@ class DraftModel:
             It, with drafts of `config.data.max_tokens` tokens at most, and int32[B] decoder calls
             of the drafter.
         """
-        heard, with_drafts = self._heard(batch), self.with_room(batch)
+        to_decode, with_drafts = self._own_batch(batch), self.with_room(batch)
         draft, length = with_drafts.draft, with_drafts.draft_length
         assert draft is not None and length is not None
-        if heard is None or np.all(heard.index < 0):
+        if to_decode is None or np.all(to_decode.index < 0):
             return with_drafts, np.zeros_like(length)
-        done = self._runner.run(heard, self._strategy)
+        done = self._runner.run(to_decode, self._strategy)
         decoded = done.decoded
         tokens, count, calls, start = multihost.to_host(
             (decoded.tokens, decoded.length, decoded.calls, done.start)
         )
-        for row in np.flatnonzero(heard.index >= 0).tolist():
+        for row in np.flatnonzero(to_decode.index >= 0).tolist():
             written = tokens[row, : count[row]].tolist()
             before = [] if start is None else start[row].tolist()
             text = self._writer.draft(written, before, self._told(batch, row)[0])[: self._most]
             draft[row, : len(text)], length[row] = text, len(text)
         return with_drafts, np.asarray(calls)
 
-    def _heard(self, batch: Batch) -> Batch | None:
+    def _own_batch(self, batch: Batch) -> Batch | None:
         """The batch as the drafter takes it; rows that it does not draft for are filler."""
         if isinstance(batch, FeatureBatch):
             return None

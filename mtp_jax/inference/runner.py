@@ -17,7 +17,8 @@ import numpy as np
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Auto, Strategy, registry
 from mtp_jax.distributed import multihost, sharding
-from mtp_jax.inference import call_cost, fallback
+from mtp_jax.inference import fallback
+from mtp_jax.inference.pacing import Pacing
 from mtp_jax.inference.programs import Inference, infer, two_best_logits
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.mixed_precision import multiplies_bfloat16
@@ -63,9 +64,7 @@ class Runner:
         self.drafter: DraftModel | None = None
         self._compile_seconds = 0.0
         self._programs: dict[Any, Any] = {}
-        self._costs = call_cost.CallCosts()
-        self._gains: dict[str, jax.Array] = {}
-        self._runs: dict[Any, int] = {}
+        self._pacing = Pacing(model.config, mesh)
         self._lock = threading.Lock()
 
     @property
@@ -183,7 +182,12 @@ class Runner:
         """`run`, by the drafts of the batch if it has some."""
         model = self._of_first_pass(batch, strategy)
         if isinstance(strategy, Auto):
-            done = self._run_paced(model, batch, strategy, with_alignment)
+            program = _key(model, _without_references(batch), _traced(strategy), with_alignment)
+
+            def paced(batch: Batch, strategy: Auto) -> Inference:
+                return self._run(model, batch, strategy, with_alignment)
+
+            done = self._pacing.run(paced, batch, strategy, program)
         else:
             done = self._run(model, batch, strategy, with_alignment)
         config = self.model.config
@@ -197,34 +201,6 @@ class Runner:
             return self._run(full, part, strategy, with_alignment)
 
         return fallback.with_fallback(done, batch, config, self.tokenizer, decode)
-
-    def _run_paced(
-        self, model: Recogniser, batch: Batch, strategy: Auto, with_alignment: bool
-    ) -> Inference:
-        """Decodes with what is known of its calls: their cost, and the gain of batches before.
-
-        Where several processes decode one batch all have to decide alike: there every call is wide.
-        """
-        if jax.process_count() > 1:
-            return self._run(model, batch, strategy, with_alignment)
-        key = call_cost.key_of(self.model.config, batch, strategy, self.mesh)
-        cost, usual = self._costs.get(key), call_cost.usual(self.mesh)
-        program = _key(model, _without_references(batch), _traced(strategy), with_alignment)
-        self._runs[program] = self._runs.get(program, 0) + 1
-        if cost is None and self._runs[program] > call_cost.RUNS_BEFORE and key in self._gains:
-
-            def run(batch: Batch, strategy: Auto) -> Inference:
-                return self._run(model, batch, strategy, with_alignment)
-
-            cost, done = call_cost.measure(run, batch, strategy)
-            self._costs.put(key, cost or usual, keep=cost is not None)
-        else:
-            gain = self._gains.get(key, strategy.gain)
-            paced = dataclasses.replace(strategy, cost=cost or usual, gain=gain)
-            done = self._run(model, batch, paced, with_alignment)
-        if done.decoded.gain is not None:  # the model has something to draft by
-            self._gains[key] = done.decoded.gain
-        return done
 
     def run_once(self, batch: Batch, strategy: Strategy, max_tokens: int) -> Inference:
         """As `run`, of texts of at most `max_tokens`, none of which is decoded again."""

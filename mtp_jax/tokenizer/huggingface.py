@@ -90,7 +90,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return {CONFIG: json.dumps(config, indent=1).encode(), name: self._json.encode()}
 
     def encode(self, text: str) -> list[int]:
-        with _said():
+        with _as_tokenizer_error():
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [token for token in ids if token not in self._never]
 
@@ -116,7 +116,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return known if len(known) == len(spelled) else None
 
     def _decode(self, ids: list[int]) -> str:
-        with _said():
+        with _as_tokenizer_error():
             text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text.lstrip(" ")  # a byte-level model's words begin with theirs, the first one too
 
@@ -161,7 +161,7 @@ def _parsed(content: bytes) -> tokenizers.Tokenizer:
 
     if tekken.is_one(content):
         return tekken.read(content)
-    with _said("is not a tokenizer.json"):
+    with _as_tokenizer_error("is not a tokenizer.json"):
         model = tokenizers.Tokenizer.from_str(content.decode())
     if model.decoder is None:
         raise TokenizerError("has no decoder, without which its tokens give no text")
@@ -169,7 +169,7 @@ def _parsed(content: bytes) -> tokenizers.Tokenizer:
 
 
 @contextlib.contextmanager
-def _said(what: str = "is damaged, or does not do for this text") -> Iterator[None]:
+def _as_tokenizer_error(what: str = "is damaged, or does not do for this text") -> Iterator[None]:
     """Whatever the package raises, as a `TokenizerError`.
 
     It raises plain Exceptions, and a panic of its Rust code is not even that.
