@@ -4,6 +4,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import os
+import sys
 import tempfile
 
 import pytest
@@ -71,6 +72,17 @@ def _programs_are_freed():
 
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_call_is_timed():
+    """What a wide call costs is not measured here: `auto` makes the same calls each time."""
+    from mtp_jax.inference import call_cost, pacing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pacing, "RUNS_BEFORE", sys.maxsize)
+        patch.setattr(call_cost.CallCosts, "_file", None)
+        yield
 
 
 @pytest.fixture(scope="module")

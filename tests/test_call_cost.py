@@ -13,10 +13,10 @@ from mtp_jax.decoding import Auto, Greedy
 from mtp_jax.inference import call_cost, pacing
 from mtp_jax.inference.call_cost import CallCosts, measure
 from mtp_jax.inference.load import load
-from mtp_jax.inference.pacing import RUNS_BEFORE
 from tests.recordings import batch_of_folder, noise_folder
 
 ROWS, CALLS = 2, 10
+RUNS_BEFORE = pacing.RUNS_BEFORE  # read before the fixture that turns measuring off
 
 
 @pytest.fixture
@@ -69,6 +69,7 @@ def test_costs_are_kept_and_a_broken_file_is_made_anew(file):
 
 def test_a_batch_is_measured_once(workdir, tmp_path, file, monkeypatch):
     """And its text is greedy's, before and after."""
+    monkeypatch.setattr(pacing, "RUNS_BEFORE", RUNS_BEFORE)
     runner = load(Workdir(workdir))
     batch = batch_of_folder(noise_folder(tmp_path, ROWS, 4000, 8000), ROWS, 8000)
     measured = []

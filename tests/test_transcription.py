@@ -83,7 +83,7 @@ def test_tokens_and_their_calls_are_those_of_the_strategy(model, waves, monkeypa
     batch = model._batch([Chunk(0.0, wave, 0.0) for wave in waves])
     seen = model.runner
     decoded = jax.device_get(seen.run(batch, Verify()).decoded)
-    segments = model.decode([Chunk(0.0, wave, 0.0) for wave in waves])
+    segments = model.decode([Chunk(0.0, wave, 0.0) for wave in waves], "verify")
     for row, segment in enumerate(segments):
         count = int(decoded.length[row])
         assert [t.id for t in segment.tokens] == decoded.tokens[row, :count].tolist()
