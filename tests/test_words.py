@@ -70,6 +70,26 @@ def test_texts_have_the_words_of_their_texts(tokenizer):
     assert count.tolist() == [len(text.split()) for text in TEXTS]
 
 
+def test_without_what_is_written_case_and_punctuation_are_no_matter(tmp_path):
+    """Of texts as a recogniser writes them, the words are those that a normaliser leaves."""
+    pairs = [
+        ("It's the cat's mat, isn't it?", "it's the cat's mat isn't it"),
+        ("A well-known cat. And/or a mat!", "a well known cat and or a mat"),
+        ('"The cat," he said: "sat."', "the cat he said sat"),
+        ("Über - élan (naïve)", "Über élan naïve"),
+    ]
+    texts = [text for pair in pairs for text in pair] * 4
+    byte_pieces = Tokenizer.load(write_json(tmp_path, byte_level()))
+    for tokenizer in (Tokenizer.train(texts, tmp_path / "trained", 60, "bpe"), byte_pieces):
+        for text, plain in pairs:
+            rows = padded([tokenizer.encode(text), tokenizer.encode(plain)])
+            found, count = words(Spelling.of(tokenizer, written=False), *rows)
+            assert count.tolist() == [len(plain.split())] * 2
+            np.testing.assert_array_equal(*found[:, : count[0]])
+            as_written, count = words(Spelling.of(tokenizer), *rows)
+            assert not np.array_equal(*as_written)
+
+
 def test_distances_are_those_of_jiwer():
     rng = np.random.default_rng(0)
     a = [rng.integers(0, 4, rng.integers(0, 8)).tolist() for _ in range(300)]

@@ -212,6 +212,9 @@ class Mwer:
         rounds: of prefix beam search, at most.
         all_heads: False scores hypotheses by head 1, True by all heads.
         reference: True adds the reference to each list.
+        words: which words are the same: "normalized", whatever their case and the punctuation at
+            them, as `Evaluation.normalizer` has it; or "written", for a model that has to write
+            these as the references do.
     """
 
     weight: float = 0.0
@@ -221,8 +224,10 @@ class Mwer:
     rounds: int = 2
     all_heads: bool = False
     reference: bool = False
+    words: str = "normalized"
 
     def __post_init__(self) -> None:
+        one_of(self.words, ("normalized", "written"), "mwer.words")
         for name in ("weight", "cross_entropy"):
             check(getattr(self, name) >= 0, f"mwer.{name}", "must not be negative")
         searches = registry.names(lambda entry: entry.makes_nbest)

@@ -190,7 +190,10 @@ class _Loop:
         self._config, self._workdir, self._checkpoints = config, workdir, checkpoints
         self._runner, self._dev, self._stop = runner, dev, Stop()
         self._last = config.optim.steps * config.optim.accumulate
-        self._spelling = Spelling.of(runner.tokenizer) if config.mwer.weight else None
+        written = config.mwer.words == "written"
+        self._spelling = (
+            Spelling.of(runner.tokenizer, written=written) if config.mwer.weight else None
+        )
         self._step_fn = make_train_step(runner.model, optimizer, shardings, self._spelling)
         self._monitor = LossMonitor(config.train.max_loss_ratio)
         self._rate = learning_rate(config.optim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,9 @@ from mtp_jax.tokenizer import Tokenizer
 # How a piece spells the space before it (SentencePiece, byte-level BPE).
 _SPACES = ("▁", "Ġ", " ")
 _BASE = 1_000_003  # odd, so that no power of it is 0 modulo 2 ** 32
+_DASHES = "-/"  # between two words; an apostrophe belongs to one
+_MARKS = str.maketrans("", "", string.punctuation.replace("'", ""))
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 @struct.dataclass
@@ -35,11 +40,23 @@ class Spelling:
     starts: jax.Array
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Spelling:
-        """That of a tokenizer's pieces. A space inside a piece counts as a character."""
+    def of(cls, tokenizer: Tokenizer, *, written: bool = True) -> Spelling:
+        """That of a tokenizer's pieces. A space inside a piece counts as a character.
+
+        Args:
+            tokenizer: whose pieces they are.
+            written: True tells words apart by case and punctuation. False does not, as normalisers
+                do not: a piece of dashes alone then parts two words. Only ASCII is looked at, since
+                byte-level pieces spell other characters as parts of them.
+        """
         special = {tokenizer.bos, tokenizer.eos, tokenizer.pad}
         pieces = ["" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
-        texts = [piece[piece.startswith(_SPACES) :] for piece in pieces]
+        starts = [piece.startswith(_SPACES) for piece in pieces]
+        texts = [piece[start:] for piece, start in zip(pieces, starts, strict=True)]
+        if not written:
+            dashes = [bool(text) and not text.strip(_DASHES) for text in texts]
+            starts = [start or dash for start, dash in zip(starts, dashes, strict=True)]
+            texts = [text.translate(_MARKS).translate(_LOWER) for text in texts]
         hashes, powers = np.zeros(len(texts), np.uint32), np.ones(len(texts), np.uint32)
         for i, text in enumerate(texts):
             value, power = 0, 1
@@ -51,7 +68,7 @@ class Spelling:
             hash=jnp.asarray(hashes),
             power=jnp.asarray(powers),
             characters=jnp.array([len(text) for text in texts], jnp.int32),
-            starts=jnp.array([piece.startswith(_SPACES) for piece in pieces]),
+            starts=jnp.array(starts),
         )
 
 
