@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mtp_jax.decoding import Auto, Decoded, Greedy, Verify
 from mtp_jax.decoding.edit_distance import DraftText
-from mtp_jax.decoding.pace import FIRST_REST, LONGEST_REST, Pace
+from mtp_jax.decoding.pace import FIRST_REST, LONGEST_REST, TRIED, Pace
 from tests.test_decoding import LIMIT, few_examples, texts, unoptimized
 from tests.test_reading import ROWS, read, reading_of
 from tests.toy import DRAFTS, PERFECT, WRONG, Toy, make
@@ -31,6 +31,12 @@ def decode(strategy, toys: Toy, reading: DraftText | None, active, limit: int = 
 EVERY = jnp.ones(ROWS, bool)
 
 
+def pace(cost: float, gain: float = 0.0, seen: int = 0, rest: int = 0) -> Pace:
+    """Of calls that were made before."""
+    known = {"gain": np.float32(gain), "seen": np.int32(seen), "rest": np.int32(rest)}
+    return Pace.of(cost).replace(**known)
+
+
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("has_ctc", [False, True])
 def test_the_text_is_greedys_whatever_calls_cost(heads, has_ctc) -> None:
@@ -40,20 +46,21 @@ def test_the_text_is_greedys_whatever_calls_cost(heads, has_ctc) -> None:
         st.integers(0, 9_999),
         st.lists(st.sampled_from(list(DRAFTS.values())), min_size=ROWS, max_size=ROWS),
         st.sampled_from([0.0, 1.0, 1.5, 2.5, 9.0, math.inf]),
-        st.sampled_from([0.0, 1.2, 3.0]),
+        st.sampled_from([(0.0, 0, 0), (1.2, 30, 3), (3.0, 9, 0), (2.4, 8, 1)]),
         st.lists(st.booleans(), min_size=ROWS, max_size=ROWS),
     )
-    def check(rows, seed, drafts, cost, gain, active) -> None:
+    def check(rows, seed, drafts, cost, before, active) -> None:
         toys = make(ROWS, heads, seed=seed, eos_every=20, drafts=drafts)
         reading, active = reading_of(rows) if has_ctc else None, jnp.array(active)
-        found = decode(Auto(WIDTH, cost=cost, gain=gain), toys, reading, active)
+        found = decode(Auto(WIDTH, pace=pace(cost, *before)), toys, reading, active)
         greedy = decode(Greedy(), toys, None, active)
         assert texts(found) == texts(greedy)
         np.testing.assert_array_equal(found.log_probs, greedy.log_probs)
         assert np.all(found.calls <= greedy.calls)
         assert int(found.loop_steps) <= int(greedy.loop_steps)
         if heads > 1 or has_ctc:
-            assert found.gain >= 0
+            assert found.pace.gain >= 0
+            assert 0 <= found.pace.rest < found.pace.next_rest <= LONGEST_REST
         if math.isinf(cost):
             assert not found.proposed.any()
 
@@ -80,34 +87,65 @@ def test_without_drafts_it_is_greedy() -> None:
     ours, theirs = (decode(s, toys, None, EVERY) for s in (Auto(), Greedy()))
     np.testing.assert_array_equal(ours.tokens, theirs.tokens)
     np.testing.assert_array_equal(ours.calls, theirs.calls)
-    assert ours.gain is None
+    assert ours.pace is None
 
 
 def test_calls_that_do_not_pay_are_few() -> None:
-    """Wrong drafts: beside one token per call, a few calls of each length of rest are wide."""
-    limit = 200
+    """Wrong drafts: four calls end the first try, and each try behind a rest is a single call.
+
+    The next batch goes on with the rest that is left, so that short texts do not try more.
+    """
+    limit, cost = 200, 1.5
     toys = make(ROWS, 3, eos_every=10_000, drafts=WRONG)
     length = max(len(row) for row in texts(decode(Greedy(), toys, None, EVERY, limit=limit)))
     assert length == limit, "the toy ends earlier: take another seed"
-    found = decode(Auto(cost=1.5, gain=1.0), toys, None, EVERY, limit=limit)
-    rests = [FIRST_REST, 2 * FIRST_REST, 4 * FIRST_REST, *[LONGEST_REST] * 4]
-    tries = next(n for n in range(6) if sum(rests[: n + 1]) + n + 1 >= limit)
-    assert found.proposed[:, 0].max() == tries
-    perfect = toys.replace(drafts=jnp.full(ROWS, PERFECT))
-    found = decode(Auto(cost=1.5, gain=1.0), perfect, None, EVERY, limit=limit)
-    narrow = FIRST_REST
-    assert int(found.loop_steps) == 1 + narrow + -(-(limit - 1 - narrow) // 3)
+    found = decode(Auto(pace=pace(cost)), toys, None, EVERY, limit=limit)
+    wide, calls = [], 1
+    now, every = Pace.of(cost), jnp.ones(1, bool)
+    for _ in range(2 * (limit - 1)):
+        wide.append(bool(now.wide))
+        now = now.after_wide(jnp.ones(1), every) if wide[-1] else now.after_narrow()
+    calls = limit - 1  # each gives a token
+    assert found.proposed[:, 0].max() == sum(wide[:calls])
+    first = wide.index(False)
+    assert first == 4
+    tries = [FIRST_REST, 2 * FIRST_REST, 4 * FIRST_REST, LONGEST_REST, LONGEST_REST]
+    expected = [True] * first + [x for rest in tries for x in [*[False] * rest, True]]
+    assert wide[: len(expected)] == expected
+    again = decode(Auto(pace=found.pace), toys, None, EVERY, limit=limit)
+    assert again.proposed[:, 0].max() == sum(wide[calls : 2 * calls])
+
+
+def test_calls_that_pay_are_made_again_behind_one_rest() -> None:
+    limit = 200
+    toys = make(ROWS, 3, eos_every=10_000, drafts=PERFECT)
+    resting = pace(1.5, 1.0, 30, FIRST_REST)
+    found = decode(Auto(pace=resting), toys, None, EVERY, limit=limit)
+    assert int(found.loop_steps) == 1 + FIRST_REST + -(-(limit - 1 - FIRST_REST) // 3)
+    assert found.pace.gain > 2
 
 
 def test_a_pace_judges_a_try_by_itself() -> None:
-    pace, every = Pace.start(2.0, 1.0), jnp.ones(2, bool)
-    assert not pace.wide
+    now, every = pace(2.0, 1.0, 30, FIRST_REST), jnp.ones(2, bool)
     for _ in range(FIRST_REST):
-        assert not pace.wide
-        pace = pace.after_narrow()
-    assert pace.wide
-    assert pace.after_wide(jnp.array([3, 1]), every).wide
-    assert int(pace.after_wide(jnp.array([1, 1]), every).rest) == 2 * FIRST_REST
-    alone = pace.after_wide(jnp.array([1, 9]), jnp.array([False, True]))
+        assert not now.wide
+        now = now.after_narrow()
+    assert now.wide
+    assert int(now.seen) == TRIED
+    assert now.after_wide(jnp.array([3, 1]), every).wide
+    assert int(now.after_wide(jnp.array([1, 1]), every).rest) == FIRST_REST
+    alone = now.after_wide(jnp.array([1, 9]), jnp.array([False, True]))
     assert alone.wide
-    assert float(alone.gain) > float(pace.gain)
+    assert float(alone.gain) > float(now.gain)
+
+
+def test_a_pace_is_a_mean_that_few_calls_hardly_move() -> None:
+    """Of the first calls it is their mean, beside what was assumed before them."""
+    now, every = Pace.of(2.0), jnp.ones(1, bool)
+    for given in (4, 1, 3, 4):
+        now = now.after_wide(jnp.array([given]), every)
+    assert float(now.gain) == pytest.approx((2 * 3.0 + 4 + 1 + 3 + 4) / 6)
+    known = pace(2.0, 3.5, 1000)
+    for _ in range(5):
+        known = known.after_wide(jnp.array([1]), every)
+        assert known.wide, "five calls of a token each end no run of calls that pay"

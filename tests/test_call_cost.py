@@ -33,7 +33,7 @@ def timed_by_hand(monkeypatch, wide: float, narrow: float, calls: int = CALLS):
 
     def run(batch, strategy):
         steps = calls if np.any(batch >= 0) else 0
-        clock.now += 3 + steps * (narrow if np.isinf(strategy.cost) else wide)
+        clock.now += 3 + steps * (narrow if np.isinf(strategy.pace.cost) else wide)
         return SimpleNamespace(decoded=SimpleNamespace(loop_steps=1 + steps))
 
     class Rows(np.ndarray):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.decoding.drafts import MIN_PROBABILITY, draft_source
@@ -23,15 +24,13 @@ class Auto:
     Attributes:
         ctc_width: S, tokens per call where drafts are read off the CTC hypothesis.
         min_probability: as in `Verify`.
-        cost: what a wide call costs, in narrow ones; at 1 or below every call is wide. A `Runner`
-            measures it.
-        gain: tokens that a wide call gave each row of the batches before this one; 0 if none was.
+        pace: what calls cost and have given so far. A `Runner` measures the cost, and gives each
+            batch the pace of the one before.
     """
 
     ctc_width: int = struct.field(pytree_node=False, default=16)
     min_probability: float = struct.field(pytree_node=False, default=MIN_PROBABILITY)
-    cost: float | jax.Array = 1.0
-    gain: float | jax.Array = 0.0
+    pace: Pace = struct.field(default_factory=Pace.of)
 
     @property
     def name(self) -> str:
@@ -45,4 +44,4 @@ class Auto:
             return Greedy().decode(model, active, max_tokens)
         width, joint = self.ctc_width if by_ctc else 0, by_ctc and model.heads > 1
         source = draft_source(model, width, joint, self.min_probability)
-        return verify(model, source, active, max_tokens, Pace.start(self.cost, self.gain))
+        return verify(model, source, active, max_tokens, jax.tree.map(jnp.asarray, self.pace))

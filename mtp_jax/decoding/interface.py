@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mtp_jax.decoding.edit_distance import DraftText
+from mtp_jax.decoding.pace import Pace
 from mtp_jax.models.kv_cache import KVCache
 
 
@@ -96,7 +97,7 @@ class Decoded:
         call: int32[B, L], the row's call, counted from 1, that emitted each token; 0 beyond
             `length`.
         nbest: of strategies that make a list.
-        gain: float32, tokens that a wide call gave each row, a running mean; of `Auto`.
+        pace: of the next batch; of `Auto`.
     """
 
     tokens: jax.Array
@@ -108,7 +109,7 @@ class Decoded:
     loop_steps: jax.Array
     call: jax.Array
     nbest: NBest | None = None
-    gain: jax.Array | None = None
+    pace: Pace | None = None
 
 
 def best_of(

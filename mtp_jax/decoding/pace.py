@@ -11,62 +11,74 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-RATE = 0.3  # of the running mean: three wide calls count for two thirds of it
-UNKNOWN = 1.5  # gain of a batch with none before it, in costs
+RATE = 0.05  # least weight of a new call in the mean: a text goes up and down more than speech does
+UNKNOWN = 1.5  # gain of wide calls before the first, in costs
+WEIGHT = 2  # calls that this counts for
+TRIED = 8  # calls that the break-even counts for, which a try starts from
 FIRST_REST = 8  # narrow calls before the first new try
 LONGEST_REST = 64
 
 
 @struct.dataclass
 class Pace:
-    """What is known of a batch so far.
+    """What is known of the calls of one model so far; it goes from batch to batch.
 
     Attributes:
-        cost: float32, what a wide call costs, in narrow ones; infinite where none is to be made.
+        cost: float32, what a wide call costs, in narrow ones; at 1 or below every call is wide, and
+            none where it is infinite.
         gain: float32, tokens that a wide call gives each row, a running mean.
+        seen: int32, the wide calls that it is the mean of; 0 if none is known.
         rest: int32, narrow calls until a wide one is tried again.
         next_rest: int32, how many there will be if that does not pay.
     """
 
     cost: jax.Array
     gain: jax.Array
+    seen: jax.Array
     rest: jax.Array
     next_rest: jax.Array
 
     @classmethod
-    def start(cls, cost: jax.Array | float, gain: jax.Array | float) -> Pace:
-        """Of a batch of which nothing is known but the `gain` of those before it.
+    def of(cls, cost: float = 1.0) -> Pace:
+        """Before the first call, on the host."""
+        zero = np.int32(0)
+        return cls(np.float32(cost), np.float32(0), zero, zero, np.int32(FIRST_REST))  # type: ignore[arg-type]
 
-        Where that is 0, nothing is known at all, and two calls that give a token each end the try.
-        """
-        first = jnp.int32(FIRST_REST)
-        cost, gain = jnp.asarray(cost, jnp.float32), jnp.asarray(gain, jnp.float32)
-        gain = jnp.where(gain > 0, gain, UNKNOWN * cost)
-        rests = (gain < cost) | jnp.isinf(cost)
-        return cls(cost, gain, jnp.where(rests, first, 0), jnp.where(rests, 2 * first, first))
+    def with_cost(self, cost: float) -> Pace:
+        """The same, where calls turned out to cost something else."""
+        return dataclasses.replace(self, cost=np.float32(cost))  # type: ignore[arg-type]
 
     @property
     def wide(self) -> jax.Array:
         """bool: the next call is wide."""
-        return self.rest == 0
+        return (self.rest == 0) & jnp.isfinite(self.cost)
 
     def after_wide(self, emitted: jax.Array, running: jax.Array) -> Pace:
         """Behind a call that gave int32[B] tokens to the rows where bool[B] `running` is True."""
         count = jnp.maximum(jnp.sum(running), 1)
         mean = jnp.sum(jnp.where(running, emitted, 0)) / count
-        gain = self.gain + RATE * (mean - self.gain)
+        known = self.seen > 0
+        before = jnp.where(known, self.gain, UNKNOWN * self.cost)
+        seen = jnp.where(known, self.seen, WEIGHT) + 1
+        gain = before + jnp.maximum(1 / seen, RATE) * (mean - before)
         pays = gain >= self.cost
         return Pace(
             cost=self.cost,
-            gain=gain,
+            gain=gain.astype(jnp.float32),
+            seen=seen,
             rest=jnp.where(pays, 0, self.next_rest),
             next_rest=jnp.where(pays, FIRST_REST, jnp.minimum(2 * self.next_rest, LONGEST_REST)),
         )
 
     def after_narrow(self) -> Pace:
         """Behind a narrow call. The try at the end of a rest is judged by itself."""
-        rest = jnp.where(jnp.isinf(self.cost), self.rest, self.rest - 1)
-        gain = jnp.where(rest == 0, self.cost, self.gain)
-        return dataclasses.replace(self, rest=rest, gain=gain)
+        tries = (self.rest == 1) & jnp.isfinite(self.cost)
+        return dataclasses.replace(
+            self,
+            rest=jnp.maximum(self.rest - 1, 0),
+            gain=jnp.where(tries, self.cost, self.gain),
+            seen=jnp.where(tries, TRIED, self.seen),
+        )

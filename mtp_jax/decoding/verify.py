@@ -75,5 +75,5 @@ def verify(
         accepted=end.accepted,
         loop_steps=end.steps + 1,
         call=end.text.call,
-        gain=None if end.pace is None else end.pace.gain,
+        pace=end.pace,
     )

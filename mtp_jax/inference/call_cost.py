@@ -18,6 +18,7 @@ import numpy as np
 from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Auto
+from mtp_jax.decoding.pace import Pace
 from mtp_jax.inference.programs import Inference
 from mtp_jax.paths import to_path, write_whole
 
@@ -41,7 +42,7 @@ def measure(run: Run, batch: Batch, strategy: Auto) -> tuple[float | None, Infer
     Args:
         run: the compiled program.
         batch: it is decoded twice, and its encoder runs once more.
-        strategy: its costs are not looked at.
+        strategy: its pace is not looked at.
 
     Returns:
         The time of a wide call over that of a narrow one, at least 1; None where the texts are too
@@ -49,7 +50,7 @@ def measure(run: Run, batch: Batch, strategy: Auto) -> tuple[float | None, Infer
     """
 
     def timed(batch: Batch, cost: float) -> tuple[float, Inference]:
-        paced = dataclasses.replace(strategy, cost=cost, gain=0.0)
+        paced = dataclasses.replace(strategy, pace=Pace.of(cost))
         start = time.perf_counter()
         done = jax.block_until_ready(run(batch, paced))
         return time.perf_counter() - start, done

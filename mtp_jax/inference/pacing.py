@@ -1,4 +1,4 @@
-"""What `Auto` is told of its calls: their cost, and the gain of the batches before."""
+"""What `Auto` is told of its calls: their cost, and what those of the batches before gave."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 from mtp_jax.config import Config
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Auto
+from mtp_jax.decoding.pace import Pace
 from mtp_jax.inference.call_cost import CallCosts, key_of, measure, usual
 from mtp_jax.inference.programs import Inference
 
@@ -17,7 +18,7 @@ RUNS_BEFORE = 3  # of a program: short work is not held up, and the first run ta
 
 
 class Pacing:
-    """Costs and gains of the calls of one model.
+    """Costs and paces of the calls of one model.
 
     Args:
         config: of the model.
@@ -27,7 +28,7 @@ class Pacing:
     def __init__(self, config: Config, mesh: jax.sharding.Mesh) -> None:
         self._config, self._mesh = config, mesh
         self._costs = CallCosts()
-        self._gains: dict[str, jax.Array] = {}
+        self._paces: dict[str, Pace] = {}
         self._runs: dict[Hashable, int] = {}
 
     def run(
@@ -51,12 +52,12 @@ class Pacing:
         key = key_of(self._config, batch, strategy, self._mesh)
         cost, otherwise = self._costs.get(key), usual(self._mesh)
         self._runs[program] = self._runs.get(program, 0) + 1
-        if cost is None and self._runs[program] > RUNS_BEFORE and key in self._gains:
+        if cost is None and self._runs[program] > RUNS_BEFORE and key in self._paces:
             cost, done = measure(decode, batch, strategy)
             self._costs.put(key, cost or otherwise, keep=cost is not None)
         else:
-            gain = self._gains.get(key, strategy.gain)
-            done = decode(batch, dataclasses.replace(strategy, cost=cost or otherwise, gain=gain))
-        if done.decoded.gain is not None:  # the model has something to draft by
-            self._gains[key] = done.decoded.gain
+            pace = self._paces.get(key, strategy.pace).with_cost(cost or otherwise)
+            done = decode(batch, dataclasses.replace(strategy, pace=pace))
+            if done.decoded.pace is not None:  # the model has something to draft by
+                self._paces[key] = done.decoded.pace
         return done

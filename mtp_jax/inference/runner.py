@@ -252,8 +252,10 @@ def _without_references(batch: Batch) -> Batch:
 
 
 def _traced(strategy: Strategy) -> Strategy:
-    """With leaves as arrays of one type: sweeping one compiles nothing anew."""
-    traced: Strategy = jax.tree.map(jnp.float32, strategy)
+    """With arrays as leaves, for numbers float32 ones: sweeping one compiles nothing anew."""
+    traced: Strategy = jax.tree.map(
+        lambda x: jnp.asarray(x, getattr(x, "dtype", jnp.float32)), strategy
+    )
     return traced
 
 
