@@ -233,6 +233,7 @@ class _Loop:
                     if done % c.log_every == 0 or has_dev or saving:
                         means = self._log(done)
                     if saving:
+                        self._board.flush()  # those of steps that are not made again
                         self._checkpoints.save(state)
                     self._stop.raise_if_requested()
                     if has_dev:
@@ -287,6 +288,7 @@ class _Loop:
         self._board.add_scalar("dev/wer", wer, step)
         self._say(f"step {step}: dev WER {wer:.2f} %")
         self._checkpoints.save_best(state, wer)
+        self._board.flush()
         if multihost.is_process_zero():
             self._workdir.write_dev((self._workdir.read_dev() or {}) | {step: wer})
 
