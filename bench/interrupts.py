@@ -46,6 +46,7 @@ LONGEST = 120  # seconds that an interrupted command may take to end
 _TIMES = flags.DEFINE_integer("times", 40, "signals to send", lower_bound=1)
 _KILLS = flags.DEFINE_integer("kills", 0, "of training, whose bits are compared", lower_bound=0)
 _TROUBLE = flags.DEFINE_list("trouble", list(kills.TROUBLE), "of --kills: what happens to training")
+_SCRATCH = flags.DEFINE_string("scratch", "", "of --kills: folder that keeps the undisturbed run")
 _COMMANDS = flags.DEFINE_list("commands", ["train", "transcribe", "serve", "pack"], "in turn")
 _SEED = flags.DEFINE_integer("seed", 0, "of the moments")
 
@@ -183,7 +184,7 @@ def main(argv: list[str]) -> None:
     del argv
     draw = random.Random(_SEED.value)
     if _KILLS.value:
-        kills.run(_KILLS.value, _TROUBLE.value, draw)
+        kills.run(_KILLS.value, _TROUBLE.value, draw, _SCRATCH.value)
         return
     with tempfile.TemporaryDirectory() as scratch:
         commands, said = _commands(Path(scratch)), Path(scratch) / "said"

@@ -3,9 +3,10 @@
 Whatever happens to a run, the same command ends with the same bits as one that nothing disturbed,
 or says in a sentence what to do. `trouble` names what happens:
 
-- ``kills``: SIGKILL and SIGTERM in turn, each in a phase of the run that is drawn (start-up,
-  compile, step, dev, save, evaluation) at a moment drawn over the time that the phase takes. After
-  as many kills as there are phases the run is left alone, and compared.
+- ``kills``: SIGKILL and SIGTERM in turn, in one phase of the run after the other (start-up,
+  compile, step, dev, save, evaluation), each at a moment drawn over the time that the phase takes,
+  the first, second or third time that it comes. The same run goes on from kill to kill; behind the
+  last phase it is left alone, and compared.
 - ``disk``: the disk is full at a byte that is drawn, and later has room again.
 - ``damage``: a run is killed; of its newest files one to four are cut, emptied or zeroed, as a
   power failure leaves them. Where the command says what to remove, that is removed.
@@ -49,8 +50,9 @@ TROUBLE = ("kills", "disk", "damage", "twice", "processes")
 PHASES = ("start-up", "compile", "step", "dev", "save", "evaluation")  # bench.training_phases
 LONGEST = 900  # seconds that a command may take
 SAVING = 0.5  # seconds that files are written at most, behind the call that saves
+FOUND_WITHIN = 300  # seconds that the first of two processes waits for the other
 LOST_AFTER = 10  # seconds without a sign of life after which one of two processes is lost
-_TIMES = ("rtfx", "compile_seconds", "commit")
+_MAY_DIFFER = ("rtfx", "compile_seconds", "commit", "cache_dir")
 _TRACE = ("Traceback", "Fatal Python error", "Segmentation", "Exception ignored")
 
 CONFIG = """
@@ -168,7 +170,7 @@ def bits(workdir: Path) -> dict[str, Any]:
 
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _without_times(v) for k, v in value.items() if k not in _TIMES}
+        return {k: _without_times(v) for k, v in value.items() if k not in _MAY_DIFFER}
     return [_without_times(v) for v in value] if isinstance(value, list) else value
 
 
@@ -200,14 +202,15 @@ class Troubles:
         self.config = self.folder / "tiny.py"
         self.config.write_text(CONFIG.format(cache=str(self.folder / "cache")))
         self.lengths: dict[str, list[float]] = collections.defaultdict(list)
-        Start(self.folder, "compiled").end()  # the corpus is made, all programs are compiled
-        self.whole = self._undisturbed("whole")
-
-    def _undisturbed(self, name: str, **options: Any) -> dict[str, Any]:
-        start = Start(self.folder, name, **options)
-        assert start.end() == 0, start.said
-        self._learn(start)
-        return bits(self.folder / name)
+        lengths = self.folder / "lengths.json"
+        if not lengths.exists():
+            Start(self.folder, "compiled").end()  # the corpus is made, all programs are compiled
+            start = Start(self.folder, "whole")
+            assert start.end() == 0, start.said
+            self._learn(start)
+            lengths.write_text(json.dumps(self.lengths))
+        self.lengths |= json.loads(lengths.read_text())
+        self.whole = bits(self.folder / "whole")
 
     def _learn(self, start: Start) -> None:
         """How long phases take, from a run that has ended by itself."""
@@ -251,11 +254,10 @@ class Troubles:
                 if sent:
                     self._finish("kills", name)
                     name = f"killed{sent}"
-                aims = list(PHASES)
-                self.draw.shuffle(aims)
+                aims = [*reversed(PHASES)]
                 if self.draw.random() < 0.5:
                     shutil.rmtree(self.folder / "cache" / "embedded", ignore_errors=True)
-            number = (signal.SIGKILL, signal.SIGTERM)[sent % 2]
+            number = (signal.SIGKILL, signal.SIGTERM)[(sent + sent // len(PHASES)) % 2]
             start = Start(self.folder, name)
             if aims[-1] == "compile":  # and nothing is kept of what it has compiled
                 for file in (self.folder / "cache" / "compiled").glob("jit_step*"):
@@ -300,7 +302,7 @@ class Troubles:
                 after = Start(place, "full")
                 status = after.end()
                 fault = f"status {status}: {after.last_line}" if status else ""
-                if not fault and (other := differences_of(place / "full", self)):
+                if not fault and (other := differences(place / "full", self.whole)):
                     fault = f"other {other}"
                 self._note("disk", "other bits" if fault else "went on to the same bits", fault)
 
@@ -376,7 +378,7 @@ class Troubles:
                 time.sleep(self._moment(phase))
             victim.process.send_signal(number)
             hit = time.monotonic()
-            statuses = [start.end(LOST_AFTER + 120) for start in starts]
+            statuses = [start.end(FOUND_WITHIN + 120) for start in starts]
             seconds, phase = time.monotonic() - hit, victim.notes()[-1][0]
             end = f"{number.name} of process {starts.index(victim)} in {phase}: {statuses}"
             wrong = f"it took {seconds:.0f} s" if -1000 in statuses else ""
@@ -401,18 +403,21 @@ class Troubles:
             self._note("processes", "could not go on", f"{statuses}: {said}")
 
 
-def run(count: int, trouble: Sequence[str], draw: random.Random) -> None:
+def run(count: int, trouble: Sequence[str], draw: random.Random, scratch: str) -> None:
     """Makes trouble, prints how it ended, and ends with status 1 if that was wrong anywhere.
 
     Args:
         count: of kills; of each other trouble a fifth of it, of starts together a tenth.
         trouble: of `TROUBLE`.
         draw: of the moments.
+        scratch: folder to work in, where the undisturbed run is kept; empty for one that is not.
     """
     counts = dict.fromkeys(TROUBLE, max(count // 5, 1)) | {"kills": count}
     counts["twice"] = max(count // 10, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        troubles = Troubles(Path(folder), draw)
+    with contextlib.ExitStack() as stack:
+        folder = scratch or stack.enter_context(tempfile.TemporaryDirectory())
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        troubles = Troubles(Path(folder).absolute(), draw)
         for name in trouble:
             getattr(troubles, name)(counts[name])
     for end, times in sorted(troubles.ends.items()):
@@ -420,16 +425,6 @@ def run(count: int, trouble: Sequence[str], draw: random.Random) -> None:
     print(f"{len(troubles.faults)} faults", *troubles.faults, sep="\n  ")
     if troubles.faults:
         sys.exit(1)
-
-
-def differences_of(workdir: Path, troubles: Troubles) -> str:
-    """`differences` of a run with another cache."""
-    whole = json.loads(json.dumps(troubles.whole, default=str))
-    found = json.loads(json.dumps(bits(workdir), default=str))
-    for each in (whole, found):
-        for name in ("config", "results"):
-            each[name].get("config", each[name])["data"]["cache_dir"] = ""
-    return ", ".join(name for name in {*whole, *found} if whole.get(name) != found.get(name))
 
 
 def _noise(said: str) -> str:
