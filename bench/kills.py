@@ -76,20 +76,27 @@ class Start:
     """One start of the command in a workdir.
 
     Args:
-        run: the folder, and the config in it; `name`: of the workdir.
+        run: folder of what it says; `name`: of the workdir.
         group: flags of one of several processes.
+        place: of the config and the workdir, if that is another folder.
         largest_file: bytes, as a limit of the system; 0 for none.
     """
 
     _number = 0
 
     def __init__(
-        self, run: Path, name: str, group: tuple[str, ...] = (), largest_file: int = 0
+        self,
+        run: Path,
+        name: str,
+        group: tuple[str, ...] = (),
+        place: Path | None = None,
+        largest_file: int = 0,
     ) -> None:
         Start._number += 1
         self.phases, self._log = (run / f"{Start._number}.{kind}" for kind in ("phases", "log"))
         command = [sys.executable, "-m", "bench.training_phases", str(self.phases), "--"]
-        command += [f"--config={run / 'tiny.py'}", f"--workdir={run / name}", *group]
+        place = place or run
+        command += [f"--config={place / 'tiny.py'}", f"--workdir={place / name}", *group]
 
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -291,7 +298,7 @@ class Troubles:
                 needed = sum(f.stat().st_size for f in (self.folder / "whole").rglob("*"))
                 room = int(self.draw.uniform(0.02, 1.2) * needed)
                 largest = fill(room)
-                start = Start(place, "full", largest_file=largest)
+                start = Start(self.folder, "full", (), place, largest)
                 status = start.end()
                 ended = "it was enough" if status == 0 else "refused in a sentence"
                 wrong = "" if status == 0 else _not_a_sentence(status, start)
@@ -299,7 +306,7 @@ class Troubles:
                     wrong = wrong or f"no remedy: {start.last_line}"
                 self._note("disk", ended, wrong and f"{room} bytes: {wrong}")
                 fill(-1)
-                after = Start(place, "full")
+                after = Start(self.folder, "full", (), place)
                 status = after.end()
                 fault = f"status {status}: {after.last_line}" if status else ""
                 if not fault and (other := differences(place / "full", self.whole)):
@@ -309,8 +316,8 @@ class Troubles:
     def damage(self, count: int) -> None:
         """The last files are not what was written."""
         start = Start(self.folder, "base")
-        start.wait_for("dev", 2)
-        start.wait_for("step", 15)
+        start.wait_for("save", 5)
+        time.sleep(SAVING)
         start.process.kill()
         start.end()
         for i in range(count):
@@ -340,6 +347,8 @@ class Troubles:
                 return
             self._note("damage", "said what to do")
         other = differences(self.folder / name, self.whole) if status == 0 else start.last_line
+        if "dev.json" in what and other == "dev":  # of the last steps only
+            other = ""
         self._note("damage", "other bits" if other else "same bits", other and f"{what}: {other}")
 
     def twice(self, count: int) -> None:
