@@ -277,9 +277,9 @@ class Troubles:
                 self._compare("kills", name, start.end(), start, None)
                 name = f"killed{sent}.{aims[-1]}"
                 continue
+            phase = start.notes()[-1][0]
             start.process.send_signal(number)
             status = start.end()
-            phase = start.notes()[-1][0]
             aims.pop()
             sent += 1
             self._note(f"kills {number.name}", phase, _wrong_end(number, status, start))
@@ -385,10 +385,10 @@ class Troubles:
             times = self.draw.randint(1, 2) if phase in ("step", "dev", "save") else 1
             if victim.wait_for(phase, times):
                 time.sleep(self._moment(phase))
+            hit, phase = time.monotonic(), victim.notes()[-1][0]
             victim.process.send_signal(number)
-            hit = time.monotonic()
             statuses = [start.end(FOUND_WITHIN + 120) for start in starts]
-            seconds, phase = time.monotonic() - hit, victim.notes()[-1][0]
+            seconds = time.monotonic() - hit
             end = f"{number.name} of process {starts.index(victim)} in {phase}: {statuses}"
             wrong = f"it took {seconds:.0f} s" if -1000 in statuses else ""
             self._note("processes", end, wrong)
