@@ -1,6 +1,9 @@
 """Interrupts commands at random moments, and counts how they end.
 
     python -m bench.interrupts [--times=40] [--commands=train,transcribe,serve,pack] [--seed=0]
+    python -m bench.interrupts --kills=50 [--trouble=kills,disk,damage,twice,processes] [--seed=0]
+
+The second form is `bench.kills`. Of the first:
 
 Each command first runs undisturbed, with a tiny model. Then one after the other is started anew and
 receives SIGINT or SIGTERM at a moment drawn evenly over the time that it took: from where its own
@@ -34,11 +37,16 @@ from pathlib import Path
 
 from absl import app, flags
 
+from bench import kills
+
 ROOT = Path(__file__).resolve().parent.parent
 AGAIN = 0.25  # share of the signals that a second one follows
 LONGEST = 120  # seconds that an interrupted command may take to end
 
 _TIMES = flags.DEFINE_integer("times", 40, "signals to send", lower_bound=1)
+_KILLS = flags.DEFINE_integer("kills", 0, "of training, whose bits are compared", lower_bound=0)
+_TROUBLE = flags.DEFINE_list("trouble", list(kills.TROUBLE), "of --kills: what happens to training")
+_SCRATCH = flags.DEFINE_string("scratch", "", "of --kills: folder that keeps the undisturbed run")
 _COMMANDS = flags.DEFINE_list("commands", ["train", "transcribe", "serve", "pack"], "in turn")
 _SEED = flags.DEFINE_integer("seed", 0, "of the moments")
 
@@ -175,6 +183,9 @@ def interrupt(
 def main(argv: list[str]) -> None:
     del argv
     draw = random.Random(_SEED.value)
+    if _KILLS.value:
+        kills.run(_KILLS.value, _TROUBLE.value, draw, _SCRATCH.value)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         commands, said = _commands(Path(scratch)), Path(scratch) / "said"
         undisturbed(commands["model"], said)

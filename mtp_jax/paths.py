@@ -71,6 +71,27 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
         raise
 
 
+def sync_folder(folder: pathlib.Path) -> None:
+    """Returns once all that is in a folder is on the disk, even if the power fails then.
+
+    In a bucket it is. A folder that is not there, or no more, has nothing to write.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if in_bucket(folder):
+        return
+    for each in (*pathlib.Path(folder).rglob("*"), folder):
+        try:
+            opened = os.open(each, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
 def check_writable(folder: pathlib.Path, flag: str = "") -> None:
     """Finds out whether files can be written to `folder`, which need not exist, and makes nothing.
 

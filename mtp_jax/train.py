@@ -14,6 +14,7 @@ from mtp_jax import interrupts
 if __name__ == "__main__":
     interrupts.install()  # imports take seconds
 
+import contextlib
 import logging
 import sys
 import time
@@ -45,15 +46,18 @@ def main(argv: list[str]) -> None:
 
     config = completed(config)
     cli.start_jax(config)
-    with multihost.process_zero_first("claiming the workdir"):
-        workdir.claim(config)
-    if loop.finished(config, workdir):
-        log.info("%s is finished: evaluating only", workdir.path)
-        runner = load(workdir)
-    else:
-        runner = loop.train(config, workdir)
-    tau = evaluate.tune(runner, workdir, config.evaluation.max_wer_increase)
-    evaluate.evaluate(runner, workdir, config.data.test, tau, workdir.path)
+    with contextlib.ExitStack() as held:
+        with multihost.process_zero_first("claiming the workdir"):
+            if multihost.is_process_zero():
+                held.enter_context(workdir.alone())
+            workdir.claim(config)
+        if loop.finished(config, workdir):
+            log.info("%s is finished: evaluating only", workdir.path)
+            runner = load(workdir)
+        else:
+            runner = loop.train(config, workdir)
+        tau = evaluate.tune(runner, workdir, config.evaluation.max_wer_increase)
+        evaluate.evaluate(runner, workdir, config.data.test, tau, workdir.path)
     log.info("%.1f minutes", (time.perf_counter() - start) / 60)
 
 

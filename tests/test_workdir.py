@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import math
 import pathlib
@@ -47,6 +49,31 @@ def test_a_claim_is_kept_and_repeated(workdir: Workdir) -> None:
     Workdir(workdir.path).claim(Config(seed=3))
     assert workdir.config.read_bytes() == before
     assert [file.name for file in workdir.path.iterdir()] == ["config.json"]
+
+
+def test_two_runs_do_not_train_in_one_folder(workdir: Workdir) -> None:
+    with workdir.alone():
+        workdir.claim(Config())
+        with (
+            pytest.raises(WorkdirError, match="another run trains in") as refusal,
+            Workdir(workdir.path).alone(),
+        ):
+            pass
+        assert "wait until it has ended, or choose another --workdir" in sentence(refusal)
+    with Workdir(workdir.path).alone():
+        pass
+    assert [file.name for file in workdir.path.iterdir()] == ["config.json"]
+
+
+def test_where_a_file_system_has_no_locks_runs_go_on(
+    workdir: Workdir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with workdir.alone():
+        assert workdir.path.is_dir()
 
 
 def test_another_config_is_refused_and_the_fields_are_named(workdir: Workdir) -> None:

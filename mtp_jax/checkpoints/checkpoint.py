@@ -23,10 +23,12 @@ from orbax.checkpoint import v1 as ocp
 
 from mtp_jax.checkpoints.digest import DamageError, check, digests
 from mtp_jax.models.params import Params, by_path, merge
-from mtp_jax.paths import absolute
+from mtp_jax.paths import absolute, sync_folder
+from mtp_jax.untrusted import read_json
 
 _policies = ocp.training.preservation_policies
 _LONGEST = 160  # characters of a reason
+_NO_METADATA = "its metadata is missing or damaged"
 
 
 class CheckpointError(ValueError):
@@ -62,23 +64,29 @@ class Checkpoints:
         workdir: holds ``checkpoints/STEP`` (the last two) and ``best/STEP``.
         keep_best: how many of the best are kept.
         alone: nobody else saves here, so that saves which did not end are removed.
+
+    Raises:
+        CheckpointError: a best checkpoint's WER is damaged.
     """
 
     def __init__(self, workdir: pathlib.Path, keep_best: int = 1, alone: bool = False) -> None:
-        self._latest = ocp.training.Checkpointer(
-            absolute(workdir) / "checkpoints",
-            save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
-            preservation_policy=_policies.LatestN(2),
-            cleanup_tmp_directories=alone,
-        )
-        self._best = ocp.training.Checkpointer(
-            absolute(workdir) / "best",
-            save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
-            preservation_policy=_policies.BestN(
-                get_metric_fn=lambda metrics: metrics["wer"], reverse=True, n=keep_best
-            ),
-            cleanup_tmp_directories=alone,
-        )
+        best = absolute(workdir) / "best"
+        _refuse_unreadable_wer(best)
+        with _without_noise():  # of metadata that are damaged: who reads the checkpoint is told
+            self._latest = ocp.training.Checkpointer(
+                absolute(workdir) / "checkpoints",
+                save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
+                preservation_policy=_policies.LatestN(2),
+                cleanup_tmp_directories=alone,
+            )
+            self._best = ocp.training.Checkpointer(
+                best,
+                save_decision_policy=ocp.training.save_decision_policies.AnySavePolicy([]),
+                preservation_policy=_policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["wer"], reverse=True, n=keep_best
+                ),
+                cleanup_tmp_directories=alone,
+            )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -146,19 +154,28 @@ class Checkpoints:
     def save_best(self, state: State, wer: float) -> None:
         """Offers parameters whose dev WER (per cent) is `wer`; the best are kept.
 
+        Those that were saved of the same step, by a run that ended before it noted them, may be
+        damaged, and are replaced.
+
         Raises:
             OSError: they cannot be written.
         """
         step, own = int(state.step), merge(state.params, state.frozen)
-        if step not in {c.step for c in self._best.checkpoints}:
-            with _named(self._best):
-                self._best.save_checkpointables(
-                    step,
-                    {"params": own},
-                    force=True,
-                    metrics={"wer": wer},
-                    custom_metadata={"sha256": digests(own)},
-                )
+        with _named(self._best):
+            self._best.save_checkpointables(
+                step,
+                {"params": own},
+                force=True,
+                overwrite=step in {c.step for c in self._best.checkpoints},
+                metrics={"wer": wer},
+                custom_metadata={"sha256": digests(own)},
+            )
+            if jax.process_index() == 0:
+                sync_folder(self._best.directory / str(step))
+
+    def holds_best(self, step: int) -> bool:
+        """Whether the parameters of `step` are among the best."""
+        return step in {c.step for c in self._best.checkpoints if c.metrics}
 
     def best(self) -> tuple[int, float] | None:
         """Step and dev WER of the best checkpoint; the later of equals."""
@@ -187,8 +204,34 @@ class Checkpoints:
         except DamageError as error:
             raise CheckpointError(
                 f"checkpoint {best[0]} in {self._best.directory} does not fit the workdir's config"
-                f" or is damaged ({error}): put it back from a copy, or train again"
+                f" or is damaged ({error}): {self._remedy(best[0])}"
             ) from error
+
+    def _remedy(self, step: int) -> str:
+        """What to do about a best checkpoint that is damaged."""
+        own, kept = self._best.directory / str(step), [c.step for c in self._latest.checkpoints]
+        if step not in kept:
+            return "put it back from a copy, or train again"
+        later = [str(self._latest.directory / str(each)) for each in kept if each > step]
+        return (
+            f"put it back from a copy, or remove {' and '.join([str(own), *later])}, and training"
+            " with the same command makes it again"
+        )
+
+
+def _refuse_unreadable_wer(best: pathlib.Path) -> None:
+    """Before Orbax meets it, which raises anything."""
+    for file in best.glob("*/metrics/metrics"):
+        try:
+            float(read_json(file)["wer"])
+        except FileNotFoundError:  # it is being removed for a better one
+            continue
+        except (OSError, ValueError, KeyError, TypeError):
+            folder = file.parent.parent
+            raise CheckpointError(
+                f"{file} is damaged: put it back from a copy, or remove {folder}, and training with"
+                " the same command makes it again or takes the next best"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -235,6 +278,14 @@ def _number_of(said: str) -> int | None:
     return next((number for number in numbers if os.strerror(number) in said), None)
 
 
+def _refuse_without_digests(folder: pathlib.Path) -> None:
+    """Its digests would be missing, and what else is damaged would be taken for what was saved."""
+    try:
+        read_json(folder / "_CHECKPOINT_METADATA")
+    except (OSError, ValueError):
+        raise ValueError(_NO_METADATA) from None
+
+
 def _refuse_misfit(stored: Params, expected: Params) -> None:
     """Before Orbax meets it in the middle of many reads, of which it tells the first only."""
     found = by_path(stored)
@@ -260,8 +311,9 @@ def _read(
     with _without_noise():
         try:
             stored = checkpointer.checkpointables_metadata(step)
+            _refuse_without_digests(checkpointer.directory / str(step))
             if any(stored.metadata.get(name) is None for name in like):
-                raise ValueError("its metadata is missing or damaged")
+                raise ValueError(_NO_METADATA)
             if "params" in like:
                 _refuse_misfit(stored.metadata["params"], like["params"])
             whole: dict[str, Any] = checkpointer.load_checkpointables(step, like)
@@ -271,7 +323,9 @@ def _read(
             return whole
         except Exception as error:  # damaged files make Orbax raise anything
             reason = _reason(error)
-        gc.collect()  # of the reads that failed beside the first
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
+            gc.collect()  # of the reads that failed beside the first
     raise DamageError(reason)
 
 
@@ -297,5 +351,7 @@ def _without_noise() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """The beginning of what Orbax says, which may go on with the whole state."""
     line = (str(error).strip().splitlines() or [""])[0]
+    if "incompatible handler" in line:  # so Orbax says, whatever it met
+        return "its arrays cannot be read"
     short = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
     return short or type(error).__name__

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtp_jax.config import FAMILIES, Config, ConfigError, differences, from_saved
-from mtp_jax.paths import to_path, write_whole
+from mtp_jax.paths import in_bucket, to_path, write_whole
 from mtp_jax.untrusted import read_json
 
 
@@ -73,6 +75,37 @@ class Workdir:
         """The folder of the results on a source of data, which training leaves alone."""
         name = re.sub(r"[^\w.+-]+", "-", data).strip("-.")[-100:]
         return self.path / "evaluations" / (name or "data")
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other runs out of the folder, which is made if need be, within.
+
+        The lock is on the folder itself, and the system takes it away however the process ends. In
+        a bucket, and on file systems without locks, nobody is kept out.
+
+        Raises:
+            WorkdirError: another run is in it, or it cannot be made.
+        """
+        if in_bucket(self.path):
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise WorkdirError(f"{self.path} cannot be used as a workdir: {error}") from error
+        try:
+            with contextlib.suppress(OSError):  # it has no locks
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise WorkdirError(
+                        f"another run trains in {self.path}: wait until it has ended, or choose"
+                        " another --workdir"
+                    ) from None
+            yield
+        finally:
+            os.close(folder)
 
     def claim(self, config: Config) -> None:
         """Makes this the workdir of `config`.
@@ -209,7 +242,10 @@ class Workdir:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            raise WorkdirError(f"{self.dev} cannot be read ({error}): remove it") from error
+            raise WorkdirError(
+                f"{self.dev} cannot be read ({error}): write [] into it, and training with the same"
+                " command decodes dev again behind its last step"
+            ) from error
 
     def write_dev(self, wer_by_step: dict[int, float]) -> None:
         """Writes what `read_dev` reads."""

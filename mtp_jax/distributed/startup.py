@@ -9,6 +9,8 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
+from mtp_jax.distributed.compiled_programs import remove_damaged
+
 log = logging.getLogger("mtp_jax")
 
 # Set on machines with TPUs, by whoever made them (Cloud TPU, GKE), or to insist on one.
@@ -38,6 +40,7 @@ def start(cache_dir: str | os.PathLike[str]) -> None:
         folder = Path(cache_dir).expanduser() / "compiled"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            remove_damaged(folder)
         except OSError as error:
             log.info("compiled programs are not kept: %s (%s)", folder, error.strerror)
         else:

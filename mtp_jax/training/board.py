@@ -57,15 +57,22 @@ class Board:
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
         self._write(Event(step=step, summary=summary))
 
+    def flush(self) -> None:
+        """Returns once what was added is on the disk, whatever then ends the process."""
+        if self._records is None:
+            return
+        with self._named():
+            self._records.flush()
+        self._flushed = time.monotonic()
+
     def _write(self, event: Event) -> None:
         if self._records is None:
             return
         event.wall_time = time.time()
         with self._named():
             self._records.write(event.SerializeToString())
-            if time.monotonic() - self._flushed > _FLUSH_EVERY:
-                self._records.flush()
-                self._flushed = time.monotonic()
+        if time.monotonic() - self._flushed > _FLUSH_EVERY:
+            self.flush()
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

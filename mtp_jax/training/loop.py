@@ -46,7 +46,7 @@ def finished(config: Config, workdir: Workdir) -> bool:
     """Whether the run has made its last step, and decoded dev behind it."""
     last = config.optim.steps * config.optim.accumulate
     with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
-        return checkpoints.latest_step == last and _is_evaluated(workdir, last)
+        return checkpoints.latest_step == last and _is_evaluated(workdir, checkpoints, last)
 
 
 def train(config: Config, workdir: Workdir) -> Runner:
@@ -147,10 +147,18 @@ def _with_own_text(
     return with_greedy_text(source, teacher), with_greedy_text(dev, teacher)
 
 
-def _is_evaluated(workdir: Workdir, step: int) -> bool:
-    """Whether dev was decoded behind `step`. Earlier versions did so before they saved a step."""
+def _is_evaluated(workdir: Workdir, checkpoints: Checkpoints, step: int) -> bool:
+    """Whether dev was decoded behind `step`, and its parameters are kept if they are the best.
+
+    Earlier versions noted no outcomes, and decoded dev before they saved a step.
+    """
     outcomes = workdir.read_dev()
-    return outcomes is None or step in outcomes
+    if outcomes is None:
+        return True
+    if step not in outcomes:
+        return False
+    best = min(outcomes, key=lambda each: (outcomes[each], -each))
+    return step != best or checkpoints.holds_best(step)
 
 
 def _warn_of_patterns(config: Config, paths: Collection[str]) -> None:
@@ -224,7 +232,9 @@ class _Loop:
             interrupts.deferred(),  # self._stop decides
         ):
             try:
-                if self._has_dev(start) and not _is_evaluated(self._workdir, start):
+                if self._has_dev(start) and not _is_evaluated(
+                    self._workdir, self._checkpoints, start
+                ):
                     self._evaluate(state)  # which was stopped
                 for done in range(start + 1, self._last + 1):
                     batch = multihost.place_share(next(batches), self._runner.mesh)
@@ -236,6 +246,7 @@ class _Loop:
                     if done % c.log_every == 0 or has_dev or saving:
                         means = self._log(done)
                     if saving:
+                        self._board.flush()  # those of steps that are not made again
                         self._checkpoints.save(state)
                     self._stop.raise_if_requested()
                     if has_dev:
@@ -290,6 +301,7 @@ class _Loop:
         self._board.add_scalar("dev/wer", wer, step)
         self._say(f"step {step}: dev WER {wer:.2f} %")
         self._checkpoints.save_best(state, wer)
+        self._board.flush()
         if multihost.is_process_zero():
             self._workdir.write_dev((self._workdir.read_dev() or {}) | {step: wer})
 
