@@ -27,7 +27,7 @@ from absl import app, flags
 
 from mtp_jax.config import Decoder, Lora
 from mtp_jax.data import Batch, eval_batches, open_source
-from mtp_jax.decoding import Greedy, Strategy, registry
+from mtp_jax.decoding import Strategy
 from mtp_jax.evaluation.metrics import word_errors
 from mtp_jax.evaluation.outcome import decode_source
 from mtp_jax.inference.load import load
@@ -36,7 +36,6 @@ from mtp_jax.inference.runner import Runner
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.decoders.llama import Llama
 from mtp_jax.models.int8_weights import KINDS, in_int8
-from mtp_jax.models.params import nested
 from mtp_jax.planning.programs import strategy_of
 from mtp_jax.pretrained.llama import import_llama, llama_architecture
 from mtp_jax.tokenizer import Tokenizer
