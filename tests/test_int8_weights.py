@@ -12,39 +12,35 @@ import numpy as np
 import pytest
 import qwix
 
-from mtp_jax.config import ConfigError, Heads, Lora, Mesh
+from mtp_jax.config import ConfigError, Heads, Lora
 from mtp_jax.decoding import Greedy, Verify
 from mtp_jax.distributed import sharding
+from mtp_jax.inference.decoder_functions import bind_decoder
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
-from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import build
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.int8_weights import in_int8, leaf_in_int8
 from mtp_jax.models.mixed_precision import matmul, matmul_transposed, mean_of_rows, take_rows
 from mtp_jax.models.params import by_path, count, has_int8, is_int8, nested
+from mtp_jax.models.recogniser import Recogniser, call
 from mtp_jax.planning.programs import bytes_of, parameters
 from mtp_jax.pretrained.exported import merged
 from tests.commands import run
 from tests.models import CONFIG, tiny_workdir
 from tests.pretrained import GOLDEN_WHISPER
-from tests.recordings import noise_batch, noise_folder
-from tests.speech_llms import GOLDEN, batch_of, golden_runner, with_heads
+from tests.recordings import noise_folder
+from tests.speech_llms import GOLDEN, golden_runner
 from tests.tiny_speech_llm import tiny_speech_llm
-from tests.tiny_whisper import drawn_params, tiny_whisper
+from tests.tiny_whisper import WHISPER_WINDOW, drawn_params, tiny_whisper
 
-SAMPLES = [4800, 2500, 4000, 1000, 3000]
-WIDTH = 4
+WIDTH, ROWS, FRAMES, LIMIT = 4, 4, round(100 * WHISPER_WINDOW), 12
 MAKERS = pytest.mark.parametrize("make", [tiny_whisper, tiny_speech_llm])
 
 
 def whole(x):
     """`x`, as floats if it is in int8."""
     return qwix.dequantize(x) if is_int8(x) else x
-
-
-def as_floats(params):
-    return nested({path: whole(x) for path, x in by_path(params).items()})
 
 
 def same(ours, theirs):
@@ -130,31 +126,35 @@ def test_to_round_and_to_lay_out_is_to_lay_out_and_to_round(make, heads):
     same(for_decoding(in_int8(params), Lora()), in_int8(for_decoding(params, Lora())))
 
 
-@pytest.fixture(scope="module", params=["whisper", "voxtral"])
-def case(request):
-    """A model with heads, its rounded parameters, and a batch."""
-    if request.param == "voxtral":
-        of = with_heads("voxtral", WIDTH)
-        return of.model, in_int8(of.params), of.tokenizer, batch_of("voxtral")
-    model = tiny_whisper(Heads("serial", WIDTH, layers=1))
-    return model, in_int8(drawn_params(model)), None, noise_batch(SAMPLES)
+@MAKERS
+def test_verification_is_greedy_token_for_token(make):
+    """Laid out as a CPU has it; what released ones write on meshes is in tests/test_sharding.py."""
+    model = make(Heads("serial", WIDTH, layers=1, detached=True))
+    rounded = in_int8(drawn_params(model))
+    rng = np.random.default_rng(2)
+    features = jnp.asarray(rng.normal(size=(ROWS, FRAMES, 8)), jnp.float32)
+    frames = np.array([FRAMES, FRAMES // 2, FRAMES - 6, FRAMES - 2])
 
+    @jax.jit
+    def encoded(params):
+        speech = call(Recogniser.encode_speech, model, params, features, frames)
+        return call(Recogniser.encode, model, params, speech, (frames + 1) // 2)
 
-def test_verification_is_greedy_token_for_token(case):
-    """And both are what the model of the rounded numbers writes, had it been kept in floats."""
-    model, rounded, tokenizer, batch = case
+    def texts(params, strategy):
+        @jax.jit
+        def decode(params, encoded):
+            functions = bind_decoder(model, params, encoded)
+            return strategy.decode(functions, jnp.ones(ROWS, bool), LIMIT)
 
-    def texts(params, strategy, batch=batch):
-        mesh = sharding.make_mesh(Mesh(data=1), jax.devices()[:1])
-        decoded = Runner(model, params, tokenizer, mesh).run(batch, strategy).decoded
-        return [decoded.tokens[i, :n].tolist() for i, n in enumerate(np.asarray(decoded.length))]
+        decoded = decode(for_decoding(params, Lora()), encoded(params))
+        length = np.asarray(decoded.length)
+        return [decoded.tokens[i, :n].tolist() for i, n in enumerate(length)], decoded.calls
 
-    greedy = texts(rounded, Greedy(WIDTH))
-    assert any(len(text) > 2 for text in greedy)
-    assert texts(rounded, Verify()) == greedy
-    assert texts(as_floats(rounded), Greedy(WIDTH)) == greedy
-    alone = jax.tree.map(lambda x: x[1:2], batch)
-    assert texts(rounded, Verify(), alone) == greedy[1:2]
+    greedy, calls = texts(rounded, Greedy(WIDTH))
+    verified, fewer = texts(rounded, Verify())
+    assert verified == greedy
+    assert len({tuple(text) for text in greedy}) > 2
+    assert np.all(fewer <= calls) and np.any(fewer < calls)
 
 
 def test_a_speech_llm_is_rounded_as_it_is_read():
@@ -165,6 +165,7 @@ def test_a_speech_llm_is_rounded_as_it_is_read():
     assert not has_int8(rounded["encoder"]) and not has_int8(rounded["projector"])
 
 
+@pytest.mark.slow
 def test_low_rank_updates_are_added_before_anything_is_rounded(tmp_path):
     lora = Lora(rank=2)
     config = dataclasses.replace(CONFIG, decoder=dataclasses.replace(CONFIG.decoder, lora=lora))
@@ -204,6 +205,14 @@ def test_a_missing_library_is_named(monkeypatch):
         load(open_model_folder(GOLDEN_WHISPER), weights="int8")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "transcribe", "serve", "compile"])
+def test_every_command_that_decodes_or_plans_it_reads_the_flag(command):
+    done = run(command, "--weights=int4")
+    assert done.status == 2
+    assert "--weights=int4" in done.err and "int8" in done.err
+
+
+@pytest.mark.slow
 def test_evaluate_says_what_the_weights_are(tmp_path):
     data = noise_folder(tmp_path, 2, 3000, 4000, text="four")
     done = run(
