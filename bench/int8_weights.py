@@ -97,7 +97,7 @@ def compare_recognisers() -> None:
             strategy = strategy_of(c, name)
             found = decode_source(runner, source, batches, strategy)
             normalizer = c.evaluation.normalizer
-            wer = word_errors(found.references, found.texts, normalizer).rate
+            wer = word_errors(found.references, found.texts, normalizer).percent
             before = texts.setdefault(name, found.texts)
             changed = word_errors(before, found.texts, normalizer).errors
             timed = [call_milliseconds(runner, b, strategy) for b in batches[-_TIMED.value :]]
