@@ -162,6 +162,17 @@ def dtype_flag() -> flags.FlagHolder[str]:
     )
 
 
+def weights_flag() -> flags.FlagHolder[str]:
+    """``--weights``, of commands that decode, or plan it."""
+    return flags.DEFINE_enum(
+        "weights",
+        "",
+        ["", "int8"],
+        "int8 rounds the matrices of the decoder to 8 bits: on accelerators calls take less time,"
+        " and texts may differ in a word; default: as they are",
+    )
+
+
 def silence_flag() -> flags.FlagHolder[float | None]:
     """``--silence``, of commands that decode."""
     return flags.DEFINE_float(

@@ -2,7 +2,8 @@
 
     python -m mtp_jax.compile --config=configs/scale.py:1b --topology=v5p:4x4x4
         [--utterances_per_chip=16] [--seconds=15] [--tokens=64] [--strategy=greedy,verify]
-        [--notrain] [--sweep] [--calls=1,8,64 --call_widths=1,4] [--profile] [--output=FILE.json]
+        [--notrain] [--sweep] [--calls=1,8,64 --call_widths=1,4] [--weights=int8] [--profile]
+        [--output=FILE.json]
         [--config.mesh.fsdp=16 ...]
     python -m mtp_jax.compile --model=whisper-large-v3 --topology=v5e:2x2
     python -m mtp_jax.compile --model=voxtral-mini-3b --topology=v5e:2x2
@@ -65,6 +66,7 @@ _CALLS = flags.DEFINE_list(
     "calls", [], "batch sizes of single decoder calls to estimate; with --model 1,8,32"
 )
 _WIDTHS = flags.DEFINE_list("call_widths", ["1", "4", "8"], "tokens that these are wide")
+_WEIGHTS = cli.weights_flag()
 _PROFILE = flags.DEFINE_bool("profile", False, "list the operations that take most time")
 _CODEGEN = flags.DEFINE_bool("codegen", False, "generate machine code too: ten times as long")
 _OUTPUT = flags.DEFINE_string("output", None, "file for all figures, as JSON")
@@ -84,13 +86,17 @@ def main(argv: list[str]) -> None:
     whole = bool(given.pretrained.model)
     sizes = sizes or [1, 8, 32] * bool(_MODEL.value)
 
+    from mtp_jax.models.int8_weights import check_weights
     from mtp_jax.planning.chips import Slice  # imported late: errors in flags come at once
     from mtp_jax.planning.plan import Planner
     from mtp_jax.planning.programs import Load
 
     where = Slice.parse(_TOPOLOGY.value)
     folder = pathlib.Path(config.data.cache_dir).expanduser() / "tpu"
-    planner = Planner(config, vocabulary, where, _TOPOLOGY.value, folder, _CODEGEN.value)
+    check_weights(_WEIGHTS.value)
+    planner = Planner(
+        config, vocabulary, where, _TOPOLOGY.value, folder, _CODEGEN.value, _WEIGHTS.value
+    )
     seconds = _SECONDS.value or config.data.bucket_seconds[-1]
     tokens = _TOKENS.value or config.data.max_tokens
     each = _EACH.value * where.chips
@@ -203,6 +209,8 @@ def report(row: dict[str, Any], hbm: float, profile: bool = False) -> str:
         return f"{name} on {row['mesh']}: does not fit: {row['why']}"
     gib = 2**30
     head = f"{name} on {row['topology']}, mesh {row['mesh']}, {row['rows']} utterances"
+    if row.get("weights") == "int8":
+        head += ", int8 weights"
     if "width" in row:
         head += f", {row['width']} wide"
     lines = [

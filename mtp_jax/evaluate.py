@@ -47,6 +47,7 @@ _MODEL = cli.model_flag()
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
+_WEIGHTS = cli.weights_flag()
 _HEADS = cli.heads_flag()
 _DRAFT_MODEL = cli.draft_model_flag()
 _MESH = cli.mesh_flag()
@@ -158,6 +159,7 @@ def main(argv: list[str]) -> None:
         dtype=_DTYPE.value,
         heads=_HEADS.value,
         draft_model=_DRAFT_MODEL.value or "",
+        weights=_WEIGHTS.value,
     )
     if not {*(_STRATEGY.value or ())} <= {*runner.strategies}:
         raise DraftsError

@@ -39,6 +39,7 @@ _MODEL = cli.optional_model_flag()
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
+_WEIGHTS = cli.weights_flag()
 _HEADS = cli.heads_flag()
 _DRAFT_MODEL = cli.draft_model_flag()
 _MESH = cli.mesh_flag()
@@ -119,6 +120,7 @@ def main(argv: list[str]) -> int:
         dtype=_DTYPE.value,
         heads=_HEADS.value,
         draft_model=_DRAFT_MODEL.value or "",
+        weights=_WEIGHTS.value,
     )
     for name in (_STRATEGY.value, *warm):
         model.strategy(name)  # says if it is not one for this model

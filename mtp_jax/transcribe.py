@@ -69,6 +69,7 @@ _TIMESTAMPS = flags.DEFINE_bool(
 _PRETRAINED = cli.pretrained_flag()
 _SILENCE = cli.silence_flag()
 _DTYPE = cli.dtype_flag()
+_WEIGHTS = cli.weights_flag()
 _HEADS = cli.heads_flag()
 _DRAFT_MODEL = cli.draft_model_flag()
 _MESH = cli.mesh_flag()
@@ -163,6 +164,7 @@ def _made_by(workdir: Workdir) -> Model:
     strategy = strategy_of(_STRATEGY.value, workdir.read_config(), tau)
     asked = [x for x in (_LANGUAGE.value, _TASK.value, _PROMPT.value) if x not in ("", TASKS[0])]
     asked += [_DTYPE.value] if _DTYPE.value else []
+    asked += [f"weights={_WEIGHTS.value}"] if _WEIGHTS.value else []
     asked += [] if _SILENCE.value is None else [f"silence={_SILENCE.value:g}"]
     asked += ["timestamps"] if _TIMESTAMPS.value else []
     return Model(model_digest(workdir, _PRETRAINED.value), " ".join([repr(strategy), *asked]))
@@ -198,6 +200,7 @@ def _model(workdir: Workdir) -> Transcriber:
         heads=_HEADS.value,
         timestamps=_TIMESTAMPS.value,
         draft_model=_DRAFT_MODEL.value or "",
+        weights=_WEIGHTS.value,
     )
 
 

@@ -98,13 +98,15 @@ RUNS = {
     "llm_one": (LLM, configs.Mesh(data=1)),
     "llm_fsdp_and_tensor": (LLM, configs.Mesh(data=2, fsdp=2, tensor=2)),
 }
-# As --mesh has them.
+# As --mesh and --weights have them.
 RELEASED = {
-    name: mesh_of(sizes) or configs.Mesh(data=1)
-    for name, sizes in {
-        "one": (),
-        "fsdp": ("fsdp=8",),
-        "fsdp_and_tensor": ("fsdp=2", "tensor=2"),
+    name: (mesh_of(sizes) or configs.Mesh(data=1), weights)
+    for name, (sizes, weights) in {
+        "one": ((), ""),
+        "fsdp": (("fsdp=8",), ""),
+        "fsdp_and_tensor": (("fsdp=2", "tensor=2"), ""),
+        "one_int8": ((), "int8"),
+        "fsdp_and_tensor_int8": (("fsdp=2", "tensor=2"), "int8"),
     }.items()
 }
 STRATEGIES = {
@@ -241,9 +243,9 @@ def decode_all(
 def decode_released(out: Path) -> None:
     """Texts of the golden Voxtral on each mesh, and what one device holds of its parameters."""
     found = {}
-    for name, sizes in RELEASED.items():
+    for name, (sizes, weights) in RELEASED.items():
         mesh = make_mesh(sizes, jax.devices()[: 1 if sizes.data == 1 == sizes.fsdp else 8])
-        runner = load(open_model_folder(GOLDEN / "voxtral"), mesh)
+        runner = load(open_model_folder(GOLDEN / "voxtral"), mesh, weights=weights)
         rows = batch_of("voxtral")
         several = jax.tree.map(lambda x: np.repeat(x, 8 // len(x) + 1, axis=0)[:8], rows)
         decoded = runner.run(several, Greedy()).decoded

@@ -179,6 +179,9 @@ def test_a_released_folder_decodes_the_same_on_any_mesh(eight):
     for name, share in (("fsdp", 1 / 8), ("fsdp_and_tensor", 1 / 4)):
         assert found[name]["texts"] == one["texts"]
         assert share <= found[name]["share"] < 1.3 * share
+    int8 = found["fsdp_and_tensor_int8"]
+    assert int8["texts"] == found["one_int8"]["texts"]
+    assert 1 / 4 <= int8["share"] < 1.4 / 4  # scales are split along one of the two axes
 
 
 @pytest.mark.parametrize("mesh", ["one", "data", "fsdp", "data_and_tensor", "fsdp_and_tensor"])

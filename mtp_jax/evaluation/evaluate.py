@@ -29,7 +29,7 @@ from mtp_jax.evaluation.task import Task
 from mtp_jax.evaluation.tau import CONFIDENCE, choose_tau
 from mtp_jax.inference.encoder_cache import with_encoder_cache
 from mtp_jax.inference.runner import Runner
-from mtp_jax.models.params import count
+from mtp_jax.models.params import count, has_int8
 from mtp_jax.pretrained.parts import revisions
 
 log = logging.getLogger("mtp_jax")
@@ -138,6 +138,7 @@ def evaluate(
         "draft_model": runner.drafter.name if runner.drafter else None,
         "device": _device(runner.mesh),
         "dtype": config.train.dtype,
+        "weights": "int8" if has_int8(runner.params) else config.train.dtype,
         "normalizer": config.evaluation.normalizer,
         "dataset": {
             "name": source.name,

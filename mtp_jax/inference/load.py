@@ -19,8 +19,9 @@ from mtp_jax.inference.model_folder import config_of, open_model_folder
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.build import make_model
 from mtp_jax.models.initialization import parameter_shapes
+from mtp_jax.models.int8_weights import check_weights, in_int8, leaf_in_int8
 from mtp_jax.models.params import by_path, matches, merge, nested
-from mtp_jax.pretrained.exported import read_exported
+from mtp_jax.pretrained.exported import merged, read_exported
 from mtp_jax.pretrained.parts import as_stored, digests, finished_parts, import_parts
 from mtp_jax.pretrained.sizes import check_sizes, with_dtype, with_heads, with_silence
 from mtp_jax.pretrained.source import resolve
@@ -46,6 +47,7 @@ def load(
     timestamps: bool = False,
     heads: int = 0,
     draft_model: str | os.PathLike[str] = "",
+    weights: str = "",
 ) -> Runner:
     """The best checkpoint of a workdir, or an exported model, ready to decode.
 
@@ -60,15 +62,18 @@ def load(
         dtype: as in `mtp_jax.pretrained.sizes.with_dtype`.
         timestamps: of a Whisper: switches `config.whisper_decoder.timestamps` on.
         heads: M of serial heads; 0 for that of training.
-        draft_model: folder of another model, of any kind, that drafts for it. `dtype` is its too,
-            and of a Whisper `silence` and `timestamps`.
+        draft_model: folder of another model, of any kind, that drafts for it. `dtype` and `weights`
+            are its too, and of a Whisper `silence` and `timestamps`.
+        weights: "int8" rounds the matrices of decoder and heads (`mtp_jax.models.int8_weights`),
+            those of a speech LLM as they are read.
 
     Raises:
         ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is no type; the
-            number of `heads` is fixed.
+            number of `heads` is fixed; `weights` are none, or need a package that is not there.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: something of it is missing
             or damaged, or the other model cannot draft for it.
     """
+    check_weights(weights)
     drafter = open_model_folder(draft_model) if draft_model else None
     config = with_silence(config_of(workdir, pretrained), silence)
     config = with_heads(config, heads)
@@ -89,7 +94,10 @@ def load(
         if parts["sha256"]:
             _check_parts(workdir, config, tokenizer, by_path(shapes))
         stored = as_stored(shapes, config)
-        whole = by_path(import_parts(config.pretrained, tokenizer, stored, shardings))
+        # Low-rank updates are added before anything is rounded.
+        rounds = weights and not config.decoder.lora.rank
+        convert = leaf_in_int8 if rounds else lambda path, x: x
+        whole = by_path(import_parts(config.pretrained, tokenizer, stored, shardings, convert))
         left_out = matches(parts["left_out"])
         imported = {path: x for path, x in whole.items() if left_out(path)}
     own, own_shardings = (
@@ -104,7 +112,11 @@ def load(
     else:
         with Checkpoints(workdir.path, config.train.keep_best) as checkpoints:
             params = checkpoints.restore_best(own, own_shardings)
-    runner = Runner(model, merge(params, nested(imported)), tokenizer, mesh, imported)
+    params = merge(params, nested(imported))
+    if weights:
+        config, params = merged(config, params)
+        model, params = make_model(config, tokenizer), in_int8(params)
+    runner = Runner(model, params, tokenizer, mesh, imported)
     if drafter:
         is_whisper = config_of(drafter).whisper_decoder.present
         drafts = load(
@@ -113,6 +125,7 @@ def load(
             silence=silence if is_whisper else None,
             dtype=dtype,
             timestamps=timestamps and is_whisper,
+            weights=weights,
         )
         runner.drafter = DraftModel(drafts, runner, str(draft_model))
     return runner

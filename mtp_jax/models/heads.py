@@ -173,7 +173,7 @@ class Heads(nn.Module):
             return lm_head
         if self.has_variable("params", "unembedding"):  # by `layout.for_decoding`
             return self.get_variable("params", "unembedding")
-        return lm_head[self.tokens]
+        return jax.tree.map(lambda x: x[self.tokens], lm_head)  # of one in int8 two arrays
 
     def drafted(self, places: jax.Array) -> jax.Array:
         """The tokens of int32[...] places in the logits."""

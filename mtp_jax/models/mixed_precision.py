@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+
+from mtp_jax.models.params import is_int8
 
 # Rows up to which a CPU takes less time if the kernel comes first: for 8 rows 0.6 to 0.7 of it.
 _FEW_ROWS = {"float32": 64, "bfloat16": 16}
@@ -33,11 +35,13 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Args:
         x: [..., I].
-        kernel: [I, O], of any type.
+        kernel: [I, O], of any type, or in int8.
 
     Returns:
         [..., O].
     """
+    if is_int8(kernel):
+        return _int8_product(x, kernel, 0).astype(x.dtype)
     if x.dtype == jnp.float32:
         return x @ kernel.astype(x.dtype)
     return _low_precision(x, kernel)
@@ -51,11 +55,13 @@ def matmul_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Args:
         x: [..., I].
-        kernel: [O, I].
+        kernel: [O, I], of any type, or in int8.
 
     Returns:
         float32[..., O].
     """
+    if is_int8(kernel):
+        return _int8_product(x, kernel, 1)
     dtype = x.dtype if kernel.dtype == jnp.float32 else kernel.dtype
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     count = len(rows)
@@ -85,16 +91,38 @@ def _kernel_first(rows: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(_product(kernel, rows, (1,), (1,))).T[:count]
 
 
+def _int8_product(x: jax.Array, kernel: Any, axis: int) -> jax.Array:
+    """float32[..., O], of a kernel in int8 whose `axis` is that of I.
+
+    A TPU's compiler reads the kernel as int8 and converts what it has read. bfloat16 holds each of
+    the 255 numbers, so that nothing is rounded but `x`. (`qwix.dot_general` would multiply the
+    kernel by its scales first: one more rounding, and for a prompt a copy of the kernel.)
+    """
+    y = _product(x, kernel.qvalue.astype(x.dtype), (x.ndim - 1,), (axis,))
+    return y * kernel.scale.reshape(-1)
+
+
 def take_rows(table: jax.Array, index: jax.Array) -> jax.Array:
-    """The rows [..., D] of `table` [V, D] at int32[...] `index`.
+    """The rows [..., D] of `table` [V, D], which may be in int8, at int32[...] `index`.
 
     A CPU gathers float32 only, and XLA moves the conversion of the whole table out of a loop, where
     it takes as long as a few decoder calls. Behind the barrier the table depends on the index,
     so that the conversion stays within the gather, which converts the rows alone.
     """
-    if table.dtype == jnp.bfloat16:
+    if is_int8(table):
+        rows: Any = jax.tree.map(lambda x: take_rows(x, index), table)
+        return cast(jax.Array, rows.qvalue * rows.scale)
+    if table.dtype in (jnp.bfloat16, jnp.int8):
         table, index = jax.lax.optimization_barrier((table, index))
     return jnp.take(table, index, axis=0)
+
+
+def mean_of_rows(weights: jax.Array, table: jax.Array) -> jax.Array:
+    """[..., D] sums of the rows of `table` [V, D], which may be in int8, by `weights` [..., V]."""
+    if is_int8(table):
+        quantized: Any = table
+        weights, table = weights * quantized.scale[:, 0].astype(weights.dtype), quantized.qvalue
+    return weights @ table.astype(weights.dtype)
 
 
 @jax.custom_vjp

@@ -63,9 +63,19 @@ def matches(patterns: Sequence[str]) -> Callable[[str], bool]:
     return matched
 
 
+def is_int8(x: Any) -> bool:
+    """Whether `x` is a matrix of int8 numbers and their scales (`mtp_jax.models.int8_weights`)."""
+    return hasattr(x, "qvalue")  # of a qwix.QArray: that package is an extra
+
+
+def has_int8(tree: Any) -> bool:
+    """Whether some matrix in `tree` is in int8."""
+    return any(map(is_int8, jax.tree.leaves(tree, is_leaf=is_int8)))
+
+
 def count(tree: Any) -> int:
     """Number of parameters."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree, is_leaf=is_int8))
 
 
 def merge_lora(tree: Mapping[str, Any], lora: Lora) -> Params:
@@ -91,11 +101,12 @@ def products_type(tree: Params, dtype: str) -> Params:
     """`tree` with every matrix in the type of the activations, in which its products are made.
 
     Nothing that is computed changes, and what is read of memory halves. Norms, and the CTC head,
-    whose product is float32, stay as they are.
+    whose product is float32, stay as they are; and so do matrices in int8.
     """
 
     def cast(path: str, x: jax.Array) -> jax.Array:
         matrix = path.endswith(("kernel", "embedding", "lm_head", "lora_a", "lora_b"))
-        return x.astype(dtype) if matrix and not path.startswith("ctc/") else x
+        stays = not matrix or path.startswith("ctc/") or is_int8(x)
+        return x if stays else x.astype(dtype)
 
     return nested({path: cast(path, x) for path, x in by_path(tree).items()})

@@ -64,6 +64,7 @@ class Task:
         program: "train", a strategy, or "call" for one decoder call.
         rows, seconds, tokens: of the batch (see `programs.Load`).
         width, prompt: of a call (see `programs.lower_call`).
+        weights: of what decodes, as of `programs.parameters`.
         codegen: whether machine code is generated too.
     """
 
@@ -76,6 +77,7 @@ class Task:
     tokens: int
     width: int = 1
     prompt: int = 0
+    weights: str = ""
     codegen: bool = False
 
     def to_json(self) -> str:
@@ -210,7 +212,7 @@ def _key(task: Task, flags: str) -> str:
 
 def _versions() -> str:
     found = []
-    for name in ("jax", "flax", "optax", "libtpu"):
+    for name in ("jax", "flax", "optax", "qwix", "libtpu"):
         try:
             found.append(metadata.version(name))
         except metadata.PackageNotFoundError:

@@ -40,6 +40,7 @@ class Planner:
         topology: its name.
         folder: keeps what was compiled.
         codegen: whether machine code is generated as well, which gives the compiler's own peak.
+        weights: of what decodes, as of `programs.parameters`.
     """
 
     config: Config
@@ -48,6 +49,7 @@ class Planner:
     topology: str
     folder: Path
     codegen: bool = False
+    weights: str = ""
 
     @property
     def model(self) -> Recogniser:
@@ -97,7 +99,7 @@ class Planner:
             sharding.MeshError: the mesh does not divide one.
         """
         mesh: Any = AbstractMesh(self.sizes(), sharding.AXES)
-        return programs.bytes_of(programs.parameters(self.model, mesh))
+        return programs.bytes_of(programs.parameters(self.model, mesh, self.weights))
 
     def train(self, load: Load) -> Row:
         """The training step."""
@@ -193,6 +195,8 @@ class Planner:
         """What a row is about."""
         data, fsdp, tensor = self.sizes()
         row: Row = {"program": program, "mesh": f"{data}x{fsdp}x{tensor}"}
+        if program != "train":
+            row["weights"] = self.weights or self.config.train.dtype
         return row | {"topology": self.topology, "chips": self.where.chips, **vars(load)}
 
     def sweep(self, load: Load) -> Iterator[Row]:
@@ -221,6 +225,7 @@ class Planner:
             topology=self.topology,
             program=program,
             codegen=self.codegen,
+            weights="" if program == "train" else self.weights,
             **vars(load),
             **options,
         )

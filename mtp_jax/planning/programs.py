@@ -18,8 +18,9 @@ from mtp_jax.distributed import sharding
 from mtp_jax.inference.decoder_functions import bind_decoder, encode
 from mtp_jax.inference.programs import infer
 from mtp_jax.models.initialization import parameter_shapes
+from mtp_jax.models.int8_weights import in_int8, sharding_in_int8
 from mtp_jax.models.kv_cache import KVCache
-from mtp_jax.models.params import products_type
+from mtp_jax.models.params import is_int8, products_type
 from mtp_jax.models.recogniser import Encoded, Recogniser, call
 from mtp_jax.models.speech_features import encoded_frames, encoded_width
 from mtp_jax.planning.chips import Slice, TopologyError
@@ -100,20 +101,25 @@ def strategy_of(config: Config, name: str) -> Strategy:
 
 
 def lower_decode(
-    model: Recogniser, mesh: jax.sharding.Mesh, load: Load, strategy: Strategy
+    model: Recogniser, mesh: jax.sharding.Mesh, load: Load, strategy: Strategy, weights: str = ""
 ) -> tuple[Any, Any]:
-    """Front end, encoder and decoding of one batch, matrices held in the type of the products."""
+    """Front end, encoder and decoding of one batch, parameters as `parameters` holds them."""
     everywhere = sharding.replicated(mesh)
     scalars = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), strategy
     )
-    given = parameters(model, mesh), batch(model, mesh, load, training=False), scalars
+    given = parameters(model, mesh, weights), batch(model, mesh, load, training=False), scalars
     with sharding.use_mesh(mesh):
         return infer.lower(model, type(strategy), False, *given), given
 
 
 def lower_calls(
-    model: Recogniser, mesh: jax.sharding.Mesh, rows: int, prompt: int, width: int
+    model: Recogniser,
+    mesh: jax.sharding.Mesh,
+    rows: int,
+    prompt: int,
+    width: int,
+    weights: str = "",
 ) -> tuple[Any, Any]:
     """A loop of decoder calls, as many as an argument says.
 
@@ -125,6 +131,7 @@ def lower_calls(
         rows: utterances.
         prompt: slots of the cache in front of the text.
         width: S.
+        weights: as of `parameters`.
     """
     c = model.config
     if width > 1 and c.heads.count != width:
@@ -169,7 +176,7 @@ def lower_calls(
     shardings = cache.replace(keys=store, values=store, length=row, position_offset=row)
     ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     given = (
-        parameters(model, mesh),
+        parameters(model, mesh, weights),
         placed(cache, shardings),
         ints((rows, width), sharding=row),
         ints((), sharding=sharding.replicated(mesh)),
@@ -188,10 +195,19 @@ def prompt_length(model: Recogniser, load: Load) -> int:
     return int(x.shape[1])
 
 
-def parameters(model: Recogniser, mesh: jax.sharding.Mesh) -> Any:
-    """All parameters as a decoder holds them: shapes, types and shardings."""
+def parameters(model: Recogniser, mesh: jax.sharding.Mesh, weights: str = "") -> Any:
+    """All parameters as a decoder holds them: shapes, types and shardings.
+
+    Args:
+        model, mesh: what decodes, and where.
+        weights: "int8" for those of `mtp_jax.models.int8_weights`; by default matrices have the
+            type of the products.
+    """
     shapes, shardings = parameter_shapes(model, mesh)
     shapes = jax.eval_shape(lambda p: products_type(p, model.config.train.dtype), shapes)
+    if weights:
+        shapes = jax.eval_shape(in_int8, shapes)
+        shardings = jax.tree.map(sharding_in_int8, shapes, shardings, is_leaf=is_int8)
     return placed(shapes, shardings)
 
 

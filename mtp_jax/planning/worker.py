@@ -38,9 +38,9 @@ def lowered(task: Task, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     if task.program == "train":
         return programs.lower_train_step(model, mesh, load)
     if task.program == "call":
-        return programs.lower_calls(model, mesh, task.rows, task.prompt, task.width)
+        return programs.lower_calls(model, mesh, task.rows, task.prompt, task.width, task.weights)
     strategy = programs.strategy_of(task.config, task.program)
-    return programs.lower_decode(model, mesh, load, strategy)
+    return programs.lower_decode(model, mesh, load, strategy, task.weights)
 
 
 def compile_task(task: Task, result: Path, dump: Path) -> None:

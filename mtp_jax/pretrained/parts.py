@@ -23,6 +23,7 @@ from mtp_jax.pretrained.speech_llm import (
     import_speech_llm,
     speech_llm_architecture,
 )
+from mtp_jax.pretrained.table import Convert
 from mtp_jax.pretrained.whisper import import_whisper, whisper_digest
 from mtp_jax.pretrained.whisper_decoder import (
     import_whisper_decoder,
@@ -79,7 +80,11 @@ def as_stored(shapes: Params, config: Config) -> Params:
 
 
 def import_parts(
-    pretrained: Pretrained, tokenizer: Tokenizer, shapes: Params, shardings: Params
+    pretrained: Pretrained,
+    tokenizer: Tokenizer,
+    shapes: Params,
+    shardings: Params,
+    convert: Convert = lambda path, x: x,
 ) -> Params:
     """Parameters of the pretrained parts, on their devices.
 
@@ -88,6 +93,7 @@ def import_parts(
         tokenizer: whose tokens must have a row each in the decoder's embedding; rows beyond them
             are padding, and left out.
         shapes, shardings: of the whole model.
+        convert: what becomes of each parameter of a speech LLM, before the next is read.
 
     Raises:
         PretrainedError: a source cannot be read, or does not fit.
@@ -101,7 +107,7 @@ def import_parts(
         _check_audio_token(tokenizer, source.audio_token, path)
         wanted = {name: _without_lora(shapes[name]) for name in SPEECH_LLM_PARTS}
         own = {name: shardings[name] for name in SPEECH_LLM_PARTS}
-        return import_speech_llm(path, wanted, own)
+        return import_speech_llm(path, wanted, own, convert)
     if pretrained.model:
         path = resolve(pretrained.model)
         wanted = _without_lora(shapes["whisper"])

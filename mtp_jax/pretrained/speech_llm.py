@@ -20,7 +20,7 @@ from mtp_jax.pretrained.fields import Fields
 from mtp_jax.pretrained.glm_asr import GLM_ASR
 from mtp_jax.pretrained.granite_speech import GRANITE_SPEECH
 from mtp_jax.pretrained.qwen3_asr import QWEN3_ASR
-from mtp_jax.pretrained.table import Rule, import_params
+from mtp_jax.pretrained.table import Convert, Rule, import_params
 from mtp_jax.pretrained.voxtral import VOXTRAL
 from mtp_jax.pretrained.weights import read_json
 
@@ -76,7 +76,12 @@ def released_architecture(name: str) -> tuple[SpeechLlmSource, tuple[int, ...]]:
     return source, tuple(ends) if isinstance(ends, list) else (ends,)
 
 
-def import_speech_llm(path: str | os.PathLike[str], shapes: Any, shardings: Any = None) -> Any:
+def import_speech_llm(
+    path: str | os.PathLike[str],
+    shapes: Any,
+    shardings: Any = None,
+    convert: Convert = lambda path, x: x,
+) -> Any:
     """Parameters of encoder, projector and decoder, each read once, onto their devices.
 
     Args:
@@ -84,9 +89,10 @@ def import_speech_llm(path: str | os.PathLike[str], shapes: Any, shardings: Any 
         shapes: nested dict of jax.ShapeDtypeStruct, these parts' parameters without LoRA's. Of the
             embedding as many rows are read as are wanted.
         shardings: the same tree of shardings; without it all is put on the default device.
+        convert: what becomes of each parameter, before the next is read.
 
     Returns:
-        The same tree of jax.Array.
+        The same tree of jax.Array, or of what `convert` makes of them.
 
     Raises:
         PretrainedError: it is corrupt, or does not fit `shapes`.
@@ -105,7 +111,7 @@ def import_speech_llm(path: str | os.PathLike[str], shapes: Any, shardings: Any 
         head, embedding = names["decoder/lm_head"], names["decoder/embedding"]
         llama.check_tied(weights, head, embedding)
         ignored.append(head)
-    return import_params(_padded(rules), weights, shapes, shardings, ignored)
+    return import_params(_padded(rules), weights, shapes, shardings, ignored, convert)
 
 
 def _padded(rules: Iterable[Rule]) -> tuple[Rule, ...]:

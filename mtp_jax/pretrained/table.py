@@ -17,6 +17,7 @@ from mtp_jax.pretrained.errors import PretrainedError
 from mtp_jax.pretrained.weights import Index, Weights, refuse_not_finite
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+Convert = Callable[[str, jax.Array], Any]  # a parameter, by its path, to what stands for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,7 @@ def import_params(
     shapes: Any,
     shardings: Any = None,
     ignored: Sequence[str] = (),
+    convert: Convert = lambda path, x: x,
 ) -> Any:
     """Fills parameters from a checkpoint; each device gets its part, read layer by layer.
 
@@ -124,6 +126,7 @@ def import_params(
         shapes: nested dict of jax.ShapeDtypeStruct, the parameters wanted and their dtypes.
         shardings: the same tree of shardings; without it all is put on the default device.
         ignored: patterns (`fnmatch`) of their tensors that need not be used.
+        convert: what becomes of each parameter, before the next is read.
 
     Raises:
         PretrainedError: a parameter or tensor is missing, left over, of a wrong shape, or
@@ -136,7 +139,9 @@ def import_params(
     placed = {} if shardings is None else by_path(shardings)
     return nested(
         {
-            path: _place(table[path], weights, shape, placed[path] if placed else None)
+            path: convert(
+                path, _place(table[path], weights, shape, placed[path] if placed else None)
+            )
             for path, shape in wanted.items()
         }
     )

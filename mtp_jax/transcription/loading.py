@@ -27,6 +27,7 @@ def load(
     timestamps: bool = False,
     heads: int = 0,
     draft_model: str | os.PathLike[str] = "",
+    weights: str = "",
 ) -> Transcriber:
     """Loads a model to transcribe with.
 
@@ -43,10 +44,12 @@ def load(
         heads: M of serial heads, which may be any; 0 for that of training.
         draft_model: folder of another model, such as a small Whisper, whose texts are drafts: the
             text stays the same, in fewer calls of the large model.
+        weights: "int8" rounds the matrices of the decoder to 8 bits: on accelerators decoder calls
+            take less time, and texts may differ in a word; by default they are not rounded.
 
     Raises:
-        ConfigError: `silence` is negative, or the model is no Whisper; `dtype` is none of these;
-            the number of `heads` is fixed.
+        ConfigError: `silence` is negative, or the model is no Whisper; `dtype` or `weights` is none
+            of these; the number of `heads` is fixed.
         WorkdirError, CheckpointError, TokenizerError, PretrainedError: the folder is incomplete,
             damaged or of another version, or `draft_model` hears audio at another rate; the
             message says what is wrong.
@@ -58,7 +61,7 @@ def load(
     mesh = mesh or sharding.make_mesh(configs.Mesh())
     try:
         runner = load_recognizer(
-            workdir, mesh, pretrained, silence, dtype, timestamps, heads, draft_model
+            workdir, mesh, pretrained, silence, dtype, timestamps, heads, draft_model, weights
         )
     except OSError as error:
         raise WorkdirError(f"{workdir.path} cannot be used as a model: {error}") from None

@@ -40,9 +40,9 @@ def for_decoding(params: Mapping[str, Any], lora: Lora, dtype: str = "float32") 
     """A recogniser's parameters with the layers of decoder and heads laid out for decoding.
 
     Args:
-        params: of a `Recogniser`, the layers stacked.
+        params: of a `Recogniser`, the layers stacked; matrices may be in int8.
         lora: of the decoder.
-        dtype: of the matrices of decoder and heads.
+        dtype: of the matrices of decoder and heads that are not in int8.
 
     Returns:
         The same tree, but for ``decoder/layers`` and ``heads/layers``, in place of which
@@ -63,7 +63,8 @@ def for_decoding(params: Mapping[str, Any], lora: Lora, dtype: str = "float32") 
             laid_out[name] = module
     if "tokens" in (heads := laid_out.get("heads", {})):
         decoder = laid_out["decoder"]
-        rows = jnp.take(decoder.get("lm_head", decoder["embedding"]), heads["tokens"], axis=0)
+        lm_head = decoder.get("lm_head", decoder["embedding"])
+        rows = jax.tree.map(lambda x: jnp.take(x, heads["tokens"], axis=0), lm_head)
         laid_out["heads"] = heads | {"unembedding": rows}
     own: Params = {name: laid_out[name] for name in ("decoder", "heads") if name in laid_out}
     return laid_out | products_type(own, dtype)
@@ -72,12 +73,17 @@ def for_decoding(params: Mapping[str, Any], lora: Lora, dtype: str = "float32") 
 @functools.partial(jax.jit, static_argnums=1)
 def _split(stacked: Params, lora: Lora) -> list[Params]:
     leaves = by_path(merge_lora(stacked, lora) if lora.rank else stacked)
-    count = len(next(iter(leaves.values())))
+    count = len(jax.tree.leaves(leaves)[0])
+    # A matrix in int8 is two arrays, of its numbers and of its scales, that are laid out alike.
     for name, parts in JOINED.items():
         if parts[0] in leaves:
-            none = jnp.zeros_like(leaves[parts[0]])  # the keys of a Whisper have no bias
-            leaves[name] = jnp.concatenate([leaves.pop(part, none) for part in parts], axis=-1)
+            none = jax.tree.map(jnp.zeros_like, leaves[parts[0]])  # a Whisper's keys have no bias
+            leaves[name] = jax.tree.map(_side_by_side, *(leaves.pop(part, none) for part in parts))
     for path in [path for path in leaves if path.endswith("/kernel")]:
-        turned = jnp.swapaxes(leaves.pop(path), -1, -2)
+        turned = jax.tree.map(lambda x: jnp.swapaxes(x, -1, -2), leaves.pop(path))
         leaves[path.removesuffix("kernel") + TRANSPOSED] = turned
-    return [nested({path: x[i] for path, x in leaves.items()}) for i in range(count)]
+    return [jax.tree.map(lambda x, i=i: x[i], nested(leaves)) for i in range(count)]
+
+
+def _side_by_side(*parts: jax.Array) -> jax.Array:
+    return jnp.concatenate(parts, axis=-1)

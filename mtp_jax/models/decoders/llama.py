@@ -29,7 +29,7 @@ from mtp_jax.models.layers import (
     rotate,
     zero_padding,
 )
-from mtp_jax.models.mixed_precision import matmul_transposed, take_rows
+from mtp_jax.models.mixed_precision import matmul_transposed, mean_of_rows, take_rows
 
 Carry = tuple[jax.Array, jax.Array | None, jax.Array | None]
 
@@ -255,7 +255,7 @@ class Llama(nn.Module):
 
     def expected(self, probabilities: jax.Array) -> jax.Array:
         """Embeddings [..., D] of float32[..., V] tokens of which only the odds are known."""
-        return probabilities.astype(self.dtype) @ self.embedding.astype(self.dtype)
+        return mean_of_rows(probabilities.astype(self.dtype), self.embedding)
 
     def unembedding(self) -> jax.Array:
         """[V, D] kernel of head 1."""
