@@ -184,6 +184,27 @@ def test_a_prompt_that_the_model_cannot_take_is_refused(
     assert said in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("charset", ["idna", "punycode", "utf-7", "utf-16", "undefined", "no\xe9"])
+def test_a_form_in_an_odd_charset_is_refused(client, files, charset):
+    """Some have no inverse: their characters would break the answer that quotes them."""
+    odd = b"+2AA-\\ud800\xff"
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="%b"\r\n\r\n%b\r\n--x--'
+    kind = f"multipart/form-data; boundary=x; charset={charset}".encode("latin-1")
+    response = client.post(URL, content=body % (odd, b"junk"), headers={"content-type": kind})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_charset"
+    kind = b"multipart/form-data; boundary=x; charset=UTF-8"
+    response = client.post(URL, content=body % (b"a.flac", files[0]), headers={"content-type": kind})
+    assert response.status_code == 200
+
+
+def test_an_unknown_path_is_quoted_on_one_line(client):
+    for path in ("/%1b%5b31m%0a%00", "/v1/models/%1b%5b31m%0a%00", "/%ff%fe"):
+        response = client.get(path)
+        assert response.status_code == 404
+        assert response.json()["error"]["message"].isprintable()
+
+
 def test_an_empty_field_is_an_absent_one(client, files):
     absent = post(client, files[0], response_format="verbose_json").json()
     fields = {"timestamp_granularities[]": "", "include[]": "", "tau": "", "language": ""}

@@ -433,7 +433,7 @@ def _page(name: str):  # type: ignore[no-untyped-def]  # a route
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    sentence = f"{request.method} {request.url.path[:80]}: {error.detail}"
+    sentence = f"{request.method} {shown(request.url.path[:80])}: {error.detail}"
     response = Refused(error.status_code, sentence).response()
     response.headers.update(error.headers or {})
     return response
