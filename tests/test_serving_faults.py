@@ -84,7 +84,7 @@ def test_a_folder_that_a_cleaner_swept_away_is_made_again(model, files):
 def test_a_length_that_no_header_tells_is_counted_whatever_the_words(
     model, files, recordings, monkeypatch
 ):
-    def unknown(path: str) -> float:
+    def unknown(path: str, at_most: float) -> float:
         raise AudioError(f"{path}: its length is anybody's guess")
 
     monkeypatch.setattr(serving_app, "audio_seconds", unknown)

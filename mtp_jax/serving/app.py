@@ -324,12 +324,13 @@ class _Transcription(Response):
             raise Refused(400, said, "prompt", "invalid_value") from None
 
     def _check(self, path: str, name: str) -> None:
-        """Refuses what is too long by its header, before any of it is decoded."""
+        """Refuses what is too long, by its header or by so much of it as may be decoded."""
+        longest = self._service.settings.max_seconds
         try:
-            seconds = audio_seconds(path)
+            seconds = audio_seconds(path, at_most=longest)
         except AudioError:  # the engine reads it: it counts a length that no header tells,
             return  # or says what is wrong
-        if seconds > self._service.settings.max_seconds:
+        if seconds > longest:
             raise self._refused(TooLong(), path, name)
 
     async def _response(self, body: Body, options: Options, path: str, name: str) -> Response:
