@@ -399,7 +399,16 @@ def _wrong_type(recordings: Sequence[Recording], limits: Limits, draw: Draw) -> 
         "multipart/form-data; boundary=\xe9": _REFUSED,
         "multipart/form-data; boundary=other": _REFUSED,
     }
-    charsets = ("idna", "punycode", "utf-7", "utf-16", "undefined", "unicode_escape", "no\xe9", "..")
+    charsets = (
+        "idna",
+        "punycode",
+        "utf-7",
+        "utf-16",
+        "undefined",
+        "unicode_escape",
+        "no\xe9",
+        "..",
+    )
     kinds |= {f"multipart/form-data; boundary=cut; charset={c}": _REFUSED for c in charsets}
     kind = str(draw.choice(list(kinds)))
     if "charset" in kind:
@@ -452,7 +461,9 @@ def _nested(recordings: Sequence[Recording], limits: Limits, draw: Draw) -> Requ
         names = ("file[]", "file[file]", "include[0][0]", "__proto__", "file.name")
         body = form(_recording(recordings, draw).content, [(str(draw.choice(names)), "x")])
     else:
-        body = form(_recording(recordings, draw).content, more=[disposition(name="file", filename="x")])
+        body = form(
+            _recording(recordings, draw).content, more=[disposition(name="file", filename="x")]
+        )
     return _whole("nested", body, _REFUSED)
 
 
@@ -488,14 +499,16 @@ def _names(recordings: Sequence[Recording], limits: Limits, draw: Draw) -> Reque
         *("a\0b.wav", "\x1b[31mred\x1b[0m.wav", "bell\a.wav", "\u202egnp.wav", "x" * 4000),
         *("a\tb\vc.wav", "\u2028.wav", "\x7f\x80\x9b.wav", " ", ".", "%00%2e%2e%2f.wav", "-rf"),
         *("file:///etc/passwd", "http://127.0.0.1:1/x", "concat:/etc/passwd", "|id", "$(id)"),
-        *("\ud800.wav", "a\\\\\\\".wav", "😀" * 300),
+        *("\ud800.wav", 'a\\\\\\".wav', "😀" * 300),
     )
     name = names[draw.integers(len(names))].encode("utf-8", "surrogatepass")
     if draw.random() < 0.5:
         return _whole("names", form(b"no audio at all", name=name), _REFUSED)
     recording = _recording(recordings, draw)
     fields = [("strategy", "greedy")]
-    return _whole("names", form(recording.content, fields, name), frozenset({200}), recording.texts["greedy"])
+    return _whole(
+        "names", form(recording.content, fields, name), frozenset({200}), recording.texts["greedy"]
+    )
 
 
 def _values(recordings: Sequence[Recording], limits: Limits, draw: Draw) -> Request:
@@ -534,7 +547,12 @@ def _no_requests(recordings: Sequence[Recording], limits: Limits, draw: Draw) ->
         "GET /%ff%fe": 404,
     }
     raw = (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), b"GARBAGE\r\n\r\n")
-    raw += (b"GET / HTTP/9.9\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET\r\n\r\n", b"\0" * 50)
+    raw += (
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"\0" * 50,
+    )
     way = int(draw.integers(len(targets) + len(raw)))
     if way >= len(targets):
         return Request("no request", ((0, raw[way - len(targets)]),), _REFUSED)
@@ -554,7 +572,9 @@ def _damaged(recordings: Sequence[Recording], limits: Limits, draw: Draw) -> Req
             content[at : at + 1] = draw.bytes(1)
         elif way == 1:
             content[int(draw.integers(40)) :][:4] = draw.bytes(4)
-            content[at % 60 : at % 60 + 4] = draw.choice([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"])
+            content[at % 60 : at % 60 + 4] = draw.choice(
+                [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"]
+            )
         elif way == 2:
             del content[max(at, 1) :]
         else:
@@ -563,7 +583,17 @@ def _damaged(recordings: Sequence[Recording], limits: Limits, draw: Draw) -> Req
 
 
 KINDS: tuple[Kind, ...] = (
-    *(_cut_off, _cut_form, _wrong_length, _slow_body, _slow_head, _idle, _wrong_type, _huge, _nested),
+    *(
+        _cut_off,
+        _cut_form,
+        _wrong_length,
+        _slow_body,
+        _slow_head,
+        _idle,
+        _wrong_type,
+        _huge,
+        _nested,
+    ),
     *(_hours, _names, _values, _no_requests, _damaged),
 )
 

@@ -1,11 +1,11 @@
 """Whether every exact strategy writes greedy's tokens, over thousands of utterances of all kinds.
 
     python -m bench.identity --model=DIR --data=FOLDER --output=FILE [--count=10000]
-        [--pretrained=FOLDER] [--seconds=7] [--max_tokens=0] [--sizes=1,4,16,32] [--seed=0]
+        [--pretrained=FOLDER] [--seconds=7] [--max_tokens=0] [--sizes=4,32] [--seed=0]
 
 FOLDER holds manifests of real speech (``*.jsonl``). Utterances of `bench.utterances` are decoded in
-batches of 1 to the largest of --sizes rows, drawn at random and padded to the next of these sizes, by
-greedy decoding at each width and by every exact strategy that the model has: drafts of its heads, of
+batches of 1 to the largest of --sizes rows, every other one as large as can be, and padded to the
+next of these sizes (each is a program of each strategy), by greedy decoding at each width and by every exact strategy that the model has: drafts of its heads, of
 its CTC head, of both, of a text (greedy's own, with errors put in: 0 to 100 % of the tokens), and by
 `auto` at several costs of a wide call. Compared, token for token:
 
@@ -13,7 +13,7 @@ its CTC head, of both, of a text (greedy's own, with errors put in: 0 to 100 % o
   mixes widths, and has no one that it could be compared with;
 - all of them with greedy decoding one token wide: where tokens part, the difference of the two best
   logits at that place is noted. A difference of rounding errors is no fault (--largest_gap);
-- a row of each batch with its own run, alone, in the same way.
+- two rows of each batch with their own runs, alone, by greedy decoding and by one other strategy.
 
 What a batch gave is appended to FILE, and a command that was killed goes on behind the last whole
 line. The summary is of all lines; the exit status is 1 if there is a fault.
@@ -53,12 +53,13 @@ _OUTPUT = flags.DEFINE_string("output", None, "file of results, appended to", re
 _COUNT = flags.DEFINE_integer("count", 10_000, "utterances", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 7.0, "of the longest utterance", lower_bound=0.5)
 _LIMIT = flags.DEFINE_integer("max_tokens", 0, "of a text; 0: as the model", lower_bound=0)
-_SIZES = flags.DEFINE_list("sizes", ["1", "4", "16", "32"], "rows that batches are padded to")
+_SIZES = flags.DEFINE_list("sizes", ["4", "32"], "rows that batches are padded to")
 _WIDTH = flags.DEFINE_integer("draft_width", 16, "tokens a call of drafts by a text", lower_bound=2)
 _GAP = flags.DEFINE_float("largest_gap", 0.01, "of two logits, that rounding errors may explain")
 _SEED = flags.DEFINE_integer("seed", 0, "of all that is drawn")
 
 RATES = (0.0, 0.05, 0.2, 0.5, 1.0)  # of errors in the texts that are drafts
+ALONE = 2  # rows of a batch that are decoded alone, too
 COSTS = (1.0, 1.5, 3.0, math.inf)  # of a wide call, for `auto`
 
 
@@ -207,13 +208,16 @@ def decode(
                 same += compare(tried.name, "greedy of its width", row, (text, wide))
         found[tried.name] = {"rows": len(texts), "calls": calls, "1-wide greedy": narrow}
         found[tried.name] |= {"greedy of its width": same} if tried.width else {}
-    row = int(draw.integers(len(waves)))
-    alone = decoder.batch([waves[row]], sizes[0])
-    own = {"greedy": (decoder.tokens(alone, Greedy())[0][0], greedy[1][0][row])}
-    tried = strategies[draw.integers(len(strategies))]
-    text_alone = decoder.with_texts(alone, [drafts[row]]) if tried.drafted else alone
-    own[tried.name] = decoder.tokens(text_alone, tried.strategy)[0][0], made[tried.name][row]
-    same = sum(compare(name, "its own run", row, texts) for name, texts in own.items())
+    own = 0
+    widest = max((t for t in strategies if not t.drafted), key=lambda tried: tried.width)
+    for row in draw.permutation(len(waves))[:ALONE].tolist():
+        alone = decoder.batch([waves[row]], 1)
+        for name, strategy, texts in (
+            ("greedy", Greedy(), greedy[1][0]),
+            (widest.name, widest.strategy, made[widest.name]),
+        ):
+            text = decoder.tokens(alone, strategy)[0][0]
+            own += compare(name, "its own run", row, (text, texts[row]))
     return {
         "kinds": [utterance.kind for utterance in utterances],
         "corpora": [utterance.corpus for utterance in utterances],
@@ -222,7 +226,7 @@ def decode(
         "greedy_calls": greedy[1][1],
         "seconds": round(sum(map(len, waves)) / RATE, 2),
         "strategies": found,
-        "alone": {"rows": len(own), "same": same},
+        "alone": {"rows": 2 * min(ALONE, len(waves)), "same": own},
         "differences": differences,
     }
 
@@ -308,14 +312,17 @@ def main(argv: list[str]) -> None:
     start = time.monotonic()
     while done < _COUNT.value:
         draw = np.random.default_rng([_SEED.value, 1, len(batches)])
-        rows = min(int(draw.integers(1, sizes[-1] + 1)), _COUNT.value - done)
+        rows = sizes[-1] if draw.random() < 0.5 else int(draw.integers(1, sizes[-1] + 1))
+        rows = min(rows, _COUNT.value - done)
         chosen = [utterances[done + i] for i in range(rows)]
         batches.append(decode(runner, decoder, strategies, chosen, sizes, draw))
         with output.open("a") as file:
             file.write(json.dumps(batches[-1]) + "\n")
         done += rows
         differ = len(batches[-1]["differences"])
-        print(f"{done} after {time.monotonic() - start:.0f} s, {differ} differences", file=sys.stderr)
+        print(
+            f"{done} after {time.monotonic() - start:.0f} s, {differ} differences", file=sys.stderr
+        )
     sys.exit(bool(summary(batches)))
 
 
