@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -270,7 +270,8 @@ class _Transcription(Response):
         path: str | None = None
         try:
             try:
-                form = await body.form()
+                with _room():
+                    form = await body.form()
                 options = read_options(
                     form,
                     settings.models,
@@ -281,8 +282,9 @@ class _Transcription(Response):
                     service.model.takes_prompt,
                 )
                 start = self._start_tokens(options)
-                path = service.temporary()  # only now: an upload may take minutes
-                await run_in_threadpool(_save, options.file, path)
+                with _room():
+                    path = service.temporary()  # only now: an upload may take minutes
+                    await run_in_threadpool(_save, options.file, path)
                 name = shown(options.file.filename or "the recording")[:200]
                 await run_in_threadpool(self._check, path, name)
                 strategy = service.model.strategy(options.strategy, options.tau)
@@ -391,6 +393,24 @@ class _Transcription(Response):
         if isinstance(error, Stopped):
             return _stopped()
         return Refused(500, f"{name} could not be decoded: the log of the service says why")
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """What keeps a recording, on a disk that may be full.
+
+    Raises:
+        Refused: it is, or cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        log.error("a recording cannot be kept in %s: %s", tempfile.gettempdir(), error)
+        raise Refused(
+            *(503, "the service has no room for the recording: try again later"),
+            code="no_room",
+            retry_after=_LONGEST_RETRY,
+        ) from None
 
 
 def _named(transcript: Transcript, path: str, name: str) -> Transcript:
