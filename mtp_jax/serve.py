@@ -61,7 +61,12 @@ _STRATEGY = flags.DEFINE_string("strategy", "auto", f"one of {', '.join(registry
 _TAU = flags.DEFINE_float("tau", None, "of threshold; default: the model's")
 _SECONDS = flags.DEFINE_float("max_seconds", 7200.0, "of a recording", lower_bound=0.0)
 _BYTES = flags.DEFINE_integer("max_bytes", 100_000_000, "of a recording", lower_bound=1)
-_UPLOAD = flags.DEFINE_float("upload_seconds", 300.0, "for a recording to arrive", lower_bound=0.0)
+_UPLOAD = flags.DEFINE_float(
+    "upload_seconds",
+    300.0,
+    "for a recording to arrive, and for a client to take what is ready of its answer",
+    lower_bound=0.0,
+)
 _QUEUE = flags.DEFINE_integer("queue", 64, "requests held at a time", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 16, "chunks decoded at once", lower_bound=1)
 _WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "that a chunk waits for others", lower_bound=0.0)
@@ -84,6 +89,7 @@ def main(argv: list[str]) -> int:
 
         from mtp_jax.serving import access
         from mtp_jax.serving.app import Service, Settings
+        from mtp_jax.serving.connections import bounded
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("mtp_jax"):
             raise
@@ -153,7 +159,9 @@ def main(argv: list[str]) -> int:
             "http://%s:%d serves %s; compiling, see /health/ready",
             *(shown, listener.getsockname()[1], name),
         )
-        config = uvicorn.Config(Service(model, settings).app(), log_level="warning")
+        connections = bounded(settings.upload_seconds)
+        app = Service(model, settings).app()
+        config = uvicorn.Config(app, http=connections, log_level="warning")
         _server(config).run(sockets=[listener])
     log.info("ended: all requests were answered")
     return 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from mtp_jax.audio import files
 from mtp_jax.audio.reading import (
     AudioError,
     array_blocks,
@@ -374,3 +375,27 @@ def test_impossible_speeds_are_refused(factor):
 def test_data_workers_do_not_load_jax():
     code = "import sys, mtp_jax.audio.reading; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_file_that_unpacks_to_hours_is_measured_no_further_than_asked(tmp_path, monkeypatch):
+    """FLAC without a length in its header, of which decoding alone tells it."""
+    path = tmp_path / "hour.flac"
+    with soundfile.SoundFile(path, "w", RATE, 1) as file:
+        for _ in range(60):
+            file.write(np.zeros(60 * RATE, np.int16))
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    decoded = []
+    steps = files._FFmpeg.steps
+
+    def counted(self):
+        for step in steps(self):
+            decoded.append(len(step))
+            yield step
+
+    monkeypatch.setattr(files._FFmpeg, "steps", counted)
+    assert 5 < audio_seconds(path, at_most=5) == sum(decoded) / RATE < 10
+    decoded.clear()
+    assert audio_seconds(path) == sum(decoded) / RATE == 3600

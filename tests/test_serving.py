@@ -22,6 +22,8 @@ from mtp_jax.serving.app import Service, Settings
 from mtp_jax.serving.engine import Engine
 from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
+from mtp_jax.tokenizer import TokenizerError
+from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from mtp_jax.transcription.formats import formatted
 from mtp_jax.transcription.results import Segment, Transcript, Word
 from tests.recordings import RATE, flac
@@ -160,6 +162,48 @@ def test_a_wrong_field_gets_one_sentence(client, files, fields, status, param, s
     assert error["type"] == "invalid_request_error"
     assert said in error["message"]
     assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "param", "said"),
+    [
+        (TokenizerError("is damaged: download it again"), "prompt", "cannot encode the prompt"),
+        (LanguageError("the prompt comes to 999 tokens: shorten it"), None, "999 tokens: shorten"),
+    ],
+)
+def test_a_prompt_that_the_model_cannot_take_is_refused(
+    client, model, files, monkeypatch, error, param, said
+):
+    def start_tokens(*unused: object) -> tuple[int, ...]:
+        raise error
+
+    monkeypatch.setattr(model, "start_tokens", start_tokens)
+    response = post(client, files[0], prompt="names")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert said in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("charset", ["idna", "punycode", "utf-7", "utf-16", "undefined", "no\xe9"])
+def test_a_form_in_an_odd_charset_is_refused(client, files, charset):
+    """Some have no inverse: their characters would break the answer that quotes them."""
+    odd = b"+2AA-\\ud800\xff"
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="%b"\r\n\r\n%b\r\n--x--'
+    kind = f"multipart/form-data; boundary=x; charset={charset}".encode("latin-1")
+    response = client.post(URL, content=body % (odd, b"junk"), headers={"content-type": kind})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_charset"
+    body = body % (b"a.flac", files[0])
+    kind = b"multipart/form-data; boundary=x; charset=UTF-8"
+    response = client.post(URL, content=body, headers={"content-type": kind})
+    assert response.status_code == 200
+
+
+def test_an_unknown_path_is_quoted_on_one_line(client):
+    for path in ("/%1b%5b31m%0a%00", "/v1/models/%1b%5b31m%0a%00", "/%ff%fe"):
+        response = client.get(path)
+        assert response.status_code == 404
+        assert response.json()["error"]["message"].isprintable()
 
 
 def test_an_empty_field_is_an_absent_one(client, files):

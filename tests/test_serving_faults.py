@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import pathlib
 import queue
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -84,7 +86,7 @@ def test_a_folder_that_a_cleaner_swept_away_is_made_again(model, files):
 def test_a_length_that_no_header_tells_is_counted_whatever_the_words(
     model, files, recordings, monkeypatch
 ):
-    def unknown(path: str) -> float:
+    def unknown(path: str, at_most: float) -> float:
         raise AudioError(f"{path}: its length is anybody's guess")
 
     monkeypatch.setattr(serving_app, "audio_seconds", unknown)
@@ -141,6 +143,65 @@ def test_a_batch_that_fails_fails_its_jobs_and_closes_their_files(model, tmp_pat
     until(lambda: job.chunks.gi_frame is None)
     assert not engine.failed
     engine.close()
+
+
+def test_a_thread_that_dies_while_it_decodes_fails_what_is_held(model, files, monkeypatch):
+    """Each request is told so, those that come later too, and nothing is left behind."""
+    decode, lost = model.decode_timed, threading.Event()
+
+    def dying(*args):
+        if lost.is_set():
+            raise SystemExit("the accelerator is lost")
+        return decode(*args)
+
+    monkeypatch.setattr(model, "decode_timed", dying)
+    service = Service(model, Settings(models=("tiny",), warm=()))
+    with TestClient(service.app()) as client:
+        assert post(client, files[0]).status_code == 200
+        lost.set()
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda file: post(client, file), [*files, *files[:2]]))
+        answers.append(post(client, files[0]))
+        for answer in answers:
+            assert answer.status_code == 503
+            assert "decodes nothing any more" in answer.json()["error"]["message"]
+        assert client.get("/health").status_code == 503
+        assert not list(pathlib.Path(service._folder.name).iterdir())
+    assert service.held == 0
+
+
+def test_whatever_reading_ends_by_is_told(model, files, monkeypatch):
+    def cut(*unused: object):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(model, "cut", cut)
+    service = Service(model, Settings(models=("tiny",), warm=()))
+    with TestClient(service.app()) as client:
+        answer = post(client, files[0])
+    assert answer.status_code == 500
+    assert "could not be decoded" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("where", ["upload", "file"])
+def test_a_full_disk_is_told_and_nothing_is_left(model, files, recordings, monkeypatch, where):
+    def full(*unused: object):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    service = Service(model, Settings(models=("tiny",), warm=()))
+    with TestClient(service.app()) as client:
+        with monkeypatch.context() as patch:
+            if where == "upload":
+                patch.setattr("starlette.datastructures.UploadFile.write", full)
+            else:
+                patch.setattr(serving_app, "_save", full)
+            answer = post(client, files[0])
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "no_room"
+        assert int(answer.headers["retry-after"]) > 0
+        assert post(client, files[0]).status_code == 200
+        assert not list(pathlib.Path(service._folder.name).iterdir())
+    assert service.held == 0
 
 
 def test_closing_fails_what_is_not_over(model, wav):

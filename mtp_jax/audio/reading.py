@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from mtp_jax.audio.errors import AudioError as AudioError
-from mtp_jax.audio.files import RATES, blocks, opened
+from mtp_jax.audio.files import RATES, Recording, blocks, opened
 from mtp_jax.audio.waveform import BLOCK_SAMPLES, FULL_SCALE, closed, waveform_blocks
 from mtp_jax.audio.waveform import change_speed as change_speed
 from mtp_jax.audio.waveform import changed_length as changed_length
@@ -192,12 +193,14 @@ def array_blocks(samples: np.ndarray, rate: float | None, sample_rate: int) -> I
     yield from waveform_blocks(floats(), "an array", float(rate), sample_rate)
 
 
-def audio_seconds(source: Source, *, name: str = "") -> float:
+def audio_seconds(source: Source, *, name: str = "", at_most: float = math.inf) -> float:
     """Length of a file in seconds: by a header that can be believed, else by decoding it.
 
     Args:
         source: path of the file, or its contents.
         name: of the recording, for messages; by default the path.
+        at_most: seconds; of a longer one no more is decoded, and the result is more than that. Few
+            bytes may unpack to months.
 
     Raises:
         AudioError: the file is missing, not audio or empty. Damage behind a header that can be
@@ -209,11 +212,24 @@ def audio_seconds(source: Source, *, name: str = "") -> float:
         for recording in file.recordings(warn=lambda message: None):
             frames = recording.frames
             if frames is None:
-                frames = sum(len(step) for step in recording.steps())
+                frames = _decoded_frames(recording, (at_most - seconds) * recording.rate)
             seconds += frames / recording.rate
+            if seconds > at_most:
+                break
     if not seconds:
         raise AudioError(_nothing(name))
     return seconds
+
+
+def _decoded_frames(recording: Recording, at_most: float) -> int:
+    """Frames of a recording, or more than `at_most` of them."""
+    frames, steps = 0, recording.steps()
+    with closed(steps):
+        for step in steps:
+            frames += len(step)
+            if frames > at_most:
+                break
+    return frames
 
 
 def reads_parts(source: Source, *, name: str = "") -> bool:

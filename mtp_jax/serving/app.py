@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -34,6 +34,8 @@ from mtp_jax.serving.metrics import Metrics
 from mtp_jax.serving.options import Options, read_options
 from mtp_jax.serving.refusal import Refused
 from mtp_jax.serving.upload import Body, Gone
+from mtp_jax.tokenizer import TokenizerError
+from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from mtp_jax.transcription.outputs import shown
 from mtp_jax.transcription.recordings import Event
 from mtp_jax.transcription.results import Segment, Transcript
@@ -268,7 +270,8 @@ class _Transcription(Response):
         path: str | None = None
         try:
             try:
-                form = await body.form()
+                with _room():
+                    form = await body.form()
                 options = read_options(
                     form,
                     settings.models,
@@ -278,9 +281,10 @@ class _Transcription(Response):
                     service.model.languages,
                     service.model.takes_prompt,
                 )
-                start = service.model.start_tokens(options.language, self._task, options.prompt)
-                path = service.temporary()  # only now: an upload may take minutes
-                await run_in_threadpool(_save, options.file, path)
+                start = self._start_tokens(options)
+                with _room():
+                    path = service.temporary()  # only now: an upload may take minutes
+                    await run_in_threadpool(_save, options.file, path)
                 name = shown(options.file.filename or "the recording")[:200]
                 await run_in_threadpool(self._check, path, name)
                 strategy = service.model.strategy(options.strategy, options.tau)
@@ -307,13 +311,28 @@ class _Transcription(Response):
             if path:
                 Path(path).unlink(missing_ok=True)
 
-    def _check(self, path: str, name: str) -> None:
-        """Refuses what is too long by its header, before any of it is decoded."""
+    def _start_tokens(self, options: Options) -> tuple[int, ...]:
+        """Tokens that the text begins with.
+
+        Raises:
+            Refused: the model has no such language or task, or no place for the prompt.
+        """
         try:
-            seconds = audio_seconds(path)
+            return self._service.model.start_tokens(options.language, self._task, options.prompt)
+        except LanguageError as error:
+            raise Refused(400, str(error), code="invalid_value") from None
+        except TokenizerError:  # which speaks of a file that is none of the client's
+            said = "the model's tokenizer cannot encode the prompt: change it, or leave it out"
+            raise Refused(400, said, "prompt", "invalid_value") from None
+
+    def _check(self, path: str, name: str) -> None:
+        """Refuses what is too long, by its header or by so much of it as may be decoded."""
+        longest = self._service.settings.max_seconds
+        try:
+            seconds = audio_seconds(path, at_most=longest)
         except AudioError:  # the engine reads it: it counts a length that no header tells,
             return  # or says what is wrong
-        if seconds > self._service.settings.max_seconds:
+        if seconds > longest:
             raise self._refused(TooLong(), path, name)
 
     async def _response(self, body: Body, options: Options, path: str, name: str) -> Response:
@@ -376,6 +395,24 @@ class _Transcription(Response):
         return Refused(500, f"{name} could not be decoded: the log of the service says why")
 
 
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """What keeps a recording, on a disk that may be full.
+
+    Raises:
+        Refused: it is, or cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        log.error("a recording cannot be kept in %s: %s", tempfile.gettempdir(), error)
+        raise Refused(
+            *(503, "the service has no room for the recording: try again later"),
+            code="no_room",
+            retry_after=_LONGEST_RETRY,
+        ) from None
+
+
 def _named(transcript: Transcript, path: str, name: str) -> Transcript:
     """With the name that the recording was sent under in its warnings."""
     warnings = tuple(" ".join(said.replace(path, name).split()) for said in transcript.warnings)
@@ -417,7 +454,7 @@ def _page(name: str):  # type: ignore[no-untyped-def]  # a route
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    sentence = f"{request.method} {request.url.path[:80]}: {error.detail}"
+    sentence = f"{request.method} {shown(request.url.path[:80])}: {error.detail}"
     response = Refused(error.status_code, sentence).response()
     response.headers.update(error.headers or {})
     return response

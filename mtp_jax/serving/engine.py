@@ -165,11 +165,12 @@ class Engine:
                     if not job.over:
                         job.add(chunk)
                         self._queue(job)
-        except Exception as error:
+        except BaseException as error:  # whatever it is: nobody waits for ever
             if not isinstance(error, (AudioError, TooLong, Stopped)):
                 log.exception("reading a recording failed")
+            failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
             with self._change:
-                self._fail(job, error)
+                self._fail(job, failure)
         job.chunks.close()  # type: ignore[attr-defined]  # a generator
         with self._change:
             self._open.discard(job)

@@ -7,6 +7,7 @@ import contextlib
 import time
 
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -16,6 +17,8 @@ from starlette.types import Message, Receive, Scope
 from mtp_jax.serving.refusal import Refused
 
 _FIELDS = 64 * 1024  # bytes beside the recording
+# Others take quadratic time, have no inverse, or make characters that no answer can hold.
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1")
 _LINGER = 5.0  # s for the rest of a body that is not wanted
 
 
@@ -52,6 +55,7 @@ class Body:
             raise Refused(
                 415, "the body is no multipart form: send the recording as multipart/form-data"
             )
+        _check_charset(kind)
         length = self._request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_bytes + _FIELDS:
             raise self._too_large()
@@ -112,4 +116,13 @@ class Body:
             " MP3 or Ogg",
             "file",
             "file_too_large",
+        )
+
+
+def _check_charset(kind: str) -> None:
+    """Refuses a form, by its Content-Type, whose fields are in another charset than is usual."""
+    charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in _CHARSETS:
+        raise Refused(
+            400, f"the form's charset is {charset[:40]!a}: send it in UTF-8", code="invalid_charset"
         )
