@@ -292,7 +292,7 @@ def stretches(model: Transcriber, audio: np.ndarray) -> list[Stretch]:
 
 def at_once(model: Transcriber, audio: np.ndarray, **fields) -> list[str]:
     """Texts of the same stretches, none of which had a hypothesis."""
-    events, session = play(model, audio, [len(audio)], **fields)
+    events, _ = play(model, audio, [len(audio)], **fields)
     finals = [event for event in events if isinstance(event, Caption)]
     assert all(caption.final for caption in finals)
     return [caption.text for caption in finals]
@@ -339,7 +339,7 @@ def test_a_whisper_says_the_same_with_drafts_and_prompts(whisper, said):
     audio = said[: 2 * RATE]
     expected = at_once(whisper, audio)
     for sizes in ([1600], [700, 9000]):
-        events, session = play(whisper, audio, sizes, step=0.1)
+        events, _ = play(whisper, audio, sizes, step=0.1)
         finals = [e.text for e in events if isinstance(e, Caption) and e.final]
         assert finals == expected
     assert len(events) > len(finals)
@@ -381,7 +381,7 @@ def test_what_was_said_before_is_told_within_a_step_of_tokens(whisper):
 
 def test_a_speech_llama_is_told_nothing(model):
     session = live_session(model, lambda event: None)
-    assert session._start("what was said before") == ()
+    assert session.start("what was said before") == ()
 
 
 def test_a_listener_hears_events_as_they_happen(model, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -9,11 +10,17 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from mtp_jax import interrupts
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.audio.waveform import closed
 from mtp_jax.transcription.batching import hand_out
-from mtp_jax.transcription.live import LiveEvent, LiveSession, live_cutter, live_session
-from mtp_jax.transcription.transcriber import Transcriber
+from mtp_jax.transcription.live import (
+    LiveEvent,
+    LiveSession,
+    live_cutter,
+    live_lengths,
+    live_session,
+)
+from mtp_jax.transcription.transcriber import EARLIER, Transcriber
 
 _WAIT = 0.1  # s until a signal is looked for
 _BEHIND = 600  # s of audio that are held where decoding does not keep up; reading then waits
@@ -28,6 +35,8 @@ def listen(
     language: str = "",
     task: str = "transcribe",
     prompt: str = "",
+    stop: Callable[[], bool] = lambda: False,
+    on_ready: Callable[[], None] | None = None,
 ) -> Iterator[LiveEvent]:
     """Captions of a stream while it is read; the blocks are read in a thread of its own.
 
@@ -39,6 +48,9 @@ def listen(
         model: what decodes.
         blocks: int16[T] at the model's rate, which may take as long to come as they last.
         strategy: name of one; `language`, `task`, `prompt`: as `Transcriber.transcribe` takes them.
+        stop: whether the stream is over, whatever follows in it; asked several times a second.
+        on_ready: told once all programs are compiled, which is then done before anything is
+            decoded; None compiles them as they are needed.
 
     Yields:
         Events as they happen; the last is the `Transcript`.
@@ -56,15 +68,24 @@ def listen(
     reader.start()
     error: Exception | None = None
     try:
+        if on_ready:
+            prepare_live(model, strategy, session)
+            on_ready()
         with live_cutter(model) as cutter:
             while not session.over:
-                interrupts.raise_if_requested()
-                for block in _arrived(heard, wait=not session.waiting):
+                wait = not (session.waiting or stopped.is_set())
+                for block in _arrived(heard, wait):
+                    if stopped.is_set():
+                        break
                     if isinstance(block, np.ndarray):
                         ended = cutter.hear(block)
                         session.update(ended, cutter.open(), cutter.seconds)
                         continue
                     error = block
+                    session.update(cutter.finish(), None, cutter.seconds)
+                    session.all_read()
+                if stop() and not stopped.is_set():
+                    stopped.set()
                     session.update(cutter.finish(), None, cutter.seconds)
                     session.all_read()
                 _decode_one(model, session, strategy)
@@ -86,10 +107,9 @@ def _read(
 
     def put(item: Heard) -> None:
         while not stopped.is_set():
-            try:
-                return heard.put(item, timeout=_WAIT)
-            except queue.Full:
-                continue
+            with contextlib.suppress(queue.Full):
+                heard.put(item, timeout=_WAIT)
+                break
 
     end: Exception | None = None
     try:
@@ -122,3 +142,11 @@ def _decode_one(model: Transcriber, session: LiveSession, strategy: str) -> None
     hand_out([(session, item)], segments, seconds, model.sample_rate, model.longest)
 
 
+def prepare_live(model: Transcriber, strategy: str, session: LiveSession) -> None:
+    """Compiles what captions of `session` need, unless it is there."""
+    told = EARLIER * "so it goes "  # more than enough
+    for start in dict.fromkeys((session.start(""), session.start(told))):
+        for samples in live_lengths(model):
+            chunk = Chunk(0.0, np.zeros(samples, np.int16), 0.0, start_tokens=start)
+            model.prepare([session.drafted(chunk)], strategy)
+    model.prepare_fallback(strategy)

@@ -30,6 +30,7 @@ from mtp_jax.transcription.repetition import find_repetition
 from mtp_jax.transcription.results import Segment, Word
 from mtp_jax.transcription.transcriber import Transcriber
 
+LONGEST = 12.0  # s of a stretch: each hypothesis encodes all of it
 STEP = 0.5  # s of new audio that a hypothesis waits for
 _HYPOTHESIS: Place = ()  # of no chunk
 _REMEMBERED = 1000  # characters of what was said before; fewer are told
@@ -125,7 +126,7 @@ class LiveSession(Recording):
     ) -> None:
         super().__init__(strategy, calibrated, emit)
         self._tell: Callable[[LiveEvent], None] = emit
-        self._start, self._drafts, self._rate = start, drafts, sample_rate
+        self.start, self._drafts, self._rate = start, drafts, sample_rate
         self._step, self._guard = step, guard
         self.parted = True
         self._stretch: Stretch | None = None  # that is open
@@ -191,7 +192,7 @@ class LiveSession(Recording):
 
     def _goes_wrong(self, item: Waiting, wrong: bool) -> bool:
         """A text that goes wrong behind what was said before is decoded without."""
-        alone = self._start("")
+        alone = self.start("")
         if not wrong or item.chunk.start_tokens == alone:
             return False
         self._earlier = ""
@@ -240,18 +241,20 @@ class LiveSession(Recording):
         self.waiting.append(self._asked)
 
     def _chunk(self, stretch: Stretch) -> Chunk:
-        draft: tuple[int, ...] | None = None
-        if self._drafts:
-            number, _, segment = self._known or (-1, 0, None)
-            known = segment is not None and number == stretch.number
-            draft = _said(segment) if known and segment is not None else ()
-        return Chunk(
+        chunk = Chunk(
             stretch.start,
             stretch.audio,
             len(stretch.audio) / self._rate,
-            start_tokens=self._start(self._earlier),
-            draft=draft,
+            start_tokens=self.start(self._earlier),
         )
+        number, _, segment = self._known or (-1, 0, None)
+        return self.drafted(chunk, segment if number == stretch.number else None)
+
+    def drafted(self, chunk: Chunk, segment: Segment | None = None) -> Chunk:
+        """A chunk with the text of a segment as its draft, where drafts are of use."""
+        if not self._drafts:
+            return chunk
+        return chunk._replace(draft=_said(segment) if segment else ())
 
     def _heard(self, item: Waiting, segment: Segment) -> None:
         """A hypothesis came."""
@@ -352,7 +355,14 @@ def live_session(
 
 def live_cutter(model: Transcriber) -> LiveCutter:
     """A cutter for such a session."""
-    return LiveCutter(model.sample_rate, model.longest)
+    return LiveCutter(model.sample_rate, min(LONGEST, model.longest))
+
+
+def live_lengths(model: Transcriber) -> list[int]:
+    """Samples to which the stretches of such a cutter are padded."""
+    most = min(LONGEST, model.longest) * model.sample_rate
+    count = sum(length < most for length in model.lengths) + 1
+    return list(model.lengths[:count])
 
 
 def is_sane(segments: Sequence[Segment]) -> bool:
