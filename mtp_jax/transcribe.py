@@ -131,10 +131,12 @@ def _captions(arguments: list[str]) -> int:
 
     model = _model(open_model_folder(model_folder))
     shown = Captions(sys.stdout, sys.stdout.isatty())
+    # A thread that waits in a buffered stream would hold its lock as Python ends, which aborts.
+    stdin = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     with interrupts.deferred():  # what was heard is settled
         for event in listen(
             model,
-            pcm_blocks(sys.stdin.buffer, model.sample_rate),
+            pcm_blocks(stdin, model.sample_rate),
             strategy=_STRATEGY.value,
             language=_LANGUAGE.value,
             task=_TASK.value,

@@ -114,22 +114,20 @@ def test_a_pipe_gets_a_line_for_each_stretch(workdir, model, said):
 
 
 def test_lines_come_while_the_stream_goes_on_and_it_ends_when_told(workdir, model, said):
-    process = subprocess.Popen(
+    first, *others = [text for text in at_once(model, said) if text]
+    with subprocess.Popen(
         [sys.executable, "-m", "mtp_jax.transcribe", "--live", f"--model={workdir}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
-    )
-    first, *_ = [text for text in at_once(model, said) if text]
-    process.stdin.write(said.tobytes())
-    process.stdin.flush()
-    assert process.stdout.readline().decode().strip() == first
-    process.terminate()  # the stream is still open
-    rest = process.stdout.read().decode()
-    assert process.wait(60) == 0
-    assert rest.splitlines() == [text for text in at_once(model, said) if text][1:]
-    process.stdin.close()
-    process.stdout.close()
+    ) as process:
+        process.stdin.write(said.tobytes())
+        process.stdin.flush()
+        assert process.stdout.readline().decode().strip() == first
+        process.terminate()  # the stream is still open
+        rest = process.stdout.read().decode()
+        assert process.wait(60) == 0
+        assert rest.splitlines() == others
 
 
 @pytest.mark.parametrize(
