@@ -24,7 +24,7 @@ from mtp_jax.transcription.live import (
     Started,
     is_sane,
     live_cutter,
-    live_session,
+    live_fields,
 )
 from mtp_jax.transcription.recordings import Recording
 from mtp_jax.transcription.results import Segment, Token, Transcript, Word
@@ -261,7 +261,8 @@ def test_a_session_that_fails_says_so_once():
 def play(model: Transcriber, audio: np.ndarray, sizes, **fields) -> tuple[list, LiveSession]:
     """Events of audio that comes in pieces of these sizes, a decode behind each."""
     events: list = []
-    session = live_session(model, events.append, **fields)
+    own = {name: fields.pop(name) for name in ("step", "guard") if name in fields}
+    session = LiveSession(emit=events.append, **own, **live_fields(model, **fields))
 
     def decode() -> None:
         if session.waiting:
@@ -380,7 +381,7 @@ def test_what_was_said_before_is_told_within_a_step_of_tokens(whisper):
 
 
 def test_a_speech_llama_is_told_nothing(model):
-    session = live_session(model, lambda event: None)
+    session = LiveSession(**live_fields(model))
     assert session.start("what was said before") == ()
 
 

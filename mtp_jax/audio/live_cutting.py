@@ -51,6 +51,7 @@ class LiveCutter:
         sample_rate: Hz.
         longest: s of a stretch, at most.
         detector: of voice activity, given the sample rate.
+        pause: s that end a stretch; infinite for those that `finish` alone ends, or their length.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class LiveCutter:
         sample_rate: int,
         longest: float,
         detector: Callable[[int], VoiceActivity] = VoiceActivity,
+        pause: float = PAUSE,
     ) -> None:
         self.rate = sample_rate
         self._voice = detector(sample_rate)
         self._size = round(WINDOW_SECONDS * sample_rate)  # samples of a window
-        self._margin, self._pause, self._short_pause = (
-            round(seconds * sample_rate) for seconds in (MARGIN, PAUSE, SHORT_PAUSE)
+        self._pause = pause * sample_rate
+        self._margin, self._short_pause = (
+            round(seconds * sample_rate) for seconds in (MARGIN, SHORT_PAUSE)
         )
         self._longest = int(longest * sample_rate) // self._size * self._size
         self._parts: list[np.ndarray] = []  # what was heard and is not yet cut, whole windows
@@ -121,6 +124,12 @@ class LiveCutter:
         self._voiced, self._most_voiced = False, 0.0
         self._forget(self._end)
         return closed
+
+    def clear(self) -> None:
+        """Forgets what was heard and is not cut."""
+        self._number += self._begun is not None
+        self._begun, self._runs, self._most_voiced = None, [], 0.0
+        self.finish()
 
     def _is_short(self) -> bool:
         return self._end - self._since < _SHORT * self.rate

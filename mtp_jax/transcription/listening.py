@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.audio.waveform import closed
 from mtp_jax.transcription.batching import hand_out
 from mtp_jax.transcription.live import (
     LiveEvent,
     LiveSession,
+    live_chunks,
     live_cutter,
-    live_lengths,
-    live_session,
+    live_fields,
 )
-from mtp_jax.transcription.transcriber import EARLIER, Transcriber
+from mtp_jax.transcription.transcriber import Transcriber
 
 _WAIT = 0.1  # s until a signal is looked for
 _BEHIND = 600  # s of audio that are held where decoding does not keep up; reading then waits
@@ -59,7 +58,8 @@ def listen(
         Exception: what `blocks` raise, once what was heard before is settled.
     """
     events: deque[LiveEvent] = deque()
-    session = live_session(model, events.append, strategy, language, task, prompt)
+    fields = live_fields(model, strategy, language, task, prompt)
+    session = LiveSession(emit=events.append, **fields)
     heard: queue.Queue[Heard] = queue.Queue(maxsize=_BEHIND * 10)
     stopped = threading.Event()
     reader = threading.Thread(
@@ -144,9 +144,6 @@ def _decode_one(model: Transcriber, session: LiveSession, strategy: str) -> None
 
 def prepare_live(model: Transcriber, strategy: str, session: LiveSession) -> None:
     """Compiles what captions of `session` need, unless it is there."""
-    told = EARLIER * "so it goes "  # more than enough
-    for start in dict.fromkeys((session.start(""), session.start(told))):
-        for samples in live_lengths(model):
-            chunk = Chunk(0.0, np.zeros(samples, np.int16), 0.0, start_tokens=start)
-            model.prepare([session.drafted(chunk)], strategy)
+    for chunk in live_chunks(model, session):
+        model.prepare([chunk], strategy)
     model.prepare_fallback(strategy)

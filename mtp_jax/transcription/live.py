@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from mtp_jax.audio.live_cutting import LiveCutter, Stretch
-from mtp_jax.audio.segmentation import Chunk
+from mtp_jax.audio.segmentation import PAUSE, Chunk
 from mtp_jax.audio.vad import WINDOW_SECONDS
 from mtp_jax.decoding import registry
 from mtp_jax.inference.fallback import MAX_COMPRESSION, compression
@@ -28,7 +29,7 @@ from mtp_jax.transcription.assembly import UNLIKELY
 from mtp_jax.transcription.recordings import Event, Place, Recording, Waiting
 from mtp_jax.transcription.repetition import find_repetition
 from mtp_jax.transcription.results import Segment, Word
-from mtp_jax.transcription.transcriber import Transcriber
+from mtp_jax.transcription.transcriber import EARLIER, Transcriber
 
 LONGEST = 12.0  # s of a stretch: each hypothesis encodes all of it
 STEP = 0.5  # s of new audio that a hypothesis waits for
@@ -134,6 +135,7 @@ class LiveSession(Recording):
         self._settling: Stretch | None = None  # that is being decoded
         self._settled: list[Segment] = []  # of it
         self._told = 0  # stretches whose beginning was told
+        self._forgotten = 0  # those before it that are not over were forgotten
         self._asked: Waiting | None = None  # the hypothesis that waits or is being decoded
         self._latest: tuple[int, int] | None = None  # number and samples of the last one asked for
         self._known: tuple[int, int, Segment] | None = None  # of the last hypothesis
@@ -165,6 +167,13 @@ class LiveSession(Recording):
             self._begin(stretch)
         self._stretch = stretch
         self._offer()
+
+    def clear(self, seconds: float) -> None:
+        """Forgets the stretch that is open: its cutter did."""
+        if self._asked is not None and self._asked in self.waiting:
+            self._drop_hypothesis()
+        self._forgotten = self._told
+        self.update([], None, seconds)
 
     def all_read(self) -> None:
         """There is no more audio; what was heard is to be closed before."""
@@ -261,7 +270,10 @@ class LiveSession(Recording):
         self._asked = None
         if self._latest is None or segment.looped or not segment.complete:
             return
-        number, samples = self._latest[0], len(item.chunk.audio)
+        number = self._latest[0]
+        if number < self._forgotten and all(each.number != number for each in self._closed):
+            return
+        samples = len(item.chunk.audio)
         if self._known is None or self._known[0] != number:
             self._agreement = Agreement(self._guard)
         self._known = number, samples, segment
@@ -309,26 +321,21 @@ class LiveSession(Recording):
         self._tell(Caption(number, committed, open_, final, heard, *counts, segments or ()))
 
 
-def live_session(
+def live_fields(
     model: Transcriber,
-    emit: Callable[[LiveEvent], None],
     strategy: str = "auto",
     language: str = "",
     task: str = "transcribe",
     prompt: str = "",
     tell_earlier: bool = True,
-    step: float = STEP,
-    guard: float = GUARD,
-) -> LiveSession:
-    """A session of a model.
+) -> dict[str, Any]:
+    """What a session of a model is made of, beside what it tells its events.
 
     Args:
         model: what decodes it.
-        emit: told every event; must not block.
         strategy: name of one.
         language, task, prompt: as `Transcriber.transcribe` takes them.
         tell_earlier: whether a Whisper is told what was said before.
-        step, guard: as of `LiveSession`.
 
     Raises:
         LanguageError: the model has no such language or task, or takes no prompt.
@@ -341,28 +348,29 @@ def live_session(
             return alone
         return model.start_tokens(language, task, prompt, earlier)
 
-    return LiveSession(
-        start,
-        strategy,
-        drafts=registry.get(strategy).drafts_text,
-        calibrated=model.calibration is not None,
-        emit=emit,
-        sample_rate=model.sample_rate,
-        step=step,
-        guard=guard,
-    )
+    return {
+        "start": start,
+        "strategy": strategy,
+        "drafts": registry.get(strategy).drafts_text,
+        "calibrated": model.calibration is not None,
+        "sample_rate": model.sample_rate,
+    }
 
 
-def live_cutter(model: Transcriber) -> LiveCutter:
-    """A cutter for such a session."""
-    return LiveCutter(model.sample_rate, min(LONGEST, model.longest))
+def live_cutter(model: Transcriber, pause: float = PAUSE) -> LiveCutter:
+    """A cutter for such a session; `pause`: s that end a stretch."""
+    return LiveCutter(model.sample_rate, min(LONGEST, model.longest), pause=pause)
 
 
-def live_lengths(model: Transcriber) -> list[int]:
-    """Samples to which the stretches of such a cutter are padded."""
+def live_chunks(model: Transcriber, session: LiveSession) -> Iterator[Chunk]:
+    """A chunk of each kind that a session has decoded: one for each program."""
     most = min(LONGEST, model.longest) * model.sample_rate
     count = sum(length < most for length in model.lengths) + 1
-    return list(model.lengths[:count])
+    told = EARLIER * "so it goes "  # more than enough
+    for start in dict.fromkeys((session.start(""), session.start(told))):
+        for samples in model.lengths[:count]:
+            audio = np.zeros(samples, np.int16)
+            yield session.drafted(Chunk(0.0, audio, 0.0, start_tokens=start))
 
 
 def is_sane(segments: Sequence[Segment]) -> bool:

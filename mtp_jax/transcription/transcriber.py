@@ -125,8 +125,7 @@ class Transcriber:
             return ()
         config, said = self.runner.model.config, prompt.strip()
         if config.speech_llm.present:
-            earlier = tuple(tokenizer.encode(said))
-            start = prompts.start_tokens(language, task, earlier)
+            start = prompts.start_tokens(language, task, tuple(tokenizer.encode(said)))
             check_prompt(start, self.lengths[-1], config)
             return start
         # As much of the latest as Whisper was trained to see.
