@@ -190,12 +190,14 @@ def test_a_terminal_shows_captions_that_grow(monkeypatch):
     out = io.StringIO()
     captions = Captions(out, is_terminal=True)
     captions.show(Started(0, 0.0))
-    captions.show(Caption(0, (), words("he says\x1b[2J so"), False, 1.0, 3))
+    captions.show(Caption(0, 0.0, (), words("he says\x1b[2J so"), False, 1.0, 3))
     assert screen(out.getvalue(), 20) == ["he says [2J so"]
-    captions.show(Caption(0, words("he said so and it goes"), words("on and on"), False, 2.0, 5))
+    captions.show(
+        Caption(0, 0.0, words("he said so and it goes"), words("on and on"), False, 2.0, 5)
+    )
     assert screen(out.getvalue(), 20) == ["he said so and it go", "es on and on"]
-    captions.show(Caption(0, words("he said so"), (), True, 3.0, 7))
-    captions.show(Caption(1, (), words("then nothing"), False, 4.0, 9))
-    captions.show(Caption(1, (), (), True, 5.0, 9))  # it was no speech
+    captions.show(Caption(0, 0.0, words("he said so"), (), True, 3.0, 7))
+    captions.show(Caption(1, 3.0, (), words("then nothing"), False, 4.0, 9))
+    captions.show(Caption(1, 3.0, (), (), True, 5.0, 9))  # it was no speech
     assert screen(out.getvalue(), 20) == ["he said so", ""]
     assert "\x1b[2mthen nothing\x1b[0m" in out.getvalue()

@@ -66,22 +66,25 @@ class Caption:
     """What a stretch says, as far as it was heard.
 
     Attributes:
-        number: of the stretch.
+        number: of the stretch; `start`: s from the beginning at which it begins.
         committed: words that stay while it is open; all of them once it is final.
         open: words behind them that may change.
         final: the stretch is settled.
         heard: s from the beginning at which its audio ends.
         calls: of the decoder for the recording so far, `drafter_calls`: of a model that drafts.
+        tokens: that they gave, those of every hypothesis.
         segments: of a final caption.
     """
 
     number: int
+    start: float
     committed: tuple[Word, ...]
     open: tuple[Word, ...]
     final: bool
     heard: float
     calls: int
     drafter_calls: int = 0
+    tokens: int = 0
     segments: tuple[Segment, ...] = ()
 
     @property
@@ -112,6 +115,9 @@ class LiveSession(Recording):
         sample_rate: Hz.
         step: s of new audio that a hypothesis waits for.
         guard: s that must have been heard behind a word before it is committed.
+
+    Attributes:
+        tokens: that were decoded, those of every hypothesis.
     """
 
     def __init__(
@@ -130,6 +136,7 @@ class LiveSession(Recording):
         self.start, self._drafts, self._rate = start, drafts, sample_rate
         self._step, self._guard = step, guard
         self.parted = True
+        self.tokens = 0
         self._stretch: Stretch | None = None  # that is open
         self._closed: deque[Stretch] = deque()  # to be decoded
         self._settling: Stretch | None = None  # that is being decoded
@@ -182,14 +189,17 @@ class LiveSession(Recording):
 
     def found(self, item: Waiting, segment: Segment) -> None:
         """`item` was decoded."""
+        self.tokens += len(segment.tokens)
         if item.place == _HYPOTHESIS:
             self._heard(item, segment)
-        elif self._goes_wrong(item, segment.looped or not segment.complete):
-            pass
         else:
+            self._settle_with(item, segment)
+        self._offer()
+
+    def _settle_with(self, item: Waiting, segment: Segment) -> None:
+        if not self._goes_wrong(item, segment.looped or not segment.complete):
             super().found(item, segment)
             self._settle_stretch()
-        self._offer()
 
     def split(self, item: Waiting, parts: list[Chunk]) -> None:
         """The text of `item` has no end: that of a hypothesis is not shown."""
@@ -280,7 +290,7 @@ class LiveSession(Recording):
         heard = item.chunk.start + samples / self._rate
         self._agreement.add(segment.words, heard)
         found = self._agreement
-        self._caption(number, found.committed, found.open, heard)
+        self._caption((number, item.chunk.start), found.committed, found.open, heard)
 
     def _settle_next(self, stretch: Stretch) -> None:
         """Asks for the text that stays of a stretch; it may be there already."""
@@ -288,7 +298,8 @@ class LiveSession(Recording):
         self.add(self._chunk(stretch))
         number, samples, segment = self._known or (-1, 0, None)
         if segment is not None and (number, samples) == (stretch.number, len(stretch.audio)):
-            self.found(self.waiting.pop(), segment)
+            self._settle_with(self.waiting.pop(), segment)
+            self._offer()
 
     def _settle(self, segment: Segment) -> None:
         for part in segment.by_phrase():
@@ -306,19 +317,19 @@ class LiveSession(Recording):
         self._earlier = earlier if is_sane(segments) else ""
         words = tuple(word for segment in segments for word in segment.words)
         heard = stretch.start + len(stretch.audio) / self._rate
-        self._caption(stretch.number, words, (), heard, segments)
+        self._caption((stretch.number, stretch.start), words, (), heard, segments)
 
     def _caption(
         self,
-        number: int,
+        stretch: tuple[int, float],
         committed: tuple[Word, ...],
         open_: tuple[Word, ...],
         heard: float,
         segments: tuple[Segment, ...] | None = None,
     ) -> None:
         final = segments is not None
-        counts = self.calls, self.drafter_calls
-        self._tell(Caption(number, committed, open_, final, heard, *counts, segments or ()))
+        counts = self.calls, self.drafter_calls, self.tokens
+        self._tell(Caption(*stretch, committed, open_, final, heard, *counts, segments or ()))
 
 
 def live_fields(
