@@ -120,9 +120,8 @@ def test_a_session_says_what_the_stretches_say(client, model, said):
         told = "".join(e["delta"] for e in of(shown, f"{ITEM}.delta"))
         if event["transcript"].startswith(told):  # else what stays is another text
             assert told == event["transcript"]
-        assert "".join(token["token"] for token in event["logprobs"]).split() == (
-            event["transcript"].split()
-        )
+        assert all(token["logprob"] <= 0 for token in event["logprobs"])
+        assert len(event["logprobs"]) >= len(event["transcript"].split())
     growing = of(events, f"{ITEM}.hypothesis")
     assert growing and all(event["decoder_calls"] > 0 for event in growing)
     calls = [e["decoder_calls"] for e in events if "decoder_calls" in e]
@@ -140,10 +139,9 @@ def test_only_what_is_asked_for_is_told(client, said):
     assert not {"logprobs", "decoder_calls"} & events[-1].keys()
 
 
-def test_a_client_may_say_where_items_end(client, model, said):
+def test_a_client_may_say_where_items_end(client, said):
     """With no turn detection pauses end none; the last samples of a rate of its own are heard."""
-    half = said[: len(said) // 2]
-    fast = soxr.resample(half, RATE, 24_000)
+    fast = soxr.resample(said[: 2 * RATE], RATE, 24_000)
     with client.websocket_connect(PATH) as socket:
         talk = Talk(socket, format={"type": "audio/pcm", "rate": 24_000}, turn_detection=None)
         assert talk.updated["session"]["audio"]["input"]["turn_detection"] is None

@@ -11,9 +11,10 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import numpy as np
 import soxr
 from starlette.concurrency import run_in_threadpool
@@ -135,24 +136,27 @@ class _Client:
 
     async def serve(self) -> None:
         """Until the client or the service goes."""
-        sender = asyncio.ensure_future(self._tell())
-        reader = asyncio.ensure_future(self._read())
         try:
             await self._send(event("session.created", session=self._options.to_json(self._id)))
-            done, _ = await asyncio.wait((sender, reader), return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        except (WebSocketDisconnect, RuntimeError) as error:
-            # Starlette raises a RuntimeError where the other side is gone as something is sent.
-            if isinstance(error, RuntimeError) and not self._is_gone():
-                raise
+            async with anyio.create_task_group() as tasks:
+                for work in (self._tell, self._read):
+                    tasks.start_soon(self._until_gone, work, tasks.cancel_scope)
         finally:
-            for task in (sender, reader):
-                task.cancel()
-            await asyncio.gather(sender, reader, return_exceptions=True)
             if self._heard:
                 self._service.engine.cancel(self._heard.job)
                 self._heard.cutter.__exit__()
+
+    async def _until_gone(
+        self, work: Callable[[], Awaitable[None]], scope: anyio.CancelScope
+    ) -> None:
+        """Works, and has the other task end too."""
+        try:
+            await work()
+        except (WebSocketDisconnect, RuntimeError):
+            # Starlette raises a RuntimeError where the other side is gone as something is sent.
+            if not self._is_gone():
+                raise
+        scope.cancel()
 
     def _is_gone(self) -> bool:
         states = self._socket.client_state, self._socket.application_state
@@ -171,7 +175,7 @@ class _Client:
         """Answers its events, one by one."""
         while True:
             try:
-                async with asyncio.timeout(self._service.settings.idle_seconds):
+                with anyio.fail_after(self._service.settings.idle_seconds):
                     message = await self._socket.receive()
             except TimeoutError:
                 idle = self._service.settings.idle_seconds
@@ -295,9 +299,8 @@ class _Client:
         """Waits while too much is to be decoded."""
         while self._heard and self._heard.job.behind > _BEHIND and not self._heard.job.over:
             self._settled.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self._settled.wait()
+            with anyio.move_on_after(1.0):
+                await self._settled.wait()
 
     # ---- What it is told
 
