@@ -310,11 +310,13 @@ def test_a_key_and_an_origin_open_it(model):
         models=("tiny",), warm=(), keys=ApiKeys([KEY]), origins=("https://app.example.org",)
     )
     secret = f"openai-insecure-api-key.{KEY}"
+    encoded = f"mtp-jax-key.{base64.urlsafe_b64encode(KEY.encode()).decode().rstrip('=')}"
     with TestClient(Service(model, settings).app()) as client:
         bearer = {"authorization": f"Bearer {KEY}"}
         for headers, protocols in (
             (bearer, None),
             ({}, ["realtime", secret]),
+            ({}, ["realtime", encoded]),
             (bearer | {"origin": "https://app.example.org"}, None),
             (bearer | {"origin": "http://testserver"}, None),
         ):
@@ -325,6 +327,8 @@ def test_a_key_and_an_origin_open_it(model):
             ({}, None, 401),
             ({"authorization": "Bearer wrong"}, None, 401),
             ({}, ["realtime", f"{secret}0"], 401),
+            ({}, ["realtime", f"{encoded}0"], 401),
+            ({}, ["realtime", "mtp-jax-key.a"], 401),
             (bearer, ["realtime", secret], 401),  # two keys
             (bearer | {"origin": "https://evil.example"}, None, 403),
             (bearer | {"origin": "null"}, None, 403),

@@ -29,7 +29,7 @@ from mtp_jax.decoding import registry
 from mtp_jax.serving.access import ApiKeys
 from mtp_jax.serving.answers import answer, delta, done, event
 from mtp_jax.serving.engine import Engine, Stopped, TooLong
-from mtp_jax.serving.guard import guards
+from mtp_jax.serving.guard import PAGE_FILES, guards
 from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.serving.options import Options, read_options
@@ -126,7 +126,7 @@ class Service:
                 Route("/health/ready", self.ready),
                 Route("/metrics", self.prometheus),
                 Route("/", _page("index.html")),
-                *(Route(f"/{name}", _page(name)) for name in ("page.css", "page.js", "icon.svg")),
+                *(Route(f"/{name}", _page(name)) for name in PAGE_FILES),
             ],
             middleware=guards(s.origins, s.keys, self.metrics, s.max_bytes),
             exception_handlers={HTTPException: _no_route, Exception: _broken},

@@ -6,6 +6,8 @@ origin is checked here, and the key may come as a subprotocol, as the OpenAI API
 
 from __future__ import annotations
 
+import base64
+import contextlib
 from collections.abc import Sequence
 
 from starlette.middleware import Middleware
@@ -20,12 +22,14 @@ from mtp_jax.serving.upload import Body
 
 # Asked for by whoever watches over the process, and the page that asks a person for the key. None
 # of them tells anything of the model or of its use.
-OPEN = frozenset({"/", "/page.css", "/page.js", "/icon.svg"}) | {
-    f"/health{kind}" for kind in ("", "/live", "/ready")
-}
+PAGE_FILES = ("page.css", "page.js", "live.js", "microphone.js", "icon.svg")
+OPEN = frozenset(
+    ("/", *(f"/{name}" for name in PAGE_FILES), "/health", "/health/live", "/health/ready")
+)
 
 
-_KEY_PROTOCOL = b"openai-insecure-api-key."  # the key follows
+_KEY_PROTOCOL = "openai-insecure-api-key."  # the key follows
+_ENCODED_KEY_PROTOCOL = "mtp-jax-key."  # the same, of keys with other letters: base64url follows
 
 
 def guards(
@@ -128,8 +132,12 @@ class _KeyCheck:
 
 def _keys_of_protocols(scope: Scope) -> list[bytes]:
     """As Authorization headers: of a client that can send none."""
-    return [
-        b"Bearer " + protocol.encode("latin-1", "replace")[len(_KEY_PROTOCOL) :]
-        for protocol in scope.get("subprotocols", [])
-        if protocol.encode("latin-1", "replace").startswith(_KEY_PROTOCOL)
-    ]
+    found = []
+    for protocol in scope.get("subprotocols", []):
+        if protocol.startswith(_KEY_PROTOCOL):
+            found.append(protocol.removeprefix(_KEY_PROTOCOL).encode())
+        elif protocol.startswith(_ENCODED_KEY_PROTOCOL):
+            encoded = protocol.removeprefix(_ENCODED_KEY_PROTOCOL).encode()
+            with contextlib.suppress(ValueError):
+                found.append(base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4)))
+    return [b"Bearer " + key for key in found]
