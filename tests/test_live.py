@@ -258,6 +258,18 @@ def test_a_session_that_fails_says_so_once():
 # ---- With models
 
 
+class Sure(Transcriber):
+    """A model whose texts all have an end, whatever it says: a tiny one mostly repeats itself."""
+
+    @classmethod
+    def of(cls, model: Transcriber) -> Sure:
+        return cls(model.runner, model.tau, model.calibration, model.batch_size)
+
+    def decode(self, chunks, strategy="auto"):
+        found = super().decode(chunks, strategy)
+        return [dataclasses.replace(s, complete=True, looped=False) for s in found]
+
+
 def play(model: Transcriber, audio: np.ndarray, sizes, **fields) -> tuple[list, LiveSession]:
     """Events of audio that comes in pieces of these sizes, a decode behind each."""
     events: list = []
@@ -326,8 +338,15 @@ def test_the_text_is_that_of_the_same_stretches_at_once(model, said):
         assert [caption.text for caption in finals] == expected
         assert session.outcome.text == " ".join(t for t in expected if t) == events[-1].text
         assert session.outcome.audio_seconds == pytest.approx(len(said) / RATE)
-    growing = [e for e in events if isinstance(e, Caption)]
-    assert session.calls == session.outcome.decoder_calls >= growing[-1].calls
+    assert session.calls == session.outcome.decoder_calls
+    sure = Sure.of(model)
+    expected = at_once(sure, said)
+    for sizes in ([1600], [777, 9000]):
+        events, session = play(sure, said, sizes)
+        captions = [e for e in events if isinstance(e, Caption)]
+        assert [caption.text for caption in captions if caption.final] == expected
+        assert any(caption.open for caption in captions)
+        assert captions[-1].calls <= session.calls
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +362,7 @@ def test_a_whisper_says_the_same_with_drafts_and_prompts(whisper, said):
         events, _ = play(whisper, audio, sizes, step=0.1)
         finals = [e.text for e in events if isinstance(e, Caption) and e.final]
         assert finals == expected
-    assert len(events) > len(finals)
+    assert any(e.open for e in events if isinstance(e, Caption))
     assert at_once(whisper, audio, strategy="greedy") == expected
 
 

@@ -19,13 +19,19 @@ from mtp_jax.serving.access import ApiKeys
 from mtp_jax.serving.app import Service, Settings
 from mtp_jax.serving.realtime_events import HYPOTHESIS, LOGPROBS
 from tests.recordings import RATE
-from tests.test_live import at_once
+from tests.test_live import Sure, at_once
 from tests.test_serving import URL
 from tests.test_serving_page import served
 
 PATH = "/v1/realtime"
 ITEM = "conversation.item.input_audio_transcription"
 BUFFER = "input_audio_buffer"
+
+
+@pytest.fixture(scope="module")
+def model(model) -> Sure:
+    """One whose captions are shown."""
+    return Sure.of(model)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from mtp_jax.serving.access import ApiKeys
 from mtp_jax.serving.app import Service, Settings
 from tests.pretrained import GOLDEN_WHISPER
 from tests.recordings import RATE
+from tests.test_live import Sure
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -253,8 +254,14 @@ def test_the_microphone_records_by_keyboard(page):
     assert page.blocks()
 
 
-def test_captions_grow_while_one_speaks(page, model):
+def test_captions_grow_while_one_speaks(browser, model):
     """The fake microphone says the talk over and over."""
+    with served(Sure.of(model)) as address:
+        grow(Page(browser, address))
+
+
+def grow(page: Page) -> None:
+    page.browser.get_log("browser")  # forgets what was logged before
     page["live"].click()
     page.until(lambda: page["live"].get_attribute("aria-pressed") == "true")
     lines = "return [...document.querySelectorAll('#transcript .caption')].map(line =>"

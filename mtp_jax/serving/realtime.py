@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 SUBPROTOCOL = "realtime"
 _BEHIND = 2  # stretches that may be over and not settled before the client waits
+_UNREAD = 100  # events that a client may leave unread before it is not listened to
 _EVENT_SECONDS = 30.0  # of audio in an event, at most
 _LEAST = 0.1  # s of audio that a commit needs
 _REFUSED, _TOO_LONG, _SHUT_DOWN = 1008, 1009, 1012  # codes of a close
@@ -296,8 +297,10 @@ class _Client:
         self._service.engine.change(self._heard.job, how)
 
     async def _keep_up(self) -> None:
-        """Waits while too much is to be decoded."""
-        while self._heard and self._heard.job.behind > _BEHIND and not self._heard.job.over:
+        """Waits while too much is to be decoded, or was decoded and is not read by the client."""
+        while self._heard and not self._heard.job.over:
+            if self._heard.job.behind <= _BEHIND and self._happened.qsize() <= _UNREAD:
+                return
             self._settled.clear()
             with anyio.move_on_after(1.0):
                 await self._settled.wait()
