@@ -397,7 +397,7 @@ def test_the_openai_package_talks_to_it(model, said):
             await wrong.realtime.connect(model="tiny").enter()
         return found
 
-    with served(model, ApiKeys([KEY])) as address:
+    with served(model, ApiKeys([KEY]), "auto") as address:
         events = asyncio.run(talk(address))
     kinds = {event.type for event in events}
     assert {"session.created", "session.updated", f"{BUFFER}.committed"} <= kinds

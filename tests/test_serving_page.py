@@ -48,9 +48,12 @@ def talk(waves, tmp_path_factory) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def served(model: mtp_jax.Transcriber, keys: ApiKeys | None = None) -> Iterator[str]:
+def served(
+    model: mtp_jax.Transcriber, keys: ApiKeys | None = None, strategy: str = "verify"
+) -> Iterator[str]:
     """The address of a service of `model`, called tiny."""
-    service = Service(model, Settings(models=("tiny",), warm=(), keys=keys))
+    settings = Settings(models=("tiny",), strategy=strategy, warm=(), keys=keys)
+    service = Service(model, settings)
     server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -256,7 +259,7 @@ def test_the_microphone_records_by_keyboard(page):
 
 def test_captions_grow_while_one_speaks(browser, model):
     """The fake microphone says the talk over and over."""
-    with served(Sure.of(model)) as address:
+    with served(Sure.of(model), strategy="auto") as address:
         grow(Page(browser, address))
 
 
