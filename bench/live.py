@@ -87,27 +87,23 @@ class Stream:
         self.model, self.audio, self.late = model, audio, late
         self.shown: list[Shown] = []
         self.now = 0.0
-        self._at = 0
-
-    def hear_until(self, now: float) -> None:
-        """Takes what was said by then; events have the time of their piece."""
-        size = round(PIECE * self.model.sample_rate)
-        while self._at < len(self.audio):
-            comes = self.late + (self._at + size) / self.model.sample_rate
-            if comes > now:
-                return
-            self.now = comes
-            self.hear(self.audio[self._at : self._at + size])
-            self._at += size
-            if self._at >= len(self.audio):
-                self.end()
+        self._at, self._size = 0, round(PIECE * model.sample_rate)
 
     @property
     def next_piece(self) -> float:
         """When it comes; infinite behind the last."""
         if self._at >= len(self.audio):
             return np.inf
-        return self.late + self._at / self.model.sample_rate + PIECE
+        return self.late + (self._at + self._size) / self.model.sample_rate
+
+    def hear_until(self, now: float) -> None:
+        """Takes what was said by then; events have the time of their piece."""
+        while self.next_piece <= now < np.inf:
+            self.now = self.next_piece
+            self.hear(self.audio[self._at : self._at + self._size])
+            self._at += self._size
+            if self._at >= len(self.audio):
+                self.end()
 
     session: LiveSession | LocalAgreement
     hear: Callable[[np.ndarray], None]
