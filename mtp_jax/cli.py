@@ -204,6 +204,23 @@ def draft_model_flag() -> flags.FlagHolder[str | None]:
     )
 
 
+class _LiveParser(flags.BooleanParser):
+    """Takes ``-``, standard input, for yes."""
+
+    def parse(self, argument: Any) -> bool:
+        return True if argument == "-" else bool(super().parse(argument))
+
+
+def live_flag() -> flags.FlagHolder[bool]:
+    """``--live``, or ``--live=-``."""
+    flag = flags.BooleanFlag(
+        "live", False, "captions of PCM on standard input, while it is spoken (--live=- as well)"
+    )
+    flag.parser = _LiveParser()
+    holder: flags.FlagHolder[bool] = flags.DEFINE_flag(flag)
+    return holder
+
+
 def mesh_flag() -> flags.FlagHolder[list[str] | None]:
     """``--mesh``, of commands that decode; `flag_checks.mesh_of` reads it."""
     return flags.DEFINE_list(

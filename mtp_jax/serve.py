@@ -68,11 +68,16 @@ _UPLOAD = flags.DEFINE_float(
     lower_bound=0.0,
 )
 _QUEUE = flags.DEFINE_integer("queue", 64, "requests held at a time", lower_bound=1)
+_LIVE = flags.DEFINE_integer(
+    "live_sessions", 8, "live captions at a time; 0 offers none", lower_bound=0
+)
+_IDLE = flags.DEFINE_float("idle_seconds", 300.0, "that one may send nothing", lower_bound=1.0)
 _BATCH = flags.DEFINE_integer("batch_size", 16, "chunks decoded at once", lower_bound=1)
 _WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "that a chunk waits for others", lower_bound=0.0)
 _WARM = flags.DEFINE_list("warm", None, "strategies compiled at the start; default: --strategy")
 
 log = logging.getLogger("mtp_jax")
+_LARGEST_EVENT = 4 << 20  # bytes; 30 s of audio at 48 kHz in base64 are 3.8 MB
 
 
 def main(argv: list[str]) -> int:
@@ -143,6 +148,8 @@ def main(argv: list[str]) -> int:
         warm=warm,
         keys=keys,
         origins=origins,
+        live=_LIVE.value,
+        idle_seconds=_IDLE.value,
     )
     try:
         listener = socket.create_server((address, _PORT.value), family=family, backlog=1024)
@@ -159,9 +166,12 @@ def main(argv: list[str]) -> int:
             "http://%s:%d serves %s; compiling, see /health/ready",
             *(shown, listener.getsockname()[1], name),
         )
-        connections = bounded(settings.upload_seconds)
-        app = Service(model, settings).app()
-        config = uvicorn.Config(app, http=connections, log_level="warning")
+        config = uvicorn.Config(
+            Service(model, settings).app(),
+            http=bounded(settings.upload_seconds),
+            ws_max_size=_LARGEST_EVENT,
+            log_level="warning",
+        )
         _server(config).run(sockets=[listener])
     log.info("ended: all requests were answered")
     return 0

@@ -2,6 +2,7 @@
 
     python -m mtp_jax.transcribe FILE_OR_FOLDER_OR_GLOB... [--model=DIR] [--output_dir=DIR]
         [--format=txt,json,srt,vtt] [--strategy=auto] [--tau=0.9] [--batch_size=16]
+    arecord -f S16_LE -r 16000 | python -m mtp_jax.transcribe --live [--model=DIR]
 
 DIR is a workdir, a folder that a model was exported to, or a Whisper; by default it is the clone's
 models/whisper-base, Whisper base with heads. Recordings may be of any length, rate and
@@ -10,6 +11,10 @@ batches over all of them. Without --output_dir texts are printed. With it each r
 a format, and the same command goes on where it stopped: it skips recordings whose files are there
 and of this recording, model and strategy. It never takes the place of a text of another recording,
 or of a file that it did not write, unless told to --overwrite.
+
+--live reads PCM from standard input while it is spoken (16-bit; raw at 16 kHz with one channel, or
+WAV of any rate). A terminal shows captions that grow; a pipe gets a line for each stretch of
+speech. Ctrl-C ends the stream, not the texts of what was heard.
 
 A recording that cannot be used is reported, and the rest goes on. The exit status is 0 if all were
 transcribed, 1 if any could not be, 2 if the flags are wrong.
@@ -73,6 +78,7 @@ _WEIGHTS = cli.weights_flag()
 _HEADS = cli.heads_flag()
 _DRAFT_MODEL = cli.draft_model_flag()
 _MESH = cli.mesh_flag()
+_LIVE = cli.live_flag()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "transcribe finished recordings again")
 
 log = logging.getLogger("mtp_jax")
@@ -90,6 +96,8 @@ def main(argv: list[str]) -> int:
         )
     check_tau(_TAU.value)
     mesh_of(_MESH.value)  # refused at once
+    if _LIVE.value:
+        return _captions(argv[1:])
     if len(argv) < 2:
         raise flags.Error("name recordings, folders or globs")
     if "" in argv[1:]:
@@ -105,6 +113,40 @@ def main(argv: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         stdin = stack.enter_context(_spooled_stdin()) if "-" in argv[1:] else None
         return _run(find(argv[1:], stdin), model, folder, formats)
+
+
+def _captions(arguments: list[str]) -> int:
+    """Captions of standard input, as it comes."""
+    if arguments not in ([], ["-"]):
+        raise flags.Error(f"--live reads standard input: leave {arguments[0]!r} out")
+    for name in ("output_dir", "format", "timestamps", "tau"):
+        if flags.FLAGS[name].present:
+            raise flags.Error(f"--live prints text alone: leave --{name} out")
+    if sys.stdin.isatty():
+        raise flags.Error("--live reads standard input, which is a terminal: pipe PCM into it")
+    model_folder = cli.model_or_default(_MODEL.value)
+    from mtp_jax.audio.pcm_stream import pcm_blocks
+    from mtp_jax.inference.model_folder import open_model_folder
+    from mtp_jax.transcription.captions import Captions
+    from mtp_jax.transcription.listening import listen
+
+    model = _model(open_model_folder(model_folder))
+    shown = Captions(sys.stdout, sys.stdout.isatty())
+    # A thread that waits in a buffered stream would hold its lock as Python ends, which aborts.
+    stdin = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+    with interrupts.deferred():  # what was heard is settled
+        for event in listen(
+            model,
+            pcm_blocks(stdin, model.sample_rate),
+            strategy=_STRATEGY.value,
+            language=_LANGUAGE.value,
+            task=_TASK.value,
+            prompt=_PROMPT.value,
+            stop=lambda: interrupts.requested() is not None,
+            on_ready=lambda: log.info("listening"),
+        ):
+            shown.show(event)
+    return 0
 
 
 @contextlib.contextmanager

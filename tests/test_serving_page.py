@@ -24,6 +24,7 @@ from mtp_jax.serving.access import ApiKeys
 from mtp_jax.serving.app import Service, Settings
 from tests.pretrained import GOLDEN_WHISPER
 from tests.recordings import RATE
+from tests.test_live import Sure
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -47,9 +48,12 @@ def talk(waves, tmp_path_factory) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def served(model: mtp_jax.Transcriber, keys: ApiKeys | None = None) -> Iterator[str]:
+def served(
+    model: mtp_jax.Transcriber, keys: ApiKeys | None = None, strategy: str = "verify"
+) -> Iterator[str]:
     """The address of a service of `model`, called tiny."""
-    service = Service(model, Settings(models=("tiny",), warm=(), keys=keys))
+    settings = Settings(models=("tiny",), strategy=strategy, warm=(), keys=keys)
+    service = Service(model, settings)
     server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -219,6 +223,10 @@ def test_the_page_asks_for_the_key_and_forgets_it_with_the_tab(browser, model, t
         assert not page["key-form"].is_displayed()
         options = page.browser.find_elements("css selector", "#strategy option")
         assert len(options) == len(model.strategies)
+        page["live"].click()  # the key opens live captions too
+        page.until(lambda: page["status"].text.startswith("Listening"))
+        page["live"].click()
+        page.until(lambda: page["status"].text == "Captions ended.")
         held = "return [document.cookie, ...Object.values(localStorage)].join()"
         assert key not in browser.execute_script(held)
         browser.switch_to.new_window("tab")
@@ -247,6 +255,29 @@ def test_the_microphone_records_by_keyboard(page):
     page.until(lambda: page["record"].get_attribute("aria-pressed") == "false")
     page.until(lambda: "s of audio" in page["status"].text)
     assert page.blocks()
+
+
+def test_captions_grow_while_one_speaks(browser, model):
+    """The fake microphone says the talk over and over."""
+    with served(Sure.of(model), strategy="auto") as address:
+        grow(Page(browser, address))
+
+
+def grow(page: Page) -> None:
+    page.browser.get_log("browser")  # forgets what was logged before
+    page["live"].click()
+    page.until(lambda: page["live"].get_attribute("aria-pressed") == "true")
+    lines = "return [...document.querySelectorAll('#transcript .caption')].map(line =>"
+    lines += " ['committed', 'open'].map(kind => line.querySelector('.' + kind).textContent))"
+    page.until(lambda: any(open_ for _, open_ in page.browser.execute_script(lines)))
+    page.until(lambda: sum(not o and bool(c) for c, o in page.browser.execute_script(lines)) > 1)
+    assert int(page["calls"].text) > 0 and int(page["tokens"].text) > 0
+    page["live"].click()
+    page.until(lambda: page["status"].text == "Captions ended.")
+    assert page["live"].get_attribute("aria-pressed") == "false"
+    assert all(said and not open_ for said, open_ in page.browser.execute_script(lines))
+    severe = [line for line in page.browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert not severe
 
 
 def test_what_is_no_recording_gets_a_sentence(page, tmp_path):

@@ -24,9 +24,10 @@ from mtp_jax.audio.waveform import closed
 PAUSE = 0.8  # s that always end a piece
 SHORT_PAUSE = 0.1  # s that may end one
 MARGIN = 0.2  # s kept before and after speech
-_VOICED = 0.5  # probability from which a window is speech; it stays so down to
-_UNVOICED = 0.35
+VOICED = 0.5  # probability from which a window is speech; it stays so down to
+UNVOICED = 0.35
 _HEARD = 0.25  # of a recording's most voiced window: below, nobody speaks in it
+FAINT = 0.1  # of one that is shorter than the detector needs to make up its mind
 
 
 class Chunk(NamedTuple):
@@ -39,6 +40,8 @@ class Chunk(NamedTuple):
         overlaps: it begins within the piece before.
         start_tokens: that its text begins with, in a Whisper
             (`mtp_jax.tokenizer.whisper_tokens`); none leaves them to the model.
+        draft: tokens of a text that its own is likely to begin with, EOS apart: the decoder
+            verifies them. None where nobody asks for such drafts.
     """
 
     start: float
@@ -46,6 +49,7 @@ class Chunk(NamedTuple):
     covered: float
     overlaps: bool = False
     start_tokens: tuple[int, ...] = ()
+    draft: tuple[int, ...] | None = None
 
 
 def overlap(longest: float) -> float:
@@ -93,17 +97,19 @@ def halves(piece: Chunk, sample_rate: int, longest: float) -> list[Chunk]:
     if seconds < 6 * shared:
         return []
     third = len(piece.audio) // 3
-    middle = _quietest(piece.audio, third, 2 * third, sample_rate // 10) / sample_rate
+    middle = quietest(piece.audio, third, 2 * third, sample_rate // 10) / sample_rate
     first = piece.audio[: round((middle + shared) * sample_rate)]
     begin = round((middle - shared) * sample_rate)
+    draft = None if piece.draft is None else ()
     return [
-        piece._replace(audio=first, covered=piece.covered / 2),
+        piece._replace(audio=first, covered=piece.covered / 2, draft=draft),
         Chunk(
             piece.start + begin / sample_rate,
             piece.audio[begin:],
             piece.covered / 2,
             overlaps=True,
             start_tokens=piece.start_tokens,
+            draft=draft,
         ),
     ]
 
@@ -153,7 +159,7 @@ class _Cutter:
 
     def _threshold(self) -> float:
         # The detector needs some windows to make up its mind: a word alone is given the benefit.
-        return _HEARD if self.end >= 1.0 else 0.1
+        return _HEARD if self.end >= 1.0 else FAINT
 
     def _piece(self, start: float, stop: float, resume: float) -> Chunk:
         a, b = (round(t * self.rate) - self._sample(self.dropped) for t in (start, stop))
@@ -204,7 +210,7 @@ class _Cutter:
             round(t * self.rate) - before
             for t in (start + self.longest / 2, limit - self.overlap / 2)
         )
-        quiet = (before + _quietest(self.audio, low, high, self.rate // 10)) / self.rate
+        quiet = (before + quietest(self.audio, low, high, self.rate // 10)) / self.rate
         return start, min(quiet + self.overlap / 2, limit), quiet - self.overlap / 2, True
 
     def _speech(self) -> list[tuple[float, float]]:
@@ -212,9 +218,9 @@ class _Cutter:
         runs: list[tuple[float, float]] = []
         begun = None
         for i, p in enumerate(self.voiced.tolist()):
-            if begun is None and p >= _VOICED:
+            if begun is None and p >= VOICED:
                 begun = i
-            elif begun is not None and p < _UNVOICED:
+            elif begun is not None and p < UNVOICED:
                 runs.append((begun, i))
                 begun = None
         if begun is not None:
@@ -223,7 +229,7 @@ class _Cutter:
         return [((d + a) * WINDOW_SECONDS, (d + b) * WINDOW_SECONDS) for a, b in runs]
 
 
-def _quietest(audio: np.ndarray, low: int, high: int, width: int) -> int:
+def quietest(audio: np.ndarray, low: int, high: int, width: int) -> int:
     """The middle of the `width` samples of least energy between two places."""
     energy = np.square(audio[low:high].astype(np.int64))
     width = min(width, len(energy))

@@ -27,13 +27,18 @@ ATTENTION_BLOCK = 32  # positions of a text whose attention one forward pass fin
 
 
 def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
-    """Runs front end and encoder over a batch; its drafts take the place of CTC's hypothesis."""
+    """Runs front end and encoder over a batch.
+
+    Drafts of the batch take the place of CTC's hypothesis in the rows that have some.
+    """
     encoded = call(Recogniser.encode, model, params, *speech_features(model, params, batch))
     if encoded.start is not None and batch.start is not None:
         encoded = dataclasses.replace(encoded, start=jnp.asarray(batch.start))
     if batch.draft is not None and batch.draft_length is not None:
         most = model.config.data.max_tokens
         draft = jnp.asarray(batch.draft)[:, :most], jnp.minimum(batch.draft_length, most)
+        if encoded.ctc_hypothesis is not None:
+            draft = _where_empty(draft, encoded.ctc_hypothesis)
         encoded = dataclasses.replace(encoded, ctc_hypothesis=draft)
     model = _decoder(model)
 
@@ -53,6 +58,22 @@ def encode(model: Recogniser, params: Any, batch: Batch) -> Encoded:
         encoded,
     )
     return dataclasses.replace(encoded, start=start)
+
+
+def _where_empty(
+    texts: tuple[jax.Array, jax.Array], others: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens int32[B, R] and int32[B] lengths, of `others` where a text of `texts` is empty."""
+    (tokens, length), (their_tokens, their_length) = texts, others
+    most = max(tokens.shape[1], their_tokens.shape[1])
+    tokens, their_tokens = (
+        jnp.pad(x, ((0, 0), (0, most - x.shape[1]))) for x in (tokens, their_tokens)
+    )
+    empty = length == 0
+    return (
+        jnp.where(empty[:, None], their_tokens, tokens),
+        jnp.where(empty, their_length, length),
+    )
 
 
 def no_speech(model: Recogniser, params: Any, encoded: Encoded) -> jax.Array:

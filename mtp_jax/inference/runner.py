@@ -104,8 +104,10 @@ class Runner:
         has_text = vocabulary.has_ctc_hypothesis or self.drafter is not None
         return registry.usable(has_text, vocabulary.has_ctc)
 
-    def _drafter_for(self, strategy: Strategy) -> DraftModel | None:
-        return self.drafter if self.drafter and registry.get(strategy.name).drafts_text else None
+    def _drafter_for(self, batch: Batch, strategy: Strategy) -> DraftModel | None:
+        """What drafts for a batch, unless it has drafts of its own."""
+        wanted = batch.draft is None and registry.get(strategy.name).drafts_text
+        return self.drafter if wanted else None
 
     def place(self, batch: Batch) -> Batch:
         """`batch`, which every process has whole, on the devices."""
@@ -116,7 +118,7 @@ class Runner:
     def compile(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> float:
         """Compiles the programs of such a batch unless they are there; seconds that this took."""
         seconds = 0.0
-        if drafter := self._drafter_for(strategy):
+        if drafter := self._drafter_for(batch, strategy):
             seconds, batch = drafter.compile(batch), drafter.with_room(batch)
         model = self._of_first_pass(batch, strategy)
         return seconds + self._compile(model, batch, strategy, with_alignment)
@@ -152,7 +154,7 @@ class Runner:
 
     def is_compiled(self, batch: Batch, strategy: Strategy, with_alignment: bool = False) -> bool:
         """Whether `run` has nothing to compile for such a batch."""
-        if drafter := self._drafter_for(strategy):
+        if drafter := self._drafter_for(batch, strategy):
             if not drafter.is_compiled(batch):
                 return False
             batch = drafter.with_room(batch)
@@ -171,7 +173,7 @@ class Runner:
         Returns:
             Arrays on the devices; on the host where a row was decoded again.
         """
-        drafter = self._drafter_for(strategy)
+        drafter = self._drafter_for(batch, strategy)
         if drafter is None:
             return self._run_alone(batch, strategy, with_alignment)
         batch, calls = drafter.drafted(batch)
@@ -211,7 +213,7 @@ class Runner:
     ) -> None:
         """Compiles what decodes a row of such a batch again, if there is such a thing."""
         config = self.model.config
-        if drafter := self._drafter_for(strategy):
+        if drafter := self._drafter_for(batch, strategy):
             drafter.compile_fallback(batch)
             batch = drafter.with_room(batch)
         if fallback.can_fall_back(config, batch, strategy):

@@ -43,7 +43,7 @@ def delta(segment: Segment, first: bool, options: Options) -> dict[str, Any]:
     text = segment.text if first or not segment.words else f" {segment.text}"
     found: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
     if "logprobs" in options.include:
-        found["logprobs"] = _logprobs(segment.tokens)
+        found["logprobs"] = logprobs(segment.tokens)
     if "blocks" in options.include:
         found |= {
             "start": round(segment.start, 3),
@@ -60,7 +60,7 @@ def done(transcript: Transcript, options: Options) -> dict[str, Any]:
     """The event that ends a stream."""
     found: dict[str, Any] = {"type": "transcript.text.done", "text": transcript.text}
     if "logprobs" in options.include:
-        found["logprobs"] = _logprobs(transcript.tokens)
+        found["logprobs"] = logprobs(transcript.tokens)
     if transcript.warnings:
         found["warnings"] = list(transcript.warnings)
     if "blocks" in options.include:
@@ -85,7 +85,7 @@ def event(content: dict[str, Any]) -> str:
 def _plain(transcript: Transcript, options: Options) -> dict[str, Any]:
     found: dict[str, Any] = {"text": transcript.text, "usage": _usage(transcript)}
     if "logprobs" in options.include:
-        found["logprobs"] = _logprobs(transcript.tokens)
+        found["logprobs"] = logprobs(transcript.tokens)
     if transcript.warnings:
         found["warnings"] = list(transcript.warnings)
     return found
@@ -172,7 +172,8 @@ def _usage(transcript: Transcript) -> dict[str, Any]:
     return {"type": "duration", "seconds": round(transcript.audio_seconds, 3)}
 
 
-def _logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
+def logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
+    """Of each token but EOS, as the API words them."""
     return [
         {
             "token": token.text,

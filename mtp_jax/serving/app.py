@@ -20,18 +20,20 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from mtp_jax.audio.reading import AudioError, audio_seconds
 from mtp_jax.decoding import registry
 from mtp_jax.serving.access import ApiKeys
 from mtp_jax.serving.answers import answer, delta, done, event
 from mtp_jax.serving.engine import Engine, Stopped, TooLong
-from mtp_jax.serving.guard import guards
+from mtp_jax.serving.guard import PAGE_FILES, guards
 from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.serving.options import Options, read_options
+from mtp_jax.serving.realtime import realtime
 from mtp_jax.serving.refusal import Refused
 from mtp_jax.serving.upload import Body, Gone
 from mtp_jax.tokenizer import TokenizerError
@@ -68,6 +70,8 @@ class Settings:
         warm: strategies that are compiled at the start.
         keys: that open the service; None for one that is open to all who reach it.
         origins: sites whose pages may read its answers.
+        live: sessions of live captions at a time; 0 offers none.
+        idle_seconds: after which a session in which nothing is sent is closed.
     """
 
     models: tuple[str, ...]
@@ -81,6 +85,8 @@ class Settings:
     warm: tuple[str, ...] = ("auto",)
     keys: ApiKeys | None = None
     origins: tuple[str, ...] = ()
+    live: int = 8
+    idle_seconds: float = 300.0
 
 
 class Service:
@@ -95,15 +101,17 @@ class Service:
         self.model, self.settings = model, settings
         self.metrics = Metrics()
         self.engine = Engine(
-            model, settings.max_wait, settings.max_seconds, self.metrics, settings.warm
+            *(model, settings.max_wait, settings.max_seconds, self.metrics, settings.warm),
+            settings.live,
         )
-        self.held = 0
+        self.held = self.live = 0
         self.started = int(time.time())
         self._typical = 1.0  # s that a request takes, of late
         self._folder = _folder()
         normalizer = model.runner.model.config.evaluation.normalizer
         self.language = "english" if normalizer == "english" else "unknown"
         self.metrics.held.set_function(lambda: self.held)
+        self.metrics.live.set_function(lambda: self.live)
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -112,6 +120,7 @@ class Service:
             routes=[
                 Route("/v1/audio/transcriptions", self.transcribe, methods=["POST"]),
                 Route("/v1/audio/translations", self.translate, methods=["POST"]),
+                WebSocketRoute("/v1/realtime", self.realtime),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name:path}", self.one_model),
                 Route("/health", self.health),
@@ -119,7 +128,7 @@ class Service:
                 Route("/health/ready", self.ready),
                 Route("/metrics", self.prometheus),
                 Route("/", _page("index.html")),
-                *(Route(f"/{name}", _page(name)) for name in ("page.css", "page.js", "icon.svg")),
+                *(Route(f"/{name}", _page(name)) for name in PAGE_FILES),
             ],
             middleware=guards(s.origins, s.keys, self.metrics, s.max_bytes),
             exception_handlers={HTTPException: _no_route, Exception: _broken},
@@ -147,6 +156,10 @@ class Service:
                 404, "this service's model does not translate: serve a Whisper"
             ).response()
         return _Transcription(self, "translate")
+
+    async def realtime(self, socket: WebSocket) -> None:
+        """GET /v1/realtime, upgraded to a WebSocket."""
+        await realtime(self, socket)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -201,6 +214,29 @@ class Service:
             )
         self.held += 1
 
+    def admit_live(self) -> None:
+        """Takes one of the places for live captions.
+
+        Raises:
+            Refused: there is none, or nothing is decoded any more.
+        """
+        if self.engine.failed:
+            raise _stopped()
+        if not self.settings.live:
+            raise Refused(404, "this service offers no live captions: see --live_sessions")
+        if self.live >= self.settings.live:
+            raise Refused(
+                503,
+                f"the service holds {self.live} live sessions, and takes no more: try again later",
+                code="queue_full",
+                retry_after=_LONGEST_RETRY,
+            )
+        self.live += 1
+
+    def release_live(self) -> None:
+        """Gives the place back."""
+        self.live -= 1
+
     def release(self, status: int, seconds: float) -> None:
         """Gives the place back."""
         self.held -= 1
@@ -230,6 +266,7 @@ class Service:
             "tau": self.model.tau if s.tau is None else s.tau,
             "max_bytes": s.max_bytes,
             "max_seconds": s.max_seconds,
+            "live_sessions": s.live,
         }
 
 

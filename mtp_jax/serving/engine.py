@@ -20,11 +20,14 @@ from mtp_jax.audio.reading import AudioError, audio_blocks
 from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.decoding import Strategy
 from mtp_jax.serving.job import Cancelled, Job
+from mtp_jax.serving.live_job import LiveJob
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.transcription.batching import choose, hand_out
+from mtp_jax.transcription.live import LiveSession, live_chunks, live_fields
 from mtp_jax.transcription.recordings import Event, Waiting
 from mtp_jax.transcription.transcriber import Transcriber
 
+Work = Job | LiveJob
 _READERS = 4
 _AHEAD = 2  # batches of one recording that are cut ahead of decoding
 
@@ -48,6 +51,7 @@ class Engine:
         max_seconds: of a recording.
         metrics: told what is done.
         warm: strategies whose programs are compiled before `ready`, by name.
+        live: sessions of live captions for which they are, at a time.
     """
 
     def __init__(
@@ -57,12 +61,14 @@ class Engine:
         max_seconds: float,
         metrics: Metrics,
         warm: tuple[str, ...] = (),
+        live: int = 0,
     ) -> None:
+        self._live = live
         self.model, self.max_wait, self.max_seconds = model, max_wait, max_seconds
         self._metrics, self._warm = metrics, warm
-        self._jobs: deque[Job] = deque()  # those with chunks waiting, whose turn is first first
+        self._jobs: deque[Work] = deque()  # those with chunks waiting, whose turn is first first
         self._change = threading.Condition()
-        self._held: set[Job] = set()  # all that are not over
+        self._held: set[Work] = set()  # all that are not over
         self._open: set[Job] = set()  # all whose file may be open
         self._closing = self._failed = False
         self._readers = ThreadPoolExecutor(_READERS, "mtp_jax-read")
@@ -141,7 +147,24 @@ class Engine:
                 self._readers.submit(self._read, job)
         return job
 
-    def cancel(self, job: Job) -> None:
+    def submit_live(self, make: Callable[[], LiveJob]) -> LiveJob:
+        """Begins live captions; what is heard comes by `change`."""
+        job = make()
+        with self._change:
+            if self._failed or self._closing:
+                job.fail(Stopped())
+            else:
+                self._held.add(job)
+        return job
+
+    def change(self, job: LiveJob, how: Callable[[], None]) -> None:
+        """Calls `how`, which changes a job, and has decoded what waits then."""
+        with self._change:
+            how()
+            self._queue(job)
+            self._forget(job)
+
+    def cancel(self, job: Work) -> None:
         """Nobody waits for `job`: it is given up as soon as can be."""
         with self._change:
             self._fail(job, Cancelled())
@@ -175,24 +198,26 @@ class Engine:
         with self._change:
             self._open.discard(job)
 
-    def _queue(self, job: Job) -> None:
+    def _queue(self, job: Work) -> None:
         if job.waiting and job not in self._jobs:
             self._jobs.append(job)
+        elif not job.waiting and job in self._jobs:  # what waited was not needed any more
+            self._jobs.remove(job)
         self._change.notify_all()
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Work, error: Exception) -> None:
         job.fail(error)
         if job in self._jobs:
             self._jobs.remove(job)
         self._forget(job)
-        if job.parked and not self._closing:
+        if isinstance(job, Job) and job.parked and not self._closing:
             self._read_on(job)  # which closes its file
 
     def _fail_all(self) -> None:
         for job in list(self._held):
             self._fail(job, Stopped())
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: Work) -> None:
         if job.over:
             self._held.discard(job)
 
@@ -218,10 +243,15 @@ class Engine:
                     chunk = Chunk(0.0, np.zeros(samples, np.int16), 0.0)
                     self.model.prepare([chunk] * size, name)
             self.model.prepare_fallback(name)
+            session = LiveSession(**live_fields(self.model, name))
+            for chunk in live_chunks(self.model, session) if self._live else ():
+                for size in self.model.few_sizes:
+                    if size <= self._live and not self._closing:
+                        self.model.prepare([chunk] * size, name)
         if self._warm:  # takes minutes on a CPU: whoever started the service waits for it
             log.info("ready after %.0f s", time.monotonic() - start)
 
-    def _next_batch(self) -> list[tuple[Job, Waiting]]:
+    def _next_batch(self) -> list[tuple[Work, Waiting]]:
         """Waits for work; empty when the engine is closed."""
         with self._change:
             while not self._closing:
@@ -241,7 +271,7 @@ class Engine:
                 return batch
             return []
 
-    def _choose(self) -> list[tuple[Job, Waiting]]:
+    def _choose(self) -> list[tuple[Work, Waiting]]:
         """The chunk whose turn it is, and others that cost it no time.
 
         They have its strategy, and need no more padding than it does: the longest first, and of
@@ -263,7 +293,7 @@ class Engine:
         """To which a chunk is padded, in samples."""
         return next(n for n in self.model.lengths if n >= len(item.chunk.audio))
 
-    def _decode(self, batch: list[tuple[Job, Waiting]]) -> None:
+    def _decode(self, batch: list[tuple[Work, Waiting]]) -> None:
         model, first = self.model, batch[0][0]
         chunks = [item.chunk for _, item in batch]
         try:
@@ -281,7 +311,9 @@ class Engine:
             for job in dict.fromkeys(job for job, _ in batch):
                 self._queue(job)  # what was halved waits again
                 self._forget(job)
-                if job.parked and not job.over and job.outstanding < model.batch_size:
+                if not isinstance(job, Job) or not job.parked or job.over:
+                    continue
+                if job.outstanding < model.batch_size:
                     self._read_on(job)
 
     def _read_on(self, job: Job) -> None:

@@ -1,12 +1,19 @@
-"""What stands before every route: the check of the API key, and the leave for other sites."""
+"""What stands before every route: the check of the API key, and the leave for other sites.
+
+A browser lets the pages of any site open a WebSocket, and has them set no headers of it. So its
+origin is checked here, and the key may come as a subprotocol, as the OpenAI API has it.
+"""
 
 from __future__ import annotations
 
+import base64
+import contextlib
 from collections.abc import Sequence
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from mtp_jax.serving.access import ApiKeys
 from mtp_jax.serving.metrics import Metrics
@@ -15,9 +22,14 @@ from mtp_jax.serving.upload import Body
 
 # Asked for by whoever watches over the process, and the page that asks a person for the key. None
 # of them tells anything of the model or of its use.
-OPEN = frozenset({"/", "/page.css", "/page.js", "/icon.svg"}) | {
-    f"/health{kind}" for kind in ("", "/live", "/ready")
-}
+PAGE_FILES = ("page.css", "page.js", "live.js", "microphone.js", "icon.svg")
+OPEN = frozenset(
+    ("/", *(f"/{name}" for name in PAGE_FILES), "/health", "/health/live", "/health/ready")
+)
+
+
+_KEY_PROTOCOL = "openai-insecure-api-key."  # the key follows
+_ENCODED_KEY_PROTOCOL = "mtp-jax-key."  # the same, of keys with other letters: base64url follows
 
 
 def guards(
@@ -42,9 +54,39 @@ def guards(
                 expose_headers=["Retry-After"],
             )
         )
+    found.append(Middleware(_OriginCheck, origins=tuple(origins)))
     if keys is not None:
         found.append(Middleware(_KeyCheck, keys=keys, metrics=metrics, max_bytes=max_bytes))
     return found
+
+
+class _OriginCheck:
+    """Refuses WebSockets of pages that are neither the service's own nor of a named site.
+
+    Args:
+        app: that the others reach.
+        origins: sites whose pages may; ``*`` for all.
+    """
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        self._app, self._origins = app, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and not self._is_welcome(dict(scope["headers"])):
+            refused = Refused(
+                403,
+                "pages of this site may not use the service: see --cors_origins",
+                code="origin_not_allowed",
+            )
+            await WebSocket(scope, receive, send).send_denial_response(refused.response())
+            return
+        await self._app(scope, receive, send)
+
+    def _is_welcome(self, headers: dict[bytes, bytes]) -> bool:
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if not origin or "*" in self._origins or origin in self._origins:
+            return True  # programs send none
+        return origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1")
 
 
 class _KeyCheck:
@@ -62,10 +104,12 @@ class _KeyCheck:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
         given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if scope["type"] == "websocket":
+            given += _keys_of_protocols(scope)
         if len(given) == 1 and self._keys.opened_by(given[0]):
             await self._app(scope, receive, send)
             return
@@ -76,7 +120,24 @@ class _KeyCheck:
             code="invalid_api_key",
         ).response()
         refused.headers["WWW-Authenticate"] = "Bearer"
+        if scope["type"] == "websocket":
+            self._metrics.requests.labels("401").inc()
+            await WebSocket(scope, receive, send).send_denial_response(refused)
+            return
         if scope["method"] == "POST":
             self._metrics.requests.labels("401").inc()
             await Body(scope, receive, self._max_bytes, 0.0).discard()
         await refused(scope, receive, send)
+
+
+def _keys_of_protocols(scope: Scope) -> list[bytes]:
+    """As Authorization headers: of a client that can send none."""
+    found = []
+    for protocol in scope.get("subprotocols", []):
+        if protocol.startswith(_KEY_PROTOCOL):
+            found.append(protocol.removeprefix(_KEY_PROTOCOL).encode())
+        elif protocol.startswith(_ENCODED_KEY_PROTOCOL):
+            encoded = protocol.removeprefix(_ENCODED_KEY_PROTOCOL).encode()
+            with contextlib.suppress(ValueError):
+                found.append(base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4)))
+    return [b"Bearer " + key for key in found]

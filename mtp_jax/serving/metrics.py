@@ -28,6 +28,7 @@ class Metrics:
             _SECONDS,
         )
         self.held = self._gauge("mtp_requests_held", "Requests under way")
+        self.live = self._gauge("mtp_live_sessions", "Sessions of live captions under way")
         self._chunks = self._gauge("mtp_chunks_waiting", "Chunks of audio that wait for a batch")
         self._batch = self._histogram("mtp_batch_chunks", "Chunks of audio in a batch", _SIZES)
         self._counts = {

@@ -50,6 +50,7 @@ class Recording:
         decode_seconds: its share of the wall clock of its batches.
         warnings: what of the recording could not be read.
         outcome: the transcript, or why there is none; None while it is under way.
+        parted: the next chunk, if there is one, does not overlap the last.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Recording:
         self.calls = self.drafter_calls = 0
         self.warnings: list[str] = []
         self.outcome: Transcript | Exception | None = None
+        self.parted = False
         self._strategy, self._calibrated, self._emit = strategy, calibrated, emit
         self._all_read = False
         self._count = 0  # of the chunks read
@@ -129,7 +131,8 @@ class Recording:
                     left, segment = stitch(left, segment)
                 self._settle(left)
             self._last = segment
-        overlapped = self._open[first].overlaps if first is not None else not self._all_read
+        ends = self._all_read or self.parted
+        overlapped = self._open[first].overlaps if first is not None else not ends
         if self._last is not None and not overlapped:
             self._settle(self._last)
             self._last = None

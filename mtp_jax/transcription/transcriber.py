@@ -35,6 +35,7 @@ Audio = str | os.PathLike[str] | np.ndarray
 Several = list[Audio] | tuple[Audio, ...]
 Named = Strategy | str
 
+EARLIER = 63  # tokens, which with the one that they begin with are a step of `padded_starts`
 _AHEAD = 4  # batches of chunks that are sorted by length before they are decoded
 
 
@@ -101,11 +102,15 @@ class Transcriber:
             vocabulary.speech is not None and vocabulary.speech.takes_context
         )
 
-    def start_tokens(self, language: str, task: str, prompt: str) -> tuple[int, ...]:
+    def start_tokens(
+        self, language: str, task: str, prompt: str, earlier: str = ""
+    ) -> tuple[int, ...]:
         """The tokens that a text begins with; none of models that have no such tokens.
 
         Args:
             language, task, prompt: as `transcribe` takes them.
+            earlier: what was said just before, of which a Whisper is told as much as fits, behind
+                the prompt, into `EARLIER` tokens. Other models are not told.
 
         Raises:
             LanguageError: the model has no such language or task, or takes no prompt.
@@ -120,14 +125,16 @@ class Transcriber:
             return ()
         config, said = self.runner.model.config, prompt.strip()
         if config.speech_llm.present:
-            earlier = tuple(tokenizer.encode(said))
-            start = prompts.start_tokens(language, task, earlier)
+            start = prompts.start_tokens(language, task, tuple(tokenizer.encode(said)))
             check_prompt(start, self.lengths[-1], config)
             return start
         # As much of the latest as Whisper was trained to see.
         most = config.whisper_decoder.positions // 2 - 1
-        earlier = tuple(tokenizer.encode(f" {said}")[-most:]) if said else ()
-        return prompts.start_tokens(language, task, earlier)
+        before = tokenizer.encode(f" {said}")[-most:] if said else []
+        room = min(EARLIER, most) - len(before)
+        if earlier.strip() and room > 0:
+            before += tokenizer.encode(f" {earlier.strip()}")[-room:]
+        return prompts.start_tokens(language, task, tuple(before))
 
     def strategy(self, name: str, tau: float | None = None) -> Strategy:
         """The strategy of that name.
@@ -419,7 +426,7 @@ class Transcriber:
         for row, chunk in enumerate(chunks):
             audio[row, : len(chunk.audio)] = chunk.audio
             length[row] = len(chunk.audio)
-        return Batch(
+        batch = Batch(
             audio=audio,
             audio_length=length,
             tokens=np.zeros((rows, 0), np.int32),
@@ -427,6 +434,18 @@ class Transcriber:
             index=np.where(np.arange(rows) < len(chunks), np.arange(rows), -1).astype(np.int32),
             start=self._start(chunks, rows),
         )
+        return self._with_drafts(batch, chunks)
+
+    def _with_drafts(self, batch: Batch, chunks: Sequence[Chunk]) -> Batch:
+        """`batch`, with the drafts of its chunks if any of them asks for some."""
+        if all(chunk.draft is None for chunk in chunks):
+            return batch
+        most, rows = self.runner.model.config.data.max_tokens, len(batch.index)
+        draft, length = np.zeros((rows, most), np.int32), np.zeros(rows, np.int32)
+        for row, chunk in enumerate(chunks):
+            text = (chunk.draft or ())[:most]
+            draft[row, : len(text)], length[row] = text, len(text)
+        return batch._replace(draft=draft, draft_length=length)
 
     def _start(self, chunks: Sequence[Chunk], rows: int) -> np.ndarray | None:
         """int32[rows, P] tokens that texts begin with."""

@@ -56,8 +56,9 @@ async function begin() {
   $("language-label").hidden = !languages.length;
   $("tau").value = model.tau;
   controls();
+  $("live").hidden = !model.live_sessions;
   if (!navigator.mediaDevices || !window.MediaRecorder) {
-    $("record").disabled = true;
+    $("record").disabled = $("live").disabled = true;
     say("The microphone needs https, or this machine's own address: choose a file.");
   }
   return true;
