@@ -94,6 +94,7 @@ class Start:
     ) -> None:
         Start._number += 1
         self.phases, self._log = (run / f"{Start._number}.{kind}" for kind in ("phases", "log"))
+        self.phases.unlink(missing_ok=True)  # of an earlier use of the folder
         command = [sys.executable, "-m", "bench.training_phases", str(self.phases), "--"]
         place = place or run
         command += [f"--config={place / 'tiny.py'}", f"--workdir={place / name}", *group]
