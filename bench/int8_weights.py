@@ -3,13 +3,16 @@
     python -m bench.int8_weights --model=models/whisper-base [--pretrained=FOLDER] --data=SOURCE
         [--count=40] [--silence=3] [--strategies=greedy,verify] [--timed=4]
     python -m bench.int8_weights --decoder=FILE.gguf --text=FILE [--positions=256]
+    python -m bench.int8_weights --products=1,8
 
 The first decodes the first --count utterances one at a time, with the weights as they are and in
 int8. *Differ* counts the texts that are not those of the first row, after the normaliser that WER
 has too. A call's time is that of the whole program, less that of the program that stops at the
 first token, over the calls between them, of the --timed longest utterances: seconds of the CPU, so
 that other work on the machine counts little, and the least of three turns. The second feeds a text
-to a LLaMA, in pieces of --positions tokens, and compares what it says follows.
+to a LLaMA, in pieces of --positions tokens, and compares what it says follows. The third times the
+products of a call of Whisper base alone, for so many rows: 12 of 512 x 2048, and those of the LM
+head.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.decoders.layout import for_decoding
 from mtp_jax.models.decoders.llama import Llama
-from mtp_jax.models.int8_weights import KINDS, in_int8
+from mtp_jax.models.int8_weights import KINDS, in_int8, leaf_in_int8
+from mtp_jax.models.layers import TRANSPOSED
+from mtp_jax.models.mixed_precision import matmul_transposed
 from mtp_jax.planning.programs import strategy_of
 from mtp_jax.pretrained.llama import import_llama, llama_architecture
 from mtp_jax.tokenizer import Tokenizer
@@ -50,6 +55,7 @@ _STRATEGIES = flags.DEFINE_list("strategies", ["greedy"], "that decode")
 _TIMED = flags.DEFINE_integer("timed", 4, "utterances whose calls are timed")
 _DECODER = flags.DEFINE_string("decoder", None, "a LLaMA, in GGUF or a folder")
 _TEXT = flags.DEFINE_string("text", None, "a file that it reads")
+_PRODUCTS = flags.DEFINE_list("products", [], "rows of the products that are timed")
 _POSITIONS = flags.DEFINE_integer("positions", 256, "tokens that it sees at once", lower_bound=2)
 
 
@@ -162,6 +168,48 @@ def compare_decoders() -> None:
         print(f"{name}: perplexity {np.exp(nats):.4f}, {megabytes(tree):.1f} MB")
 
 
+def compare_products() -> None:
+    """Prints CPU milliseconds of a chain of products by the type of the kernels."""
+    width, wide, count, tokens, turns = 512, 2048, 12, 51_865, 10
+    rng = np.random.default_rng(0)
+    shapes = {
+        f"decoder/{i}/{TRANSPOSED}": ((wide, width), (width, wide))[i % 2] for i in range(count)
+    }
+    shapes["decoder/embedding"] = (tokens, width)
+    floats = {
+        path: jnp.asarray(rng.normal(size=shape) / shape[1] ** 0.5, jnp.float32)
+        for path, shape in shapes.items()
+    }
+    kinds = {
+        "float32": floats,
+        "int8": {path: leaf_in_int8(path, x) for path, x in floats.items()},
+    }
+
+    def call(state: Any, kernels: Any) -> Any:
+        n, x, total = state
+        *layers, head = kernels
+        for kernel in layers:
+            x = jnp.tanh(matmul_transposed(x, kernel))
+        return n + 1, x, total + jnp.argmax(matmul_transposed(x, head), axis=-1).sum()
+
+    @jax.jit
+    def loop(kernels: Any, x: jax.Array) -> Any:
+        start = jnp.int32(0), x, jnp.int32(0)
+        return jax.lax.while_loop(lambda s: s[0] < turns, lambda s: call(s, kernels), start)
+
+    for rows in map(int, _PRODUCTS.value):
+        found = []
+        for name, kernels in kinds.items():
+            given = list(kernels.values()), jnp.ones((rows, width))
+            times = []
+            for _ in range(5):  # the first compiles
+                start = time.process_time()
+                jax.block_until_ready(loop(*given))
+                times.append((time.process_time() - start) / turns)
+            found.append(f"{name} {1000 * min(times[1:]):.2f} ms")
+        print(f"{rows} rows: {', '.join(found)}", flush=True)
+
+
 def _unboxed(tree: Any) -> Any:
     import flax.linen as nn
 
@@ -170,9 +218,11 @@ def _unboxed(tree: Any) -> Any:
 
 def main(argv: list[str]) -> None:
     del argv
-    if bool(_MODEL.value) == bool(_DECODER.value):
-        raise app.UsageError("give --model and --data, or --decoder and --text")
-    if _DECODER.value:
+    if sum(map(bool, (_MODEL.value, _DECODER.value, _PRODUCTS.value))) != 1:
+        raise app.UsageError("give --model and --data, or --decoder and --text, or --products")
+    if _PRODUCTS.value:
+        compare_products()
+    elif _DECODER.value:
         compare_decoders()
     else:
         compare_recognisers()
