@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import http.client
 import io
 import json
@@ -21,10 +22,8 @@ import soundfile
 URL = "/v1/audio/transcriptions"
 RATE = 16_000
 TIMEOUT = 120.0  # s that a client waits; a service that needs them hangs
-SLOW = 30.0  # s that a slow sender may take, beyond the limits of the service
 _LONGEST = 1000  # characters of a sentence
 _STOPPED = "decodes nothing any more"  # of the service whose thread that decodes ended
-_FULL = "takes no more"
 
 Draw = np.random.Generator
 
@@ -470,14 +469,11 @@ def _nested(recordings: Sequence[Recording], limits: Limits, draw: Draw) -> Requ
 def _hours(recordings: Sequence[Recording], limits: Limits, draw: Draw) -> Request:
     """Few bytes that unpack to more than is taken; the header tells so, or nothing does."""
     kinds = ("FLAC", "FLAC without a length", "OGG", "MP3")
-    way = int(draw.integers(len(kinds)))
-    content = _LONG_FILES.setdefault(way, _long_file(kinds[way], limits.max_seconds))
+    content = _long_file(kinds[draw.integers(len(kinds))], limits.max_seconds)
     return _whole("hours", form(content), frozenset({413}))
 
 
-_LONG_FILES: dict[int, bytes] = {}
-
-
+@functools.cache
 def _long_file(kind: str, seconds: float) -> bytes:
     """Silence: as long as fits into few bytes, and many times as long as is taken."""
     out = io.BytesIO()

@@ -11,20 +11,24 @@ starts it anew. The second half is undisturbed: there memory, open files and thr
 
 It counts what is wrong: a good request that is lost or answered with another text than a client
 alone gets; a bad one without its status or its sentence; a service that does not end with status 0
-once it is told to; a trace in its log that is not of the death that was ordered; a file that is left
-over. A request that the service never took (its connection was refused or reset before an answer,
-as it ended) is sent again, as a good request is that is answered 503; both are counted. A third of
-the good requests ask for leave to send their bodies (``Expect: 100-continue``): once they have it,
-they must be answered. The exit status is 1 if anything is wrong.
+once it is told to; a trace in its log that is not of the death that was ordered; a file that is
+left over. A request that the service never took (its connection was refused or reset before an
+answer, as it ended) is sent again, as a good request is that is answered 503; both are counted. A
+third of the good requests ask for leave to send their bodies (``Expect: 100-continue``): once they
+have it, they must be answered. The exit status is 1 if anything is wrong.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import io
+import itertools
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,9 +38,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from absl import app, flags
 
 from bench.hostile import Limits, Outcome, Recording, Request, form, good, head, hostile, send
+from mtp_jax.data import corpus, grammar
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("greedy", "verify", "ctc")
@@ -55,7 +61,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of all that is drawn")
 # The command, and a signal that makes the thread that decodes end by an error. A service that is
 # sent it does what one does whose accelerator is lost.
 DYING = """
-import signal, sys
+import faulthandler, signal, sys
 from mtp_jax import cli, serve
 from mtp_jax.transcription.transcriber import Transcriber
 decode, told = Transcriber.decode_timed, []
@@ -65,8 +71,16 @@ def decode_timed(*args):
     return decode(*args)
 Transcriber.decode_timed = decode_timed
 signal.signal(signal.SIGUSR1, lambda *unused: told.append(1))
+faulthandler.register(signal.SIGUSR2, all_threads=True)
 sys.exit(cli.run(serve.main))
 """
+
+
+def _exchange(address: tuple[str, int], sent: bytes) -> bytes:
+    """All that comes back, head and body, until the connection is closed."""
+    with socket.create_connection(address, 120) as connection:
+        connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 class Service:
@@ -103,22 +117,18 @@ class Service:
                 raise SystemExit(said)
             time.sleep(0.05)
         host, _, port = said.split()[0].removeprefix("http://").rpartition(":")
-        self.address = (host, int(port))
-        while b" 200 " not in self._get("/health/ready"):
+        address = (host, int(port))
+        while b" 200 " not in self._get("/health/ready", address):
             time.sleep(0.1)
+        self.address = address  # now: clients do not wait for what is compiled
 
-    def _get(self, path: str) -> bytes:
-        import socket
-
-        with socket.create_connection(self.address, 60) as connection:
-            connection.sendall(head(None, "", "Connection: close", target=f"GET {path}"))
-            return b"".join(iter(lambda: connection.recv(65536), b""))
+    def _get(self, path: str, address: tuple[str, int]) -> bytes:
+        return _exchange(address, head(None, "", "Connection: close", target=f"GET {path}"))
 
     def held(self) -> int:
         """Requests that it holds."""
-        import json
-
-        return int(json.loads(self._get("/health").partition(b"\r\n\r\n")[2])["held"])
+        answer = self._get("/health", self.address)
+        return int(json.loads(answer.partition(b"\r\n\r\n")[2])["held"])
 
     def kill(self, number: signal.Signals) -> None:
         """Sends it a signal; SIGTERM ends it, and it is started anew."""
@@ -145,6 +155,8 @@ class Service:
         try:
             status = process.wait(120)
         except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGUSR2)  # the stacks of its threads go to the log
+            time.sleep(1)
             process.kill()
             status = process.wait()
             self.faults.append("it did not end within 120 s of SIGTERM, and was killed")
@@ -262,13 +274,6 @@ def fire(
 
 def spoken(service: Service) -> list[Recording]:
     """Recordings in several formats, each with the texts that a client alone gets."""
-    import io
-    import itertools
-
-    import soundfile
-
-    from mtp_jax.data import corpus, grammar
-
     found = []
     texts = itertools.islice(grammar.sentences("dev", 0), 8)
     for place, text in enumerate(texts):
@@ -284,13 +289,8 @@ def spoken(service: Service) -> list[Recording]:
         for strategy in STRATEGIES:
             fields = [("strategy", strategy), ("response_format", "text")]
             body = form(content, fields)
-            import socket
-
-            with socket.create_connection(service.address, 120) as connection:
-                connection.sendall(
-                    head(len(body), "multipart/form-data; boundary=cut", "Connection: close") + body
-                )
-                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+            kind = "multipart/form-data; boundary=cut"
+            answer = _exchange(service.address, head(len(body), kind, "Connection: close") + body)
             first, _, said = answer.partition(b"\r\n\r\n")
             assert b" 200 " in first.split(b"\r\n")[0], answer
             heard[strategy] = said.decode().removesuffix("\n")
@@ -335,12 +335,14 @@ def main(argv: list[str]) -> None:
             + ", ".join(f"{s}: {n}" for s, n in found.items())
         )
     print(
-        f"{sum(tally.outcomes.values())} requests in {seconds:.0f} s, {service.starts} starts of the service"
+        f"{sum(tally.outcomes.values())} requests in {seconds:.0f} s,"
+        f" {service.starts} starts of the service"
     )
     print(f"sent again: {dict(tally.again)}")
     for size in tally.sizes[:: max(1, len(tally.sizes) // 5)]:
         print(
-            f"after {size['requests']:.0f}: {size['MB']:.0f} MB, {size['files']:.0f} files, {size['threads']:.0f} threads"
+            f"after {size['requests']:.0f}: {size['MB']:.0f} MB,"
+            f" {size['files']:.0f} files, {size['threads']:.0f} threads"
         )
     print(f"{len(faults)} faults")
     for fault in faults[:50]:

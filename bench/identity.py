@@ -3,11 +3,12 @@
     python -m bench.identity --model=DIR --data=FOLDER --output=FILE [--count=10000]
         [--pretrained=FOLDER] [--seconds=7] [--max_tokens=0] [--sizes=4,32] [--seed=0]
 
-FOLDER holds manifests of real speech (``*.jsonl``). Utterances of `bench.utterances` are decoded in
-batches of 1 to the largest of --sizes rows, every other one as large as can be, and padded to the
-next of these sizes (each is a program of each strategy), by greedy decoding at each width and by every exact strategy that the model has: drafts of its heads, of
-its CTC head, of both, of a text (greedy's own, with errors put in: 0 to 100 % of the tokens), and by
-`auto` at several costs of a wide call. Compared, token for token:
+FOLDER holds manifests of real speech (``*.jsonl``). Utterances of `bench.utterances` are decoded
+in batches of 1 to the largest of --sizes rows, every other one as large as can be, and padded to
+the next of these sizes (each is a program of each strategy): by greedy decoding at each width, and
+by every exact strategy that the model has, with drafts of its heads, of its CTC head, of both, of a
+text (greedy's own, with errors put in: 0 to 100 % of the tokens), and by `auto` at several costs of
+a wide call. Compared, token for token:
 
 - each strategy with greedy decoding of its own width: there every difference is a fault. `auto`
   mixes widths, and has no one that it could be compared with;

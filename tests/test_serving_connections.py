@@ -11,9 +11,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 
-from mtp_jax.serving.connections import bounded
+from tests.http_service import listening
 
 SECONDS = 0.5
 LARGE = 50_000_000  # bytes; more than the kernel keeps for a client
@@ -48,17 +47,8 @@ def app() -> App:
 
 @pytest.fixture
 def address(app) -> Iterator[tuple[str, int]]:
-    """Of a service in a thread, which ends when it is told to."""
-    config = uvicorn.Config(app, http=bounded(SECONDS), lifespan="off", log_level="critical")
-    server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield listener.getsockname()
-        server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
+    with listening(app, SECONDS, lifespan="off") as where:
+        yield where
 
 
 def until_closed(connection: socket.socket) -> bytes:
