@@ -24,7 +24,16 @@ from tests.test_serving_command import served
 
 URL = "/v1/audio/transcriptions"
 KEY, OTHER = "0123456789abcdef", "fedcba9876543210!"
-OPEN = ("/", "/page.js", "/page.css", "/icon.svg", "/health", "/health/live")
+OPEN = (
+    "/",
+    "/page.js",
+    "/live.js",
+    "/microphone.js",
+    "/page.css",
+    "/icon.svg",
+    "/health",
+    "/health/live",
+)
 SITE = "https://app.example.org"
 
 
