@@ -544,7 +544,7 @@ def _no_requests(recordings: Sequence[Recording], limits: Limits, draw: Draw) ->
     }
     raw = (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), b"GARBAGE\r\n\r\n")
     raw += (
-        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/x\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET\r\n\r\n",
         b"\0" * 50,

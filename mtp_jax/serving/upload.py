@@ -10,7 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
@@ -60,7 +60,7 @@ class Body:
         if length.isdecimal() and int(length) > self._max_bytes + _FIELDS:
             raise self._too_large()
         try:
-            form = await self._request.form(max_files=4, max_fields=64, max_part_size=_FIELDS)
+            form = await self._parsed()
         except (HTTPException, MultiPartException, FormParserError) as error:
             if self._error:
                 raise self._error from None
@@ -72,6 +72,18 @@ class Body:
             if not isinstance(value, str) and (value.size or 0) > self._max_bytes:
                 await form.close()
                 raise self._too_large()
+        return form
+
+    async def _parsed(self) -> FormData:
+        """The form; of one that ends amid a file, that file is in no field, and is closed here."""
+        limits = {"max_files": 4, "max_fields": 64, "max_part_size": _FIELDS}
+        async with contextlib.aclosing(self._request.stream()) as stream:
+            parser = MultiPartParser(self._request.headers, stream, **limits)
+            form = await parser.parse()
+        held = {id(value.file) for _, value in form.multi_items() if not isinstance(value, str)}
+        for file in parser._files_to_close_on_error:
+            if id(file) not in held:
+                file.close()
         return form
 
     async def discard(self) -> None:
