@@ -43,6 +43,7 @@ from bench.utterances import RATE, Utterance, Utterances, with_errors
 from mtp_jax import cli
 from mtp_jax.data import Batch, FeatureBatch
 from mtp_jax.decoding import Auto, Greedy, Strategy, Verify, registry
+from mtp_jax.decoding.pace import Pace
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.inference.runner import Runner
 from mtp_jax.models.speech_features import speech_features
@@ -198,7 +199,8 @@ def decode(
     for tried in strategies:
         strategy = tried.strategy
         if isinstance(strategy, Auto):
-            strategy = dataclasses.replace(strategy, cost=float(draw.choice(COSTS)))
+            pace = Pace.of(float(draw.choice(COSTS)))
+            strategy = dataclasses.replace(strategy, pace=pace)
         texts, calls = decoder.tokens(drafted if tried.drafted else batch, strategy)
         made[tried.name] = texts
         same = narrow = 0
