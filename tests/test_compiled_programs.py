@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import zlib
@@ -12,11 +13,13 @@ import pytest
 
 from mtp_jax.distributed.compiled_programs import remove_damaged
 
-WHOLE = zlib.compress(os.urandom(5_000))
+WHOLE = zlib.compress(random.Random(0).randbytes(5_000))
 
 
 @pytest.mark.parametrize(
-    "damaged", [b"", bytes(100), WHOLE[:-1], WHOLE[:50], WHOLE[:2_000] + bytes(len(WHOLE) - 2_000)]
+    "damaged",
+    [b"", bytes(100), WHOLE[:-1], WHOLE[:50], WHOLE[:2_000] + bytes(len(WHOLE) - 2_000)],
+    ids=["empty", "zeros", "without its last byte", "cut", "half zeroed"],
 )
 def test_what_is_not_whole_is_removed(damaged: bytes, tmp_path: Path) -> None:
     for name, content in {"a-cache": WHOLE, "b-cache": damaged, "notes": b""}.items():
