@@ -467,7 +467,7 @@ def test_the_page_needs_nothing_from_elsewhere(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     names = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert set(names) == {"page.css", "page.js", "icon.svg"}
+    assert set(names) == {"page.css", "page.js", "live.js", "icon.svg"}
     for name in names:
         response = client.get(f"/{name}")
         assert response.status_code == 200
