@@ -139,7 +139,7 @@ def expected_blocks(model, talk, strategy) -> list[list[str]]:
 def test_a_file_becomes_blocks_and_their_count(page, model, talk):
     page["file"].send_keys(str(talk))
     assert "decoded in" in page.decoded()
-    expected = model.transcribe(talk)
+    expected = model.transcribe(talk, strategy="verify")
     assert page.blocks() == expected_blocks(model, talk, "verify")
     lines = page.browser.find_elements("css selector", "#transcript p")
     said = " ".join(line.get_attribute("textContent").replace("■", " ") for line in lines)
