@@ -56,7 +56,7 @@ _COUNT = flags.DEFINE_integer("count", 10_000, "utterances", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 7.0, "of the longest utterance", lower_bound=0.5)
 _LIMIT = flags.DEFINE_integer("max_tokens", 0, "of a text; 0: as the model", lower_bound=0)
 _SIZES = flags.DEFINE_list("sizes", ["4", "32"], "rows that batches are padded to")
-_WIDTH = flags.DEFINE_integer("draft_width", 16, "tokens a call of drafts by a text", lower_bound=2)
+_WIDTH = flags.DEFINE_integer("draft_width", 16, "tokens per call, of drafts by a text", lower_bound=2)
 _GAP = flags.DEFINE_float("largest_gap", 0.01, "of two logits, that rounding errors may explain")
 _SEED = flags.DEFINE_integer("seed", 0, "of all that is drawn")
 
@@ -72,7 +72,7 @@ class Tried:
     Attributes:
         name: for the table.
         strategy: what decodes.
-        width: tokens a call, of the greedy decoding that it equals; 0 if it has no one width.
+        width: tokens per call, of the greedy decoding that it equals; 0 if it has no one width.
         drafted: whether the batch holds a text to draft by.
     """
 

@@ -100,7 +100,7 @@ def test_calls_that_do_not_pay_are_few() -> None:
     length = max(len(row) for row in texts(decode(Greedy(), toys, None, EVERY, limit=limit)))
     assert length == limit, "the toy ends earlier: take another seed"
     found = decode(Auto(pace=pace(cost)), toys, None, EVERY, limit=limit)
-    wide, calls = [], 1
+    wide = []
     now, every = Pace.of(cost), jnp.ones(1, bool)
     for _ in range(2 * (limit - 1)):
         wide.append(bool(now.wide))

@@ -212,9 +212,9 @@ class Mwer:
         rounds: of prefix beam search, at most.
         all_heads: False scores hypotheses by head 1, True by all heads.
         reference: True adds the reference to each list.
-        words: which words are the same: "normalized", whatever their case and the punctuation at
-            them, as `Evaluation.normalizer` has it; or "written", for a model that has to write
-            these as the references do.
+        words: which words count as the same. "normalized" ignores the case of ASCII letters and
+            ASCII punctuation, apostrophes apart; numbers and spellings are not joined, as
+            `Evaluation.normalizer` may do. "written" compares words as they are written.
     """
 
     weight: float = 0.0

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-RATE = 0.05  # least weight of a new call in the mean: a text goes up and down more than speech does
+RATE = 0.05  # least weight of a new call in the mean: a run of wrong drafts is soon over
 UNKNOWN = 1.5  # gain of wide calls before the first, in costs
 WEIGHT = 2  # calls that this counts for
 TRIED = 8  # calls that the break-even counts for, which a try starts from

@@ -47,7 +47,7 @@ def listen(
         model: what decodes.
         blocks: int16[T] at the model's rate, which may take as long to come as they last.
         strategy: name of one; `language`, `task`, `prompt`: as `Transcriber.transcribe` takes them.
-        stop: whether the stream is over, whatever follows in it; asked several times a second.
+        stop: whether the stream is over, whatever follows in it; asked several times per second.
         on_ready: told once all programs are compiled, which is then done before anything is
             decoded; None compiles them as they are needed.
 
