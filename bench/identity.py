@@ -56,7 +56,7 @@ _COUNT = flags.DEFINE_integer("count", 10_000, "utterances", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 7.0, "of the longest utterance", lower_bound=0.5)
 _LIMIT = flags.DEFINE_integer("max_tokens", 0, "of a text; 0: as the model", lower_bound=0)
 _SIZES = flags.DEFINE_list("sizes", ["4", "32"], "rows that batches are padded to")
-_WIDTH = flags.DEFINE_integer("draft_width", 16, "tokens per call, of drafts by a text", lower_bound=2)
+_WIDTH = flags.DEFINE_integer("draft_width", 16, "tokens per call, of text drafts", lower_bound=2)
 _GAP = flags.DEFINE_float("largest_gap", 0.01, "of two logits, that rounding errors may explain")
 _SEED = flags.DEFINE_integer("seed", 0, "of all that is drawn")
 
@@ -134,15 +134,6 @@ class Decoder:
         features, _ = self._features(self._runner.params, batch)
         return FeatureBatch(**batch._replace(audio=np.asarray(features, np.float16))._asdict())
 
-    def with_texts(self, batch: Batch, texts: list[list[int]]) -> Batch:
-        """The batch with texts to draft by, one for each real row."""
-        rows = len(batch.index)
-        draft, length = np.zeros((rows, self.limit), np.int32), np.zeros(rows, np.int32)
-        for row, text in enumerate(texts):
-            text = text[: self.limit]
-            draft[row, : len(text)], length[row] = text, len(text)
-        return batch._replace(draft=draft, draft_length=length)
-
     def tokens(self, batch: Batch, strategy: Strategy) -> tuple[list[tuple[int, ...]], int]:
         """Tokens of each real row, EOS included, and decoder calls of all."""
         decoded = jax.device_get(self._runner.run_once(batch, strategy, self.limit).decoded)
@@ -176,7 +167,7 @@ def decode(
         with_errors(text[:-1], rate, alphabet, draw)
         for text, rate in zip(greedy[1][0], rates, strict=True)
     ]
-    drafted = decoder.with_texts(batch, drafts)
+    drafted = batch.with_drafts(drafts, decoder.limit)
     found: dict[str, Any] = {}
     differences = []
 

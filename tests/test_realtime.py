@@ -18,6 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from mtp_jax.serving.access import ApiKeys
 from mtp_jax.serving.app import Service, Settings
 from mtp_jax.serving.realtime_events import HYPOTHESIS, LOGPROBS
+from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from tests.recordings import RATE
 from tests.test_live import Sure, at_once
 from tests.test_serving import URL
@@ -251,6 +252,21 @@ def test_a_wrong_event_gets_an_error_and_the_session_goes_on(client, said, model
 def held(client) -> float:
     lines = client.get("/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith("mtp_live_sessions ")).split()[1])
+
+
+def test_a_prompt_that_the_model_cannot_take_is_refused(client, model, monkeypatch):
+    def start_tokens(*unused: object) -> tuple[int, ...]:
+        raise LanguageError("the prompt comes to 999 tokens: shorten it")
+
+    with client.websocket_connect(PATH) as socket:
+        talk = Talk(socket)
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "start_tokens", start_tokens)
+            session = {"type": "transcription"}
+            answer = talk.ask({"type": "session.update", "session": session})
+            assert answer["type"] == "error"
+            assert "999 tokens: shorten" in answer["error"]["message"]
+        assert talk.ask({"type": "session.update", "session": session})["type"] == "session.updated"
 
 
 def test_places_are_few_and_who_goes_away_frees_one(client, service, said):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import grain
 import numpy as np
@@ -50,6 +50,20 @@ class Batch(NamedTuple):
     start: np.ndarray | None = None
     draft: np.ndarray | None = None
     draft_length: np.ndarray | None = None
+
+    def with_drafts(self, texts: Sequence[Sequence[int]], most: int) -> Self:
+        """The batch with texts to draft by.
+
+        Args:
+            texts: tokens for the first rows; the other rows get no drafts.
+            most: R, where longer texts are cut.
+        """
+        rows = len(self.index)
+        draft, length = np.zeros((rows, most), np.int32), np.zeros(rows, np.int32)
+        for row, text in enumerate(texts):
+            length[row] = min(len(text), most)
+            draft[row, : length[row]] = text[:most]
+        return self._replace(draft=draft, draft_length=length)
 
 
 class FeatureBatch(Batch):

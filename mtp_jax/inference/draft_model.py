@@ -8,6 +8,7 @@ stays the same. (Speculative decoding, Leviathan et al., 2023, with drafts of a 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,10 +75,7 @@ class DraftModel:
 
     def with_room(self, batch: Batch) -> Batch:
         """`batch`, with room for drafts and none there."""
-        rows = len(batch.index)
-        return batch._replace(
-            draft=np.zeros((rows, self._most), np.int32), draft_length=np.zeros(rows, np.int32)
-        )
+        return batch.with_drafts([], self._most)
 
     def drafted(self, batch: Batch) -> tuple[Batch, np.ndarray]:
         """A batch with drafts.
@@ -92,11 +90,10 @@ class DraftModel:
             It, with drafts of `config.data.max_tokens` tokens at most, and int32[B] decoder calls
             of the drafter.
         """
-        to_decode, with_drafts = self._own_batch(batch), self.with_room(batch)
-        draft, length = with_drafts.draft, with_drafts.draft_length
-        assert draft is not None and length is not None
+        to_decode = self._own_batch(batch)
+        texts: list[Sequence[int]] = [()] * len(batch.index)
         if to_decode is None or np.all(to_decode.index < 0):
-            return with_drafts, np.zeros_like(length)
+            return self.with_room(batch), np.zeros(len(texts), np.int32)
         done = self._runner.run(to_decode, self._strategy)
         decoded = done.decoded
         tokens, count, calls, start = multihost.to_host(
@@ -105,9 +102,8 @@ class DraftModel:
         for row in np.flatnonzero(to_decode.index >= 0).tolist():
             written = tokens[row, : count[row]].tolist()
             before = [] if start is None else start[row].tolist()
-            text = self._writer.draft(written, before, self._told(batch, row)[0])[: self._most]
-            draft[row, : len(text)], length[row] = text, len(text)
-        return with_drafts, np.asarray(calls)
+            texts[row] = self._writer.draft(written, before, self._told(batch, row)[0])
+        return batch.with_drafts(texts, self._most), np.asarray(calls)
 
     def _own_batch(self, batch: Batch) -> Batch | None:
         """The batch as the drafter takes it; rows that it does not draft for are filler."""

@@ -35,9 +35,8 @@ from mtp_jax.serving.metrics import Metrics
 from mtp_jax.serving.options import Options, read_options
 from mtp_jax.serving.realtime import realtime
 from mtp_jax.serving.refusal import Refused
+from mtp_jax.serving.start_tokens import start_tokens
 from mtp_jax.serving.upload import Body, Gone
-from mtp_jax.tokenizer import TokenizerError
-from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from mtp_jax.transcription.outputs import shown
 from mtp_jax.transcription.recordings import Event
 from mtp_jax.transcription.results import Segment, Transcript
@@ -318,7 +317,7 @@ class _Transcription(Response):
                     service.model.languages,
                     service.model.takes_prompt,
                 )
-                start = self._start_tokens(options)
+                start = start_tokens(service.model, options.language, self._task, options.prompt)
                 with _room():
                     path = service.temporary()  # only now: an upload may take minutes
                     await run_in_threadpool(_save, options.file, path)
@@ -347,20 +346,6 @@ class _Transcription(Response):
                 await form.close()
             if path:
                 Path(path).unlink(missing_ok=True)
-
-    def _start_tokens(self, options: Options) -> tuple[int, ...]:
-        """Tokens that the text begins with.
-
-        Raises:
-            Refused: the model has no such language or task, or no place for the prompt.
-        """
-        try:
-            return self._service.model.start_tokens(options.language, self._task, options.prompt)
-        except LanguageError as error:
-            raise Refused(400, str(error), code="invalid_value") from None
-        except TokenizerError:  # which speaks of a file that is none of the client's
-            said = "the model's tokenizer cannot encode the prompt: change it, or leave it out"
-            raise Refused(400, said, "prompt", "invalid_value") from None
 
     def _check(self, path: str, name: str) -> None:
         """Refuses what is too long, by its header or by so much of it as may be decoded."""

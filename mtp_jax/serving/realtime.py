@@ -38,6 +38,8 @@ from mtp_jax.serving.realtime_events import (
     transcription_event,
 )
 from mtp_jax.serving.refusal import Refused
+from mtp_jax.serving.start_tokens import start_tokens
+from mtp_jax.tokenizer.whisper_tokens import TASKS
 from mtp_jax.transcription.live import (
     Caption,
     Ended,
@@ -218,6 +220,7 @@ class _Client:
         model = self._service.model
         names = self._service.settings.models
         options = read_session(sent, self._options, names, model.languages, model.takes_prompt)
+        start_tokens(model, options.language, TASKS[0], options.prompt)  # refused at once
         before = dataclasses.replace(self._options, include=options.include)
         if self._heard and options != before:
             raise Refused(

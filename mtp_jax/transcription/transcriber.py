@@ -434,18 +434,10 @@ class Transcriber:
             index=np.where(np.arange(rows) < len(chunks), np.arange(rows), -1).astype(np.int32),
             start=self._start(chunks, rows),
         )
-        return self._with_drafts(batch, chunks)
-
-    def _with_drafts(self, batch: Batch, chunks: Sequence[Chunk]) -> Batch:
-        """`batch`, with the drafts of its chunks if any of them asks for some."""
         if all(chunk.draft is None for chunk in chunks):
             return batch
-        most, rows = self.runner.model.config.data.max_tokens, len(batch.index)
-        draft, length = np.zeros((rows, most), np.int32), np.zeros(rows, np.int32)
-        for row, chunk in enumerate(chunks):
-            text = (chunk.draft or ())[:most]
-            draft[row, : len(text)], length[row] = text, len(text)
-        return batch._replace(draft=draft, draft_length=length)
+        drafts = [chunk.draft or () for chunk in chunks]
+        return batch.with_drafts(drafts, self.runner.model.config.data.max_tokens)
 
     def _start(self, chunks: Sequence[Chunk], rows: int) -> np.ndarray | None:
         """int32[rows, P] tokens that texts begin with."""
