@@ -16,7 +16,7 @@ import soundfile
 from starlette.testclient import TestClient
 
 from mtp_jax.audio.reading import AudioError
-from mtp_jax.serving import app as serving_app
+from mtp_jax.serving import transcription_request
 from mtp_jax.serving.app import Service, Settings
 from mtp_jax.serving.engine import Engine, Stopped
 from mtp_jax.serving.job import Cancelled
@@ -89,7 +89,7 @@ def test_a_length_that_no_header_tells_is_counted_whatever_the_words(
     def unknown(path: str, at_most: float) -> float:
         raise AudioError(f"{path}: its length is anybody's guess")
 
-    monkeypatch.setattr(serving_app, "audio_seconds", unknown)
+    monkeypatch.setattr(transcription_request, "audio_seconds", unknown)
     length = len(recordings[0]) / RATE
     for limit, status in ((length + 1, 200), (length - 1, 413)):
         settings = Settings(models=("tiny",), warm=(), max_seconds=limit)
@@ -194,7 +194,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(model, files, recordings, monke
             if where == "upload":
                 patch.setattr("starlette.datastructures.UploadFile.write", full)
             else:
-                patch.setattr(serving_app, "_save", full)
+                patch.setattr(transcription_request, "_save", full)
             answer = post(client, files[0])
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "no_room"

@@ -1,51 +1,38 @@
-"""The application: routes, admission, and one request from its first byte to its last."""
+"""The application: its routes, and how many requests and live sessions it holds."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import logging
 import math
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from mtp_jax.audio.reading import AudioError, audio_seconds
 from mtp_jax.decoding import registry
 from mtp_jax.serving.access import ApiKeys
-from mtp_jax.serving.answers import answer, delta, done, event
-from mtp_jax.serving.engine import Engine, Stopped, TooLong
+from mtp_jax.serving.engine import Engine
 from mtp_jax.serving.guard import PAGE_FILES, guards
-from mtp_jax.serving.job import Job
 from mtp_jax.serving.metrics import Metrics
-from mtp_jax.serving.options import Options, read_options
 from mtp_jax.serving.realtime import realtime
-from mtp_jax.serving.refusal import Refused
-from mtp_jax.serving.start_tokens import start_tokens
-from mtp_jax.serving.upload import Body, Gone
+from mtp_jax.serving.refusal import LONGEST_RETRY, Refused, stopped
+from mtp_jax.serving.transcription_request import TranscriptionRequest
 from mtp_jax.transcription.outputs import shown
-from mtp_jax.transcription.recordings import Event
-from mtp_jax.transcription.results import Segment, Transcript
 from mtp_jax.transcription.transcriber import Transcriber
 
 _PAGE = Path(__file__).parent / "page"
 _MEDIA = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-_GONE = 499  # nginx's status of a request whose client left
-_LONGEST_RETRY = 60  # s
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -146,7 +133,7 @@ class Service:
 
     async def transcribe(self, request: Request) -> Response:
         """POST /v1/audio/transcriptions."""
-        return _Transcription(self)
+        return TranscriptionRequest(self)
 
     async def translate(self, request: Request) -> Response:
         """POST /v1/audio/translations: into English, where the model can."""
@@ -154,7 +141,7 @@ class Service:
             return Refused(
                 404, "this service's model does not translate: serve a Whisper"
             ).response()
-        return _Transcription(self, "translate")
+        return TranscriptionRequest(self, "translate")
 
     async def realtime(self, socket: WebSocket) -> None:
         """GET /v1/realtime, upgraded to a WebSocket."""
@@ -178,13 +165,13 @@ class Service:
     async def health(self, request: Request) -> Response:
         """GET /health and /health/live: 200 while the process can answer, else 503."""
         if self.engine.failed:
-            return _stopped().response()
+            return stopped().response()
         return JSONResponse({"status": "live", "ready": self.engine.ready, "held": self.held})
 
     async def ready(self, request: Request) -> Response:
         """GET /health/ready: 200 once programs are compiled, else 503."""
         if self.engine.failed:
-            return _stopped().response()
+            return stopped().response()
         if self.engine.ready:
             return JSONResponse({"status": "ready"})
         return Refused(
@@ -202,9 +189,9 @@ class Service:
             Refused: there is none, or nothing is decoded any more.
         """
         if self.engine.failed:
-            raise _stopped()
+            raise stopped()
         if self.held >= self.settings.queue:
-            wait = min(max(math.ceil(self._typical), 1), _LONGEST_RETRY)
+            wait = min(max(math.ceil(self._typical), 1), LONGEST_RETRY)
             raise Refused(
                 503,
                 f"the service holds {self.held} requests, and takes no more: try again in {wait} s",
@@ -220,7 +207,7 @@ class Service:
             Refused: there is none, or nothing is decoded any more.
         """
         if self.engine.failed:
-            raise _stopped()
+            raise stopped()
         if not self.settings.live:
             raise Refused(404, "this service offers no live captions: see --live_sessions")
         if self.live >= self.settings.live:
@@ -228,7 +215,7 @@ class Service:
                 503,
                 f"the service holds {self.live} live sessions, and takes no more: try again later",
                 code="queue_full",
-                retry_after=_LONGEST_RETRY,
+                retry_after=LONGEST_RETRY,
             )
         self.live += 1
 
@@ -269,178 +256,6 @@ class Service:
         }
 
 
-class _Transcription(Response):
-    """The answer to one request for a transcription; all that it holds is given back."""
-
-    def __init__(self, service: Service, task: str = "transcribe") -> None:
-        self._service, self._task = service, task
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, start, status = self._service, time.monotonic(), 500
-        settings = service.settings
-        body = Body(scope, receive, settings.max_bytes, settings.upload_seconds)
-        try:
-            try:
-                service.admit()
-            except Refused as refused:
-                await body.discard()
-                status = refused.status
-                await refused.response()(scope, receive, send)
-                return
-            try:
-                status = await self._serve(body, scope, receive, send)
-            finally:
-                service.release(status, time.monotonic() - start)
-        except asyncio.CancelledError:
-            status = _GONE
-            raise
-        finally:
-            service.metrics.requests.labels(str(status)).inc()
-
-    async def _serve(self, body: Body, scope: Scope, receive: Receive, send: Send) -> int:
-        """Answers; returns the status."""
-        service, settings = self._service, self._service.settings
-        form: FormData | None = None
-        job: Job | None = None
-        path: str | None = None
-        try:
-            try:
-                with _room():
-                    form = await body.form()
-                options = read_options(
-                    form,
-                    settings.models,
-                    service.model.strategies,
-                    settings.strategy,
-                    settings.tau,
-                    service.model.languages,
-                    service.model.takes_prompt,
-                )
-                start = start_tokens(service.model, options.language, self._task, options.prompt)
-                with _room():
-                    path = service.temporary()  # only now: an upload may take minutes
-                    await run_in_threadpool(_save, options.file, path)
-                name = shown(options.file.filename or "the recording")[:200]
-                await run_in_threadpool(self._check, path, name)
-                strategy = service.model.strategy(options.strategy, options.tau)
-                loop = asyncio.get_running_loop()
-
-                def emit(happened: Event) -> None:
-                    with contextlib.suppress(RuntimeError):  # the loop was closed
-                        loop.call_soon_threadsafe(self._events.put_nowait, happened)
-
-                job = service.engine.submit(path, strategy, options.strategy, emit, start)
-                response = await self._response(body, options, path, name)
-            except Refused as refused:
-                await body.discard()
-                response = refused.response()
-            await response(scope, receive, send)
-            return response.status_code
-        except Gone:
-            return _GONE
-        finally:
-            if job:
-                service.engine.cancel(job)
-            if form:
-                await form.close()
-            if path:
-                Path(path).unlink(missing_ok=True)
-
-    def _check(self, path: str, name: str) -> None:
-        """Refuses what is too long, by its header or by so much of it as may be decoded."""
-        longest = self._service.settings.max_seconds
-        try:
-            seconds = audio_seconds(path, at_most=longest)
-        except AudioError:  # the engine reads it: it counts a length that no header tells,
-            return  # or says what is wrong
-        if seconds > longest:
-            raise self._refused(TooLong(), path, name)
-
-    async def _response(self, body: Body, options: Options, path: str, name: str) -> Response:
-        """The whole answer, or the beginning of a stream; waits for what decides its status.
-
-        Raises:
-            Refused: the recording cannot be used.
-            Gone: nobody waits.
-        """
-        gone = asyncio.ensure_future(body.gone())
-        try:
-            while True:
-                following = asyncio.ensure_future(self._events.get())
-                await asyncio.wait((gone, following), return_when=asyncio.FIRST_COMPLETED)
-                if not following.done():
-                    following.cancel()
-                    raise Gone
-                happened = following.result()
-                if isinstance(happened, Exception):
-                    raise self._refused(happened, path, name)
-                if options.stream:
-                    return StreamingResponse(
-                        self._stream(happened, options, path, name),
-                        media_type="text/event-stream",
-                        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-                    )
-                if isinstance(happened, Transcript):
-                    named = _named(happened, path, name)
-                    return answer(named, options, self._service.language, self._task)
-        finally:
-            gone.cancel()
-
-    async def _stream(
-        self, happened: Event, options: Options, path: str, name: str
-    ) -> AsyncIterator[str]:
-        """Server-sent events, from the first that `happened`."""
-        first = True
-        while isinstance(happened, Segment):
-            if happened.words or "blocks" in options.include:
-                yield event(delta(happened, first, options))
-            first = first and not happened.words
-            happened = await self._events.get()
-        if isinstance(happened, Transcript):
-            yield event(done(_named(happened, path, name), options))
-        else:
-            yield event(self._refused(happened, path, name).body)
-        yield "data: [DONE]\n\n"
-
-    def _refused(self, error: Exception, path: str, name: str) -> Refused:
-        """What went wrong with a recording, in a sentence about the name that it was sent under."""
-        if isinstance(error, AudioError):
-            sentence = " ".join(str(error).replace(path, name).split())
-            return Refused(400, sentence, "file", "invalid_audio")
-        if isinstance(error, TooLong):
-            longest = self._service.settings.max_seconds
-            sentence = f"{name} is longer than {longest:g} s: send it in parts"
-            return Refused(413, sentence, "file", "audio_too_long")
-        if isinstance(error, Stopped):
-            return _stopped()
-        return Refused(500, f"{name} could not be decoded: the log of the service says why")
-
-
-@contextlib.contextmanager
-def _room() -> Iterator[None]:
-    """What keeps a recording, on a disk that may be full.
-
-    Raises:
-        Refused: it is, or cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        log.error("a recording cannot be kept in %s: %s", tempfile.gettempdir(), error)
-        raise Refused(
-            *(503, "the service has no room for the recording: try again later"),
-            code="no_room",
-            retry_after=_LONGEST_RETRY,
-        ) from None
-
-
-def _named(transcript: Transcript, path: str, name: str) -> Transcript:
-    """With the name that the recording was sent under in its warnings."""
-    warnings = tuple(" ".join(said.replace(path, name).split()) for said in transcript.warnings)
-    return dataclasses.replace(transcript, warnings=warnings)
-
-
 def _strategy(name: str) -> dict[str, object]:
     """What the registry says of a strategy to people, and to the page."""
     entry = registry.get(name)
@@ -452,18 +267,8 @@ def _strategy(name: str) -> dict[str, object]:
     }
 
 
-def _stopped() -> Refused:
-    return Refused(503, "the service decodes nothing any more: its log says why; start it anew")
-
-
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="mtp_jax-serve-")
-
-
-def _save(file: UploadFile, path: str) -> None:
-    file.file.seek(0)
-    with Path(path).open("wb") as out:
-        shutil.copyfileobj(file.file, out, 1 << 20)
 
 
 def _page(name: str):  # type: ignore[no-untyped-def]  # a route

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse
 
+LONGEST_RETRY = 60  # s
+
 
 class Refused(Exception):
     """A request that is not served.
@@ -33,3 +35,8 @@ class Refused(Exception):
         """The answer."""
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
         return JSONResponse(self.body, self.status, headers)
+
+
+def stopped() -> Refused:
+    """Nothing is decoded any more."""
+    return Refused(503, "the service decodes nothing any more: its log says why; start it anew")
