@@ -41,7 +41,8 @@ import numpy as np
 import soundfile
 from absl import app, flags
 
-from bench.hostile import Limits, Outcome, Recording, Request, form, good, head, hostile, send
+from bench.checked_request import Outcome, Request, send
+from bench.hostile import Limits, Recording, form, good, head, hostile
 from mtp_jax.data import corpus, grammar
 
 ROOT = Path(__file__).resolve().parent.parent

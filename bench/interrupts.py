@@ -38,6 +38,7 @@ from pathlib import Path
 from absl import app, flags
 
 from bench import kills
+from bench.tiny_config import tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
 AGAIN = 0.25  # share of the signals that a second one follows
@@ -50,21 +51,17 @@ _SCRATCH = flags.DEFINE_string("scratch", "", "of --kills: folder that keeps the
 _COMMANDS = flags.DEFINE_list("commands", ["train", "transcribe", "serve", "pack"], "in turn")
 _SEED = flags.DEFINE_integer("seed", 0, "of the moments")
 
-CONFIG = """
-from mtp_jax.config import *
-def get_config():
-    return to_config_dict(Config(
-        data=Data(train="embedded/tiny:train", dev="embedded/tiny:dev", test="embedded/tiny:test",
-                  cache_dir={cache!r}, bucket_seconds=(3.2,), batch_size=8, max_tokens=48),
-        tokenizer=Tokenizer(vocab_size=64),
-        encoder=Encoder(width=16, layers=1, heads=2, kernel=3, feedforward=1),
-        decoder=Decoder(width=16, layers=1, query_heads=2, head_size=8, feedforward=16),
-        heads=Heads(count=3),
-        optim=Optim(steps=30, warmup_steps=1),
-        train=Train(log_every=2, dev_every=10, checkpoint_every=5),
-        evaluation=Evaluation(batch_sizes=(2,), taus=(0.5,), strategies=("greedy", "verify")),
-    ))
-"""
+
+def config_text(cache: str) -> str:
+    """Of the run that `train` continues."""
+    return tiny_config(
+        cache,
+        heads=3,
+        dropout=0.0,
+        steps=30,
+        train="log_every=2, dev_every=10, checkpoint_every=5",
+        evaluation='batch_sizes=(2,), taus=(0.5,), strategies=("greedy", "verify")',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +205,7 @@ def main(argv: list[str]) -> None:
 
 def _commands(folder: Path) -> dict[str, Command]:
     config, model, manifest = folder / "tiny.py", folder / "model", folder / "talks.jsonl"
-    config.write_text(CONFIG.format(cache=str(folder / "cache")))
+    config.write_text(config_text(str(folder / "cache")))
     talks = _talks(folder)
     manifest.write_text("".join(f'{{"audio_filepath": "{t}", "text": "one"}}\n' for t in talks))
     train = ["mtp_jax.train", f"--config={config}"]

@@ -22,13 +22,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -40,156 +38,28 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorstore
+from bench.tiny_config import tiny_config
+from bench.training_bits import bits, differences
+from bench.training_start import Start
 
-from mtp_jax.checkpoints.workdir import Workdir
-from mtp_jax.evaluation.scalars import read_scalars
-
-ROOT = Path(__file__).resolve().parent.parent
 TROUBLE = ("kills", "disk", "damage", "twice", "processes")
 PHASES = ("start-up", "compile", "step", "dev", "save", "evaluation")  # bench.training_phases
-LONGEST = 900  # seconds that a command may take
 SAVING = 0.5  # seconds that files are written at most, behind the call that saves
 FOUND_WITHIN = 300  # seconds that the first of two processes waits for the other
 LOST_AFTER = 10  # seconds without a sign of life after which one of two processes is lost
-_MAY_DIFFER = ("rtfx", "compile_seconds", "commit", "cache_dir")
 _TRACE = ("Traceback", "Fatal Python error", "Segmentation", "Exception ignored")
 
-CONFIG = """
-from mtp_jax.config import *
-def get_config():
-    return to_config_dict(Config(
-        data=Data(train="embedded/tiny:train", dev="embedded/tiny:dev", test="embedded/tiny:test",
-                  cache_dir={cache!r}, bucket_seconds=(3.2,), batch_size=8, max_tokens=48),
-        tokenizer=Tokenizer(vocab_size=64),
-        encoder=Encoder(width=16, layers=1, heads=2, kernel=3, feedforward=1, dropout=0.1),
-        decoder=Decoder(width=16, layers=1, query_heads=2, head_size=8, feedforward=16),
-        heads=Heads(count=2),
-        optim=Optim(steps=12, warmup_steps=1),
-        train=Train(log_every=1, dev_every=4, checkpoint_every=3),
-        evaluation=Evaluation(batch_sizes=(8,), strategies=("greedy",)),
-    ))
-"""
 
-
-class Start:
-    """One start of the command in a workdir.
-
-    Args:
-        run: folder of what it says; `name`: of the workdir.
-        group: flags of one of several processes.
-        place: of the config and the workdir, if that is another folder.
-        largest_file: bytes, as a limit of the system; 0 for none.
-    """
-
-    _number = 0
-
-    def __init__(
-        self,
-        run: Path,
-        name: str,
-        group: tuple[str, ...] = (),
-        place: Path | None = None,
-        largest_file: int = 0,
-    ) -> None:
-        Start._number += 1
-        self.phases, self._log = (run / f"{Start._number}.{kind}" for kind in ("phases", "log"))
-        self.phases.unlink(missing_ok=True)  # of an earlier use of the folder
-        command = [sys.executable, "-m", "bench.training_phases", str(self.phases), "--"]
-        place = place or run
-        command += [f"--config={place / 'tiny.py'}", f"--workdir={place / name}", *group]
-
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
-        self.begun = time.monotonic()
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                preexec_fn=limit if largest_file else None,
-            )
-
-    def notes(self) -> list[tuple[str, float]]:
-        """Phases so far, and when each began."""
-        lines = self.phases.read_text().split("\n")[:-1] if self.phases.exists() else []
-        noted = [line.split() for line in lines]
-        return [("start-up", self.begun), *((phase, float(at)) for phase, at in noted)]
-
-    def wait_for(self, phase: str, times: int) -> bool:
-        """Returns once the phase has begun as often; False if the process has ended before."""
-        while sum(name == phase for name, _ in self.notes()) < times:
-            if self.process.poll() is not None:
-                return False
-            time.sleep(0.002)
-        return True
-
-    def end(self, seconds: float = LONGEST) -> int:
-        """The exit status; one that does not end is killed, and its status is -1000."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            return -1000
-
-    @property
-    def said(self) -> str:
-        return self._log.read_text(errors="replace").replace("\r", "\n")
-
-    @property
-    def last_line(self) -> str:
-        lines = [line for line in self.said.splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""
-
-
-def chunks(checkpoint: Path) -> dict[str, str]:
-    """Digests of all that an Orbax checkpoint holds, by key."""
-    spec = {"driver": "ocdbt", "base": f"file://{checkpoint}/"}
-    store = tensorstore.KvStore.open(spec).result()
-    keys = store.list().result()
-    return {k.decode(): hashlib.sha256(store.read(k).result().value).hexdigest() for k in keys}
-
-
-def bits(workdir: Path) -> dict[str, Any]:
-    """What is the same in every run of the same command.
-
-    Raises:
-        AssertionError: a file of a save that did not end is left.
-    """
-    left = [str(f) for f in workdir.rglob("*") if "tmp" in f.name or f.name.startswith(".partial")]
-    assert not left, left
-    last = max(int(f.name) for f in (workdir / "checkpoints").iterdir())
-    found: dict[str, Any] = {"last": [last, chunks(workdir / "checkpoints" / str(last) / "state")]}
-    for best in (workdir / "best").iterdir():
-        found[f"best {best.name}"] = chunks(best / "params")
-        found[f"best {best.name} WER"] = json.loads((best / "metrics" / "metrics").read_text())
-    for name in ("dev", "results", "data_report", "config"):
-        found[name] = _without_times(json.loads((workdir / f"{name}.json").read_text()))
-    for file in [workdir / "tokenizer.model", *sorted((workdir / "hypotheses").iterdir())]:
-        found[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    for name, values in read_scalars(Workdir(workdir)).items():
-        if not name.endswith("_per_second"):
-            found[f"scalar {name}"] = sorted(values.items())
-    return found
-
-
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_times(v) for k, v in value.items() if k not in _MAY_DIFFER}
-    return [_without_times(v) for v in value] if isinstance(value, list) else value
-
-
-def differences(workdir: Path, whole: dict[str, Any]) -> str:
-    """Names of what is not as in the undisturbed run; empty if all is."""
-    try:
-        found = bits(workdir)
-    except (AssertionError, OSError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    names = {*found, *whole}
-    return ", ".join(sorted(n for n in names if found.get(n) != whole.get(n)))
+def config_text(cache: str) -> str:
+    """Of the run."""
+    return tiny_config(
+        cache,
+        heads=2,
+        dropout=0.1,
+        steps=12,
+        train="log_every=1, dev_every=4, checkpoint_every=3",
+        evaluation='batch_sizes=(8,), strategies=("greedy",)',
+    )
 
 
 @dataclasses.dataclass
@@ -208,7 +78,7 @@ class Troubles:
 
     def __post_init__(self) -> None:
         self.config = self.folder / "tiny.py"
-        self.config.write_text(CONFIG.format(cache=str(self.folder / "cache")))
+        self.config.write_text(config_text(str(self.folder / "cache")))
         self.lengths: dict[str, list[float]] = collections.defaultdict(list)
         lengths = self.folder / "lengths.json"
         if not lengths.exists():

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from bench import hostile
+from bench import checked_request, hostile
 from mtp_jax.serving.app import Service, Settings
 from tests.http_service import listening
 
@@ -23,7 +23,7 @@ GOOD = 60
 
 
 @pytest.fixture(scope="module")
-def requests(model, waves, files) -> list[hostile.Request]:
+def requests(model, waves, files) -> list[checked_request.Request]:
     """In an order that is drawn."""
     texts = [model.transcribe(wave, rate=hostile.RATE).text for wave in waves]
     spoken = [
@@ -58,7 +58,7 @@ def test_each_request_has_its_answer(model, requests):
         ThreadPoolExecutor(16) as pool,
     ):
         until(lambda: service.engine.ready)
-        outcomes = list(pool.map(lambda request: hostile.send(address, request), requests))
+        outcomes = list(pool.map(lambda request: checked_request.send(address, request), requests))
         until(lambda: not service.held)
     pairs = zip(requests, outcomes, strict=True)
     wrong = [(r.kind, o) for r, o in pairs if o.fault or o.again]
@@ -67,8 +67,8 @@ def test_each_request_has_its_answer(model, requests):
 
 def test_a_wrong_answer_is_seen():
     """What the bench counts as a fault is one: it would not pass over it."""
-    request = hostile.Request("x", ((0, b""),), frozenset({400}), ("said",))
-    answer = hostile._Answer
+    request = checked_request.Request("x", ((0, b""),), frozenset({400}), ("said",))
+    answer = checked_request._Answer
     cases = {
         "instead of": answer(200, "application/json", b'{"text": "other"}'),
         "without an end": answer(200, "text/event-stream", b'data: {"text": ""}\n\n'),
@@ -78,4 +78,4 @@ def test_a_wrong_answer_is_seen():
         "status 500": answer(500, "text/plain", b"it failed: see the log"),
     }
     for said, wrong in cases.items():
-        assert said in hostile._checked(request, [wrong]).fault
+        assert said in checked_request._checked(request, [wrong]).fault

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import kills
+from bench import kills, training_start
 from mtp_jax.checkpoints.workdir import Workdir, WorkdirError
 
 HOLDS = """
@@ -24,7 +24,7 @@ with Workdir(sys.argv[1]).alone():
 
 def test_a_killed_run_leaves_the_folder_to_the_next(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDS, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=kills.ROOT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=training_start.ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         with pytest.raises(WorkdirError, match="another run trains"), Workdir(tmp_path).alone():
