@@ -1,8 +1,8 @@
 """Live captions measured: delay, corrections, and what they cost, by a clock that is simulated.
 
     python -m bench.live --model=DIR --data=test.jsonl [--pretrained=FOLDER] [--count=24]
-        [--sessions=1,4] [--policies=captions,no_drafts,untold,local_agreement] [--interval=1]
-        [--step=0.5] [--guard=0.3] [--gap=1] [--clock=wall]
+        [--sessions=1,4] [--policies=captions,no_drafts,no_previous,local_agreement]
+        [--interval=1] [--step=0.5] [--guard=0.3] [--gap=1] [--clock=wall]
 
 Recordings of the source, with silence between them, are spoken into so many sessions at once. The
 clock is the time of the audio: audio comes in pieces of 0.1 s, and what is decoded takes as long as
@@ -10,8 +10,8 @@ it was measured to take, one batch behind another, as in the service. Nothing is
 voice detector, which runs beside the decoder, is not part of it.
 
 `captions` is what this project does, `no_drafts` the same without the last hypothesis as the draft
-of the next (the heads draft, where there are any), `untold` with drafts and no earlier text, and
-`local_agreement` the policy of whisper_streaming with an --interval, decoded greedily.
+of the next (the heads draft, where there are any), `no_previous` with drafts and no previous text,
+and `local_agreement` the policy of whisper_streaming with an --interval, decoded greedily.
 
 A word's end is where the text that stays has it. It has appeared once it was first shown at its
 place, and is committed once it was shown as such, or in a settled stretch. *Changed* is the share
@@ -40,7 +40,9 @@ from mtp_jax.data import open_source
 from mtp_jax.data.text import plain
 from mtp_jax.evaluation.metrics import word_errors
 from mtp_jax.transcription.batching import choose, hand_out
-from mtp_jax.transcription.live import Caption, LiveEvent, LiveSession, live_cutter, live_fields
+from mtp_jax.transcription.live import LiveSession
+from mtp_jax.transcription.live_events import Caption, LiveEvent
+from mtp_jax.transcription.live_model import live_fields, live_segmenter
 from mtp_jax.transcription.results import Segment, Word
 from mtp_jax.transcription.transcriber import Transcriber
 
@@ -100,13 +102,13 @@ class Stream:
         """Takes what was said by then; events have the time of their piece."""
         while self.next_piece <= now < np.inf:
             self.now = self.next_piece
-            self.hear(self.audio[self._at : self._at + self._size])
+            self.feed(self.audio[self._at : self._at + self._size])
             self._at += self._size
             if self._at >= len(self.audio):
                 self.end()
 
     session: LiveSession | LocalAgreement
-    hear: Callable[[np.ndarray], None]
+    feed: Callable[[np.ndarray], None]
     end: Callable[[], None]
 
 
@@ -116,20 +118,22 @@ class CaptionStream(Stream):
     def __init__(self, model: Transcriber, audio: np.ndarray, late: float, **fields: object):
         super().__init__(model, audio, late)
         drafts = fields.pop("drafts")
-        made = live_fields(model, _STRATEGY.value, tell_earlier=bool(fields.pop("told")))
+        made = live_fields(
+            model, _STRATEGY.value, condition_on_previous=bool(fields.pop("previous"))
+        )
         made["drafts"] = made["drafts"] and drafts
         self.session = LiveSession(
             emit=self._happened, step=_STEP.value, guard=_GUARD.value, **made
         )
-        self.cutter = live_cutter(model)
+        self.segmenter = live_segmenter(model)
         self._settled: list[Word] = []
 
-    def hear(self, samples: np.ndarray) -> None:
-        ended = self.cutter.hear(samples)
-        self.session.update(ended, self.cutter.open(), self.cutter.seconds)
+    def feed(self, samples: np.ndarray) -> None:
+        ended = self.segmenter.feed(samples)
+        self.session.update(ended, self.segmenter.open(), self.segmenter.seconds)
 
     def end(self) -> None:
-        self.session.update(self.cutter.finish(), None, self.cutter.seconds)
+        self.session.update(self.segmenter.finish(), None, self.segmenter.seconds)
         self.session.all_read()
 
     def _happened(self, event: LiveEvent) -> None:
@@ -150,7 +154,7 @@ class AgreementStream(Stream):
         self.session = LocalAgreement(
             start, self._show, model.sample_rate, _INTERVAL.value, model.longest
         )
-        self.hear, self.end = self.session.hear, self.session.end
+        self.feed, self.end = self.session.feed, self.session.end
 
     def _show(self, committed: list[Word], rest: list[Word]) -> None:
         self.shown.append(Shown(self.now, [*committed, *rest], len(committed)))
@@ -280,9 +284,9 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     logging.set_verbosity(logging.WARNING)
     kinds: dict[str, Callable[..., Stream]] = {
-        "captions": functools.partial(CaptionStream, drafts=True, told=True),
-        "no_drafts": functools.partial(CaptionStream, drafts=False, told=True),
-        "untold": functools.partial(CaptionStream, drafts=True, told=False),
+        "captions": functools.partial(CaptionStream, drafts=True, previous=True),
+        "no_drafts": functools.partial(CaptionStream, drafts=False, previous=True),
+        "no_previous": functools.partial(CaptionStream, drafts=True, previous=False),
         "local_agreement": AgreementStream,
     }
     model = mtp_jax.load(_MODEL.value, pretrained=_PRETRAINED.value)

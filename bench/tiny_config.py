@@ -1,4 +1,4 @@
-"""The config file of a model that is trained in seconds, for benches that start and end commands."""
+"""The config file of a model that trains in seconds, for benches that start commands."""
 
 from __future__ import annotations
 

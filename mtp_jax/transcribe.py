@@ -128,14 +128,14 @@ def _captions(arguments: list[str]) -> int:
     from mtp_jax.audio.pcm_stream import pcm_blocks
     from mtp_jax.inference.model_folder import open_model_folder
     from mtp_jax.transcription.captions import Captions
-    from mtp_jax.transcription.listening import listen
+    from mtp_jax.transcription.live_stream import transcribe_live
 
     model = _model(open_model_folder(model_folder))
     shown = Captions(sys.stdout, sys.stdout.isatty())
     # A thread that waits in a buffered stream would hold its lock as Python ends, which aborts.
     stdin = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     with interrupts.deferred():  # what was heard is settled
-        for event in listen(
+        for event in transcribe_live(
             model,
             pcm_blocks(stdin, model.sample_rate),
             strategy=_STRATEGY.value,

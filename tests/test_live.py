@@ -10,25 +10,20 @@ import time
 import numpy as np
 import pytest
 
-from mtp_jax.audio.live_cutting import Stretch
+from mtp_jax.audio.live_segmentation import Stretch
 from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import open_model_folder
 from mtp_jax.transcription.agreement import Agreement, behind
 from mtp_jax.transcription.batching import hand_out
-from mtp_jax.transcription.listening import listen
-from mtp_jax.transcription.live import (
-    Caption,
-    Ended,
-    LiveSession,
-    Started,
-    is_sane,
-    live_cutter,
-    live_fields,
-)
+from mtp_jax.transcription.live import LiveSession
+from mtp_jax.transcription.live_events import Caption, Ended, Started
+from mtp_jax.transcription.live_model import live_fields, live_segmenter
+from mtp_jax.transcription.live_stream import transcribe_live
+from mtp_jax.transcription.previous_text import is_sane
 from mtp_jax.transcription.recordings import Recording
 from mtp_jax.transcription.results import Segment, Token, Transcript, Word
-from mtp_jax.transcription.transcriber import EARLIER, Transcriber
+from mtp_jax.transcription.transcriber import PREVIOUS_TOKENS, Transcriber
 from tests.pretrained import GOLDEN_WHISPER
 from tests.recordings import RATE
 
@@ -61,11 +56,11 @@ def text(said) -> str:
 
 def test_words_that_two_hypotheses_have_are_committed():
     agreement = Agreement(guard=0.5)
-    agreement.add(words("the cat sat"), heard=1.3)
+    agreement.add(words("the cat sat"), audio_end=1.3)
     assert (text(agreement.committed), text(agreement.open)) == ("", "the cat sat")
-    agreement.add(words("the cat sang a"), heard=1.7)
+    agreement.add(words("the cat sang a"), audio_end=1.7)
     assert (text(agreement.committed), text(agreement.open)) == ("the cat", "sang a")
-    agreement.add(words("the cat sang a song"), heard=1.9)
+    agreement.add(words("the cat sang a song"), audio_end=1.9)
     # "a" ends at 1.6: too little was heard behind it.
     assert (text(agreement.committed), text(agreement.open)) == ("the cat sang", "a song")
 
@@ -73,7 +68,7 @@ def test_words_that_two_hypotheses_have_are_committed():
 def test_what_is_committed_stays_and_the_rest_is_put_behind_it():
     agreement = Agreement(guard=0.0)
     for said in ("he said so and", "he said so and", "she said so too", "he says it so and now"):
-        agreement.add(words(said), heard=9.0)
+        agreement.add(words(said), audio_end=9.0)
     assert text(agreement.committed) == "he said so and"
     assert text(agreement.open) == "now"
 
@@ -105,7 +100,7 @@ class Played:
 
     def __init__(self, **fields) -> None:
         self.events: list = []
-        given = {"start": lambda earlier: (1,), "emit": self.events.append, "sample_rate": 100}
+        given = {"start": lambda previous: (1,), "emit": self.events.append, "sample_rate": 100}
         self.session = LiveSession(**(given | fields))
 
     def stretch(self, seconds: float, number: int = 0, start: float = 0.0) -> Stretch:
@@ -182,7 +177,7 @@ def test_what_was_decoded_whole_is_not_decoded_again():
 
 
 def test_stretches_are_settled_in_order_and_the_transcript_holds_them():
-    played = Played(start=lambda earlier: (1, len(earlier)) if earlier else (1,))
+    played = Played(start=lambda previous: (1, len(previous)) if previous else (1,))
     closed = [played.stretch(1.0), played.stretch(2.0, 1, 2.0), played.stretch(1.0, 2, 5.0)]
     played.session.update(closed, None, 6.5)
     played.session.all_read()
@@ -209,7 +204,7 @@ NONSENSE = {
 def test_nonsense_is_not_told_to_what_follows(kind):
     """Neither it nor what was said before it."""
     assert not is_sane([NONSENSE[kind]])
-    played = Played(start=lambda earlier: (1, len(earlier)) if earlier else (1,))
+    played = Played(start=lambda previous: (1, len(previous)) if previous else (1,))
     stretches = [played.stretch(0.5, i, float(i)) for i in range(4)]
     played.session.update(stretches, None, 9.0)
     played.says(segment("so it goes"))
@@ -283,15 +278,15 @@ def play(model: Transcriber, audio: np.ndarray, sizes, **fields) -> tuple[list, 
             hand_out([(session, item)], segments, 0.0, model.sample_rate, model.longest)
 
     at = 0
-    with live_cutter(model) as cutter:
+    with live_segmenter(model) as segmenter:
         for size in itertools.cycle(sizes):
             piece = audio[at : at + size]
             at += len(piece)
-            session.update(cutter.hear(piece), cutter.open(), cutter.seconds)
+            session.update(segmenter.feed(piece), segmenter.open(), segmenter.seconds)
             decode()
             if at >= len(audio):
                 break
-        session.update(cutter.finish(), None, cutter.seconds)
+        session.update(segmenter.finish(), None, segmenter.seconds)
     session.all_read()
     while not session.over:
         decode()
@@ -299,8 +294,8 @@ def play(model: Transcriber, audio: np.ndarray, sizes, **fields) -> tuple[list, 
 
 
 def stretches(model: Transcriber, audio: np.ndarray) -> list[Stretch]:
-    with live_cutter(model) as cutter:
-        return cutter.hear(audio) + cutter.finish()
+    with live_segmenter(model) as segmenter:
+        return segmenter.feed(audio) + segmenter.finish()
 
 
 def at_once(model: Transcriber, audio: np.ndarray, **fields) -> list[str]:
@@ -388,13 +383,13 @@ def test_a_draft_of_any_kind_leaves_the_text_alone(whisper, said):
 def test_what_was_said_before_is_told_within_a_step_of_tokens(whisper):
     tell = functools.partial(whisper.start_tokens, "en", "transcribe")
     special = whisper.runner.model.vocabulary.whisper
-    assert tell("", earlier="") == tell("")
-    few = tell("", earlier="the and")
+    assert tell("", previous="") == tell("")
+    few = tell("", previous="the and")
     assert few == (special.previous, *whisper.runner.tokenizer.encode(" the and"), *tell(""))
-    many = tell("", earlier="the and " * 100)
-    most = min(EARLIER, whisper.runner.model.config.whisper_decoder.positions // 2 - 1)
+    many = tell("", previous="the and " * 100)
+    most = min(PREVIOUS_TOKENS, whisper.runner.model.config.whisper_decoder.positions // 2 - 1)
     assert len(many) == 1 + most + len(tell(""))
-    both = tell("and the", earlier="the and " * 100)
+    both = tell("and the", previous="the and " * 100)
     asked = whisper.runner.tokenizer.encode(" and the")
     assert both[1 : 1 + len(asked)] == tuple(asked) and len(both) == len(many)
 
@@ -410,15 +405,15 @@ def test_a_listener_hears_events_as_they_happen(model, said):
             yield said[at : at + 4000]
             time.sleep(0.01)
 
-    events = list(listen(model, blocks()))
+    events = list(transcribe_live(model, blocks()))
     finals = [event.text for event in events if isinstance(event, Caption) and event.final]
     assert finals == at_once(model, said)
     assert isinstance(events[-1], Transcript)
-    broken = listen(model, itertools.chain([said[: 2 * RATE]], failing()))
+    broken = transcribe_live(model, itertools.chain([said[: 2 * RATE]], failing()))
     heard = []
     with pytest.raises(OSError, match="the cable"):
         heard.extend(broken)
-    *_, last = listen(model, iter([]))
+    *_, last = transcribe_live(model, iter([]))
     assert last.text == "" and last.audio_seconds == 0
 
 

@@ -15,7 +15,7 @@ import soundfile
 from mtp_jax.audio.errors import AudioError
 from mtp_jax.audio.pcm_stream import pcm_blocks
 from mtp_jax.transcription.captions import Captions
-from mtp_jax.transcription.live import Caption, Started
+from mtp_jax.transcription.live_events import Caption, Started
 from tests.commands import run
 from tests.recordings import RATE, flac
 from tests.test_live import at_once, words

@@ -23,7 +23,8 @@ from mtp_jax.serving.job import Cancelled, Job
 from mtp_jax.serving.live_job import LiveJob
 from mtp_jax.serving.metrics import Metrics
 from mtp_jax.transcription.batching import choose, hand_out
-from mtp_jax.transcription.live import LiveSession, live_chunks, live_fields
+from mtp_jax.transcription.live import LiveSession
+from mtp_jax.transcription.live_model import live_chunks, live_fields
 from mtp_jax.transcription.recordings import Event, Waiting
 from mtp_jax.transcription.transcriber import Transcriber
 

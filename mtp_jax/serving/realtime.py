@@ -20,7 +20,7 @@ import soxr
 from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from mtp_jax.audio.live_cutting import LiveCutter
+from mtp_jax.audio.live_segmentation import LiveSegmenter
 from mtp_jax.serving.answers import logprobs
 from mtp_jax.serving.engine import Stopped
 from mtp_jax.serving.job import Cancelled
@@ -40,15 +40,8 @@ from mtp_jax.serving.realtime_events import (
 from mtp_jax.serving.refusal import Refused
 from mtp_jax.serving.start_tokens import start_tokens
 from mtp_jax.tokenizer.whisper_tokens import TASKS
-from mtp_jax.transcription.live import (
-    Caption,
-    Ended,
-    LiveEvent,
-    Started,
-    joined,
-    live_cutter,
-    live_fields,
-)
+from mtp_jax.transcription.live_events import Caption, Ended, LiveEvent, Started, joined
+from mtp_jax.transcription.live_model import live_fields, live_segmenter
 from mtp_jax.transcription.results import Transcript
 
 if TYPE_CHECKING:
@@ -86,24 +79,24 @@ async def realtime(service: Service, socket: WebSocket) -> None:
         service.metrics.requests.labels("101").inc()
 
 
-class _Heard:
-    """What a session hears with, from its first samples.
+class _AudioInput:
+    """What takes a session's audio, from its first samples.
 
     Attributes:
         job: whose captions they become.
-        cutter: of stretches.
+        segmenter: of stretches.
         samples: since the last commit, at the client's rate.
     """
 
-    def __init__(self, job: LiveJob, cutter: LiveCutter, rate: int) -> None:
-        self.job, self.cutter, self.rate = job, cutter, rate
+    def __init__(self, job: LiveJob, segmenter: LiveSegmenter, rate: int) -> None:
+        self.job, self.segmenter, self.rate = job, segmenter, rate
         self.samples = 0
         self._resampler = self._fresh()
 
     def _fresh(self) -> soxr.ResampleStream | None:
-        if self.rate == self.cutter.rate:
+        if self.rate == self.segmenter.rate:
             return None
-        return soxr.ResampleStream(self.rate, self.cutter.rate, 1, dtype="int16")
+        return soxr.ResampleStream(self.rate, self.segmenter.rate, 1, dtype="int16")
 
     def resampled(self, samples: np.ndarray) -> np.ndarray:
         """In the model's rate; the last few come with what follows."""
@@ -132,9 +125,9 @@ class _Client:
         self._id = new_id("sess")
         self._happened: asyncio.Queue[LiveEvent] = asyncio.Queue()
         self._settled = asyncio.Event()  # something was
-        self._heard: _Heard | None = None
+        self._input: _AudioInput | None = None
         self._items: dict[int, str] = {}  # of stretches that are not settled
-        self._said: dict[int, str] = {}  # deltas of each, joined
+        self._sent: dict[int, str] = {}  # deltas of each, joined
         self._last: str | None = None  # item that was committed last
 
     async def serve(self) -> None:
@@ -142,12 +135,12 @@ class _Client:
         try:
             await self._send(event("session.created", session=self._options.to_json(self._id)))
             async with anyio.create_task_group() as tasks:
-                for work in (self._tell, self._read):
+                for work in (self._notify, self._read):
                     tasks.start_soon(self._until_gone, work, tasks.cancel_scope)
         finally:
-            if self._heard:
-                self._service.engine.cancel(self._heard.job)
-                self._heard.cutter.__exit__()
+            if self._input:
+                self._service.engine.cancel(self._input.job)
+                self._input.segmenter.__exit__()
 
     async def _until_gone(
         self, work: Callable[[], Awaitable[None]], scope: anyio.CancelScope
@@ -222,7 +215,7 @@ class _Client:
         options = read_session(sent, self._options, names, model.languages, model.takes_prompt)
         start_tokens(model, options.language, TASKS[0], options.prompt)  # refused at once
         before = dataclasses.replace(self._options, include=options.include)
-        if self._heard and options != before:
+        if self._input and options != before:
             raise Refused(
                 400,
                 "format, language, prompt and turn detection are settled before the first audio:"
@@ -235,22 +228,22 @@ class _Client:
 
     async def _append(self, sent: dict[str, Any]) -> None:
         samples = read_audio(sent, int(_EVENT_SECONDS * self._options.rate))
-        heard = self._heard or await self._begin()
-        heard.samples += len(samples)
+        source = self._input or await self._begin()
+        source.samples += len(samples)
         longest = self._service.settings.max_seconds
-        if heard.cutter.seconds + len(samples) / heard.rate > longest:
+        if source.segmenter.seconds + len(samples) / source.rate > longest:
             raise Refused(
                 413,
                 f"the session is longer than {longest:g} s: open another",
                 "audio",
                 "audio_too_long",
             )
-        resampled = heard.resampled(samples)
-        ended = await run_in_threadpool(heard.cutter.hear, resampled)
-        open_, seconds = heard.cutter.open(), heard.cutter.seconds
-        self._change(lambda: heard.job.update(ended, open_, seconds))
+        resampled = source.resampled(samples)
+        ended = await run_in_threadpool(source.segmenter.feed, resampled)
+        open_, seconds = source.segmenter.open(), source.segmenter.seconds
+        self._change(lambda: source.job.update(ended, open_, seconds))
 
-    async def _begin(self) -> _Heard:
+    async def _begin(self) -> _AudioInput:
         """Makes what hears: options are settled from here on."""
         service, options = self._service, self._options
         model, strategy = service.model, service.settings.strategy
@@ -263,54 +256,54 @@ class _Client:
 
         decoder = model.strategy(strategy, service.settings.tau)
         pause = math.inf if options.pause is None else options.pause / 1000
-        cutter = await run_in_threadpool(live_cutter, model, pause)
+        segmenter = await run_in_threadpool(live_segmenter, model, pause)
         job = service.engine.submit_live(lambda: LiveJob(decoder, emit=emit, **fields))
-        self._heard = _Heard(job, cutter, options.rate)
-        return self._heard
+        self._input = _AudioInput(job, segmenter, options.rate)
+        return self._input
 
     async def _commit(self) -> None:
-        heard = self._heard
-        if heard is None or heard.samples < _LEAST * heard.rate:
+        source = self._input
+        if source is None or source.samples < _LEAST * source.rate:
             raise Refused(
                 400,
                 f"there is less than {1000 * _LEAST:g} ms of audio to commit: append some",
                 code="input_audio_buffer_commit_empty",
             )
-        heard.samples = 0
-        before = await run_in_threadpool(heard.cutter.hear, heard.rest())
-        ended = [*before, *await run_in_threadpool(heard.cutter.finish)]
-        seconds = heard.cutter.seconds
-        self._change(lambda: heard.job.update(ended, None, seconds))
+        source.samples = 0
+        before = await run_in_threadpool(source.segmenter.feed, source.rest())
+        ended = [*before, *await run_in_threadpool(source.segmenter.finish)]
+        seconds = source.segmenter.seconds
+        self._change(lambda: source.job.update(ended, None, seconds))
         if not ended:  # nobody speaks in it: an item without a text
             item = new_id("item")
             await self._committed(item)
             await self._completed(item, "", 0.0)
 
     async def _clear(self) -> None:
-        if heard := self._heard:
-            heard.samples = 0
-            heard.rest()
-            await run_in_threadpool(heard.cutter.clear)
-            seconds = heard.cutter.seconds
-            self._change(lambda: heard.job.clear(seconds))
+        if source := self._input:
+            source.samples = 0
+            source.rest()
+            await run_in_threadpool(source.segmenter.clear)
+            seconds = source.segmenter.seconds
+            self._change(lambda: source.job.clear(seconds))
         await self._send(event("input_audio_buffer.cleared"))
 
     def _change(self, how: Any) -> None:
-        assert self._heard
-        self._service.engine.change(self._heard.job, how)
+        assert self._input
+        self._service.engine.change(self._input.job, how)
 
     async def _keep_up(self) -> None:
         """Waits while too much is to be decoded, or was decoded and is not read by the client."""
-        while self._heard and not self._heard.job.over:
-            if self._heard.job.behind <= _BEHIND and self._happened.qsize() <= _UNREAD:
+        while self._input and not self._input.job.over:
+            if self._input.job.behind <= _BEHIND and self._happened.qsize() <= _UNREAD:
                 return
             self._settled.clear()
             with anyio.move_on_after(1.0):
                 await self._settled.wait()
 
-    # ---- What it is told
+    # ---- What is sent to it
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         while True:
             happened = await self._happened.get()
             self._settled.set()
@@ -340,17 +333,17 @@ class _Client:
 
     def _of_caption(self, caption: Caption) -> list[dict[str, Any]]:
         item = self._items[caption.number]
-        told, words = self._said.get(caption.number, ""), joined(caption.committed)
+        sent, words = self._sent.get(caption.number, ""), joined(caption.committed)
         found = []
-        if len(words) > len(told) and words.startswith(told):
-            self._said[caption.number] = words
-            found.append(transcription_event("delta", item, delta=words[len(told) :]))
+        if len(words) > len(sent) and words.startswith(sent):
+            self._sent[caption.number] = words
+            found.append(transcription_event("delta", item, delta=words[len(sent) :]))
         if not caption.final:
             if HYPOTHESIS in self._options.include:
                 found.append(_hypothesis(item, caption))
             return found
         del self._items[caption.number]
-        self._said.pop(caption.number, None)
+        self._sent.pop(caption.number, None)
         return [*found, self._completed_event(item, words, caption)]
 
     def _committed_event(self, item: str) -> dict[str, Any]:
@@ -365,7 +358,7 @@ class _Client:
         await self._send(transcription_event("completed", item, transcript=text, usage=usage))
 
     def _completed_event(self, item: str, text: str, caption: Caption) -> dict[str, Any]:
-        seconds = caption.heard - caption.start
+        seconds = caption.audio_end - caption.start
         fields: dict[str, Any] = {"transcript": text}
         fields["usage"] = {"type": "duration", "seconds": round(seconds, 3)}
         if LOGPROBS in self._options.include:
@@ -382,7 +375,7 @@ def _hypothesis(item: str, caption: Caption) -> dict[str, Any]:
         item,
         committed=joined(caption.committed),
         open=joined(caption.open),
-        audio_end_ms=round(1000 * caption.heard),
+        audio_end_ms=round(1000 * caption.audio_end),
         decoder_calls=caption.calls,
         tokens=caption.tokens,
     )
@@ -391,4 +384,4 @@ def _hypothesis(item: str, caption: Caption) -> dict[str, Any]:
 def _sentence(error: Exception) -> Refused:
     if isinstance(error, (Stopped, Cancelled)):
         return Refused(503, "the service decodes nothing any more: open a session anew")
-    return Refused(500, "what was heard could not be decoded: the log of the service says why")
+    return Refused(500, "the audio could not be decoded: the log of the service says why")

@@ -31,17 +31,17 @@ class Agreement:
         self.committed: tuple[Word, ...] = ()
         self.open: tuple[Word, ...] = ()
 
-    def add(self, words: Sequence[Word], heard: float) -> None:
+    def add(self, words: Sequence[Word], audio_end: float) -> None:
         """Takes the next hypothesis.
 
         Args:
             words: all of it.
-            heard: s of the recording at which its audio ends.
+            audio_end: s of the recording at which its audio ends.
         """
         fresh = tuple(words[behind(self.committed, words) :])
         count = 0
         for before, word in zip(self.open, fresh, strict=False):
-            if before.text != word.text or word.end > heard - self._guard:
+            if before.text != word.text or word.end > audio_end - self._guard:
                 break
             count += 1
         self.committed += fresh[:count]

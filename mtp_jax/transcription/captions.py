@@ -6,7 +6,7 @@ import shutil
 import unicodedata
 from typing import TextIO
 
-from mtp_jax.transcription.live import Caption, LiveEvent, joined
+from mtp_jax.transcription.live_events import Caption, LiveEvent, joined
 
 _DIM, _PLAIN, _CLEAR = "\x1b[2m", "\x1b[0m", "\r\x1b[J"
 

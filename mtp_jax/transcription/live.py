@@ -1,104 +1,32 @@
 """Captions of what is said while it is said: a recording whose end is not there yet.
 
-The stretch that is being spoken is decoded again and again as more of it is heard; the last
+The stretch that is being spoken is decoded again and again as more of it comes; the last
 hypothesis is the draft of the next, so that this takes a call or two where nothing changes. Once a
 pause ends it, the stretch is decoded as a whole (unless the last hypothesis was of all of it
 already). So what stays is the text of transcribing the same stretches at once, whatever the
 hypotheses were.
 
-A Whisper is told the end of what was said before, if that is fit to be told.
+A Whisper is conditioned on the text of the stretches before, if that is fit for it (`is_sane`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from mtp_jax.audio.live_cutting import LiveCutter, Stretch
-from mtp_jax.audio.segmentation import PAUSE, Chunk
+from mtp_jax.audio.live_segmentation import Stretch
+from mtp_jax.audio.segmentation import Chunk
 from mtp_jax.audio.vad import WINDOW_SECONDS
-from mtp_jax.decoding import registry
-from mtp_jax.inference.fallback import MAX_COMPRESSION, compression
 from mtp_jax.transcription.agreement import GUARD, Agreement
-from mtp_jax.transcription.assembly import UNLIKELY
-from mtp_jax.transcription.recordings import Event, Place, Recording, Waiting
-from mtp_jax.transcription.repetition import find_repetition
+from mtp_jax.transcription.live_events import Caption, Ended, LiveEvent, Started
+from mtp_jax.transcription.previous_text import is_sane
+from mtp_jax.transcription.recordings import Place, Recording, Waiting
 from mtp_jax.transcription.results import Segment, Word
-from mtp_jax.transcription.transcriber import EARLIER, Transcriber
 
-LONGEST = 12.0  # s of a stretch: each hypothesis encodes all of it
 STEP = 0.5  # s of new audio that a hypothesis waits for
 _HYPOTHESIS: Place = ()  # of no chunk
-_REMEMBERED = 1000  # characters of what was said before; fewer are told
-
-
-@dataclasses.dataclass(frozen=True)
-class Started:
-    """Somebody begins to speak, or a stretch that was cut goes on.
-
-    Attributes:
-        number: of the stretch; `at`: s from the beginning at which it begins.
-    """
-
-    number: int
-    at: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """A stretch is over, its text to come.
-
-    Attributes:
-        number: of the stretch; `at`: s from the beginning at which it ends.
-    """
-
-    number: int
-    at: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Caption:
-    """What a stretch says, as far as it was heard.
-
-    Attributes:
-        number: of the stretch; `start`: s from the beginning at which it begins.
-        committed: words that stay while it is open; all of them once it is final.
-        open: words behind them that may change.
-        final: the stretch is settled.
-        heard: s from the beginning at which its audio ends.
-        calls: of the decoder for the recording so far, `drafter_calls`: of a model that drafts.
-        tokens: that they gave, those of every hypothesis.
-        segments: of a final caption.
-    """
-
-    number: int
-    start: float
-    committed: tuple[Word, ...]
-    open: tuple[Word, ...]
-    final: bool
-    heard: float
-    calls: int
-    drafter_calls: int = 0
-    tokens: int = 0
-    segments: tuple[Segment, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """All words."""
-        return joined([*self.committed, *self.open])
-
-
-LiveEvent = Started | Ended | Caption | Event
-
-
-def joined(words: Sequence[Word]) -> str:
-    """Their text."""
-    return " ".join(word.text for word in words)
+_REMEMBERED = 1000  # characters of the previous text; its last tokens are what counts
 
 
 class LiveSession(Recording):
@@ -107,14 +35,14 @@ class LiveSession(Recording):
     As of every `Recording`, who uses it from several threads holds a lock around each method.
 
     Args:
-        start: the tokens that a text begins with, given what was said before (empty: nothing).
+        start: gives the tokens that a text begins with, of the previous text (may be empty).
         strategy: name of what decodes it.
         drafts: whether hypotheses are drafts of the next.
         calibrated: whether confidences are.
-        emit: told every event; must not block.
+        emit: is given every event; must not block.
         sample_rate: Hz.
         step: s of new audio that a hypothesis waits for.
-        guard: s that must have been heard behind a word before it is committed.
+        guard: s of audio that must have come behind a word before it is committed.
 
     Attributes:
         tokens: that were decoded, those of every hypothesis.
@@ -132,7 +60,7 @@ class LiveSession(Recording):
         guard: float = GUARD,
     ) -> None:
         super().__init__(strategy, calibrated, emit)
-        self._tell: Callable[[LiveEvent], None] = emit
+        self._notify: Callable[[LiveEvent], None] = emit
         self.start, self._drafts, self._rate = start, drafts, sample_rate
         self._step, self._guard = step, guard
         self.parted = True
@@ -141,13 +69,13 @@ class LiveSession(Recording):
         self._closed: deque[Stretch] = deque()  # to be decoded
         self._settling: Stretch | None = None  # that is being decoded
         self._settled: list[Segment] = []  # of it
-        self._told = 0  # stretches whose beginning was told
+        self._announced = 0  # stretches whose beginning was
         self._forgotten = 0  # those before it that are not over were forgotten
         self._asked: Waiting | None = None  # the hypothesis that waits or is being decoded
         self._latest: tuple[int, int] | None = None  # number and samples of the last one asked for
         self._known: tuple[int, int, Segment] | None = None  # of the last hypothesis
         self._agreement = Agreement(guard)
-        self._earlier = ""  # text that is fit to be told
+        self._previous = ""  # text to condition the next on
         self._ending = False
 
     @property
@@ -156,7 +84,7 @@ class LiveSession(Recording):
         return len(self._closed) + (self._settling is not None)
 
     def update(self, closed: Sequence[Stretch], stretch: Stretch | None, seconds: float) -> None:
-        """Takes what the cutter made of new audio.
+        """Takes what the segmenter made of new audio.
 
         Args:
             closed: stretches that are over.
@@ -168,7 +96,7 @@ class LiveSession(Recording):
         self.seconds = seconds
         for each in closed:
             self._begin(each)
-            self._tell(Ended(each.number, each.start + len(each.audio) / self._rate))
+            self._notify(Ended(each.number, each.start + len(each.audio) / self._rate))
             self._closed.append(each)
         if stretch is not None:
             self._begin(stretch)
@@ -176,14 +104,14 @@ class LiveSession(Recording):
         self._offer()
 
     def clear(self, seconds: float) -> None:
-        """Forgets the stretch that is open: its cutter did."""
+        """Forgets the stretch that is open: its segmenter did."""
         if self._asked is not None and self._asked in self.waiting:
             self._drop_hypothesis()
-        self._forgotten = self._told
+        self._forgotten = self._announced
         self.update([], None, seconds)
 
     def all_read(self) -> None:
-        """There is no more audio; what was heard is to be closed before."""
+        """There is no more audio; what has come is to be closed before."""
         self._ending = True
         self._offer()
 
@@ -191,7 +119,7 @@ class LiveSession(Recording):
         """`item` was decoded."""
         self.tokens += len(segment.tokens)
         if item.place == _HYPOTHESIS:
-            self._heard(item, segment)
+            self._take_hypothesis(item, segment)
         else:
             self._settle_with(item, segment)
         self._offer()
@@ -210,18 +138,18 @@ class LiveSession(Recording):
             super().split(item, parts)
 
     def _goes_wrong(self, item: Waiting, wrong: bool) -> bool:
-        """A text that goes wrong behind what was said before is decoded without."""
+        """A text that goes wrong behind previous text is decoded without."""
         alone = self.start("")
         if not wrong or item.chunk.start_tokens == alone:
             return False
-        self._earlier = ""
+        self._previous = ""
         super().split(item, [item.chunk._replace(start_tokens=alone)])
         return True
 
     def _begin(self, stretch: Stretch) -> None:
-        if stretch.number >= self._told:
-            self._told = stretch.number + 1
-            self._tell(Started(stretch.number, stretch.start))
+        if stretch.number >= self._announced:
+            self._announced = stretch.number + 1
+            self._notify(Started(stretch.number, stretch.start))
 
     def _offer(self) -> None:
         """Puts what is to be decoded next into `waiting`."""
@@ -264,7 +192,7 @@ class LiveSession(Recording):
             stretch.start,
             stretch.audio,
             len(stretch.audio) / self._rate,
-            start_tokens=self.start(self._earlier),
+            start_tokens=self.start(self._previous),
         )
         number, _, segment = self._known or (-1, 0, None)
         return self.drafted(chunk, segment if number == stretch.number else None)
@@ -273,9 +201,9 @@ class LiveSession(Recording):
         """A chunk with the text of a segment as its draft, where drafts are of use."""
         if not self._drafts:
             return chunk
-        return chunk._replace(draft=_said(segment) if segment else ())
+        return chunk._replace(draft=_token_ids(segment) if segment else ())
 
-    def _heard(self, item: Waiting, segment: Segment) -> None:
+    def _take_hypothesis(self, item: Waiting, segment: Segment) -> None:
         """A hypothesis came."""
         self._asked = None
         if self._latest is None or segment.looped or not segment.complete:
@@ -287,10 +215,10 @@ class LiveSession(Recording):
         if self._known is None or self._known[0] != number:
             self._agreement = Agreement(self._guard)
         self._known = number, samples, segment
-        heard = item.chunk.start + samples / self._rate
-        self._agreement.add(segment.words, heard)
+        audio_end = item.chunk.start + samples / self._rate
+        self._agreement.add(segment.words, audio_end)
         found = self._agreement
-        self._caption((number, item.chunk.start), found.committed, found.open, heard)
+        self._caption((number, item.chunk.start), found.committed, found.open, audio_end)
 
     def _settle_next(self, stretch: Stretch) -> None:
         """Asks for the text that stays of a stretch; it may be there already."""
@@ -313,92 +241,24 @@ class LiveSession(Recording):
             return
         self._settling = None
         text = " ".join(segment.text for segment in segments if segment.words)
-        earlier = f"{self._earlier} {text}".strip()[-_REMEMBERED:]
-        self._earlier = earlier if is_sane(segments) else ""
+        previous = f"{self._previous} {text}".strip()[-_REMEMBERED:]
+        self._previous = previous if is_sane(segments) else ""
         words = tuple(word for segment in segments for word in segment.words)
-        heard = stretch.start + len(stretch.audio) / self._rate
-        self._caption((stretch.number, stretch.start), words, (), heard, segments)
+        audio_end = stretch.start + len(stretch.audio) / self._rate
+        self._caption((stretch.number, stretch.start), words, (), audio_end, segments)
 
     def _caption(
         self,
         stretch: tuple[int, float],
         committed: tuple[Word, ...],
         open_: tuple[Word, ...],
-        heard: float,
+        audio_end: float,
         segments: tuple[Segment, ...] | None = None,
     ) -> None:
         final = segments is not None
         counts = self.calls, self.drafter_calls, self.tokens
-        self._tell(Caption(*stretch, committed, open_, final, heard, *counts, segments or ()))
+        self._notify(Caption(*stretch, committed, open_, final, audio_end, *counts, segments or ()))
 
 
-def live_fields(
-    model: Transcriber,
-    strategy: str = "auto",
-    language: str = "",
-    task: str = "transcribe",
-    prompt: str = "",
-    tell_earlier: bool = True,
-) -> dict[str, Any]:
-    """What a session of a model is made of, beside what it tells its events.
-
-    Args:
-        model: what decodes it.
-        strategy: name of one.
-        language, task, prompt: as `Transcriber.transcribe` takes them.
-        tell_earlier: whether a Whisper is told what was said before.
-
-    Raises:
-        LanguageError: the model has no such language or task, or takes no prompt.
-    """
-    alone = model.start_tokens(language, task, prompt)
-    tells = tell_earlier and model.runner.model.vocabulary.whisper is not None
-
-    def start(earlier: str) -> tuple[int, ...]:
-        if not tells or not earlier:
-            return alone
-        return model.start_tokens(language, task, prompt, earlier)
-
-    return {
-        "start": start,
-        "strategy": strategy,
-        "drafts": registry.get(strategy).drafts_text,
-        "calibrated": model.calibration is not None,
-        "sample_rate": model.sample_rate,
-    }
-
-
-def live_cutter(model: Transcriber, pause: float = PAUSE) -> LiveCutter:
-    """A cutter for such a session; `pause`: s that end a stretch."""
-    return LiveCutter(model.sample_rate, min(LONGEST, model.longest), pause=pause)
-
-
-def live_chunks(model: Transcriber, session: LiveSession) -> Iterator[Chunk]:
-    """A chunk of each kind that a session has decoded: one for each program."""
-    most = min(LONGEST, model.longest) * model.sample_rate
-    count = sum(length < most for length in model.lengths) + 1
-    told = EARLIER * "so it goes "  # more than enough
-    for start in dict.fromkeys((session.start(""), session.start(told))):
-        for samples in model.lengths[:count]:
-            audio = np.zeros(samples, np.int16)
-            yield session.drafted(Chunk(0.0, audio, 0.0, start_tokens=start))
-
-
-def is_sane(segments: Sequence[Segment]) -> bool:
-    """Whether a text may be told to what decodes the next.
-
-    A text that has no end, repeats itself or is unlikely would go on in the next
-    (the rules of Whisper's transcribe.py, and `transcription.repetition`).
-    """
-    tokens = [token for segment in segments for token in segment.tokens if token.word >= 0]
-    if any(segment.looped or not segment.complete for segment in segments):
-        return False
-    text = " ".join(segment.text for segment in segments)
-    if compression(text) > MAX_COMPRESSION or find_repetition([token.id for token in tokens]):
-        return False
-    logs = [math.log(max(token.confidence, 1e-30)) for token in tokens]
-    return not logs or float(np.mean(logs)) > UNLIKELY
-
-
-def _said(segment: Segment) -> tuple[int, ...]:
+def _token_ids(segment: Segment) -> tuple[int, ...]:
     return tuple(token.id for token in segment.tokens if token.word >= 0)

@@ -35,7 +35,9 @@ Audio = str | os.PathLike[str] | np.ndarray
 Several = list[Audio] | tuple[Audio, ...]
 Named = Strategy | str
 
-EARLIER = 63  # tokens, which with the one that they begin with are a step of `padded_starts`
+PREVIOUS_TOKENS = (
+    63  # tokens, which with the one that they begin with are a step of `padded_starts`
+)
 _AHEAD = 4  # batches of chunks that are sorted by length before they are decoded
 
 
@@ -103,14 +105,14 @@ class Transcriber:
         )
 
     def start_tokens(
-        self, language: str, task: str, prompt: str, earlier: str = ""
+        self, language: str, task: str, prompt: str, previous: str = ""
     ) -> tuple[int, ...]:
         """The tokens that a text begins with; none of models that have no such tokens.
 
         Args:
             language, task, prompt: as `transcribe` takes them.
-            earlier: what was said just before, of which a Whisper is told as much as fits, behind
-                the prompt, into `EARLIER` tokens. Other models are not told.
+            previous: text just before. A Whisper is conditioned on its end, as much as fits behind
+                the prompt into `PREVIOUS_TOKENS`. Other models are not.
 
         Raises:
             LanguageError: the model has no such language or task, or takes no prompt.
@@ -131,9 +133,9 @@ class Transcriber:
         # As much of the latest as Whisper was trained to see.
         most = config.whisper_decoder.positions // 2 - 1
         before = tokenizer.encode(f" {said}")[-most:] if said else []
-        room = min(EARLIER, most) - len(before)
-        if earlier.strip() and room > 0:
-            before += tokenizer.encode(f" {earlier.strip()}")[-room:]
+        room = min(PREVIOUS_TOKENS, most) - len(before)
+        if previous.strip() and room > 0:
+            before += tokenizer.encode(f" {previous.strip()}")[-room:]
         return prompts.start_tokens(language, task, tuple(before))
 
     def strategy(self, name: str, tau: float | None = None) -> Strategy:

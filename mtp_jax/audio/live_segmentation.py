@@ -44,7 +44,7 @@ class Stretch(NamedTuple):
     audio: np.ndarray
 
 
-class LiveCutter:
+class LiveSegmenter:
     """Stretches of what is heard; use as a context manager, which lends it a detector.
 
     Args:
@@ -81,7 +81,7 @@ class LiveCutter:
         self._since, self._most_voiced = 0, 0.0  # since the last `finish`
         self._number = 0
 
-    def __enter__(self) -> LiveCutter:
+    def __enter__(self) -> LiveSegmenter:
         self._voice.__enter__()
         return self
 
@@ -93,7 +93,7 @@ class LiveCutter:
         """Heard so far."""
         return (self._end + len(self._tail)) / self.rate
 
-    def hear(self, samples: np.ndarray) -> list[Stretch]:
+    def feed(self, samples: np.ndarray) -> list[Stretch]:
         """Stretches that int16[T] `samples`, which follow the last, bring to their end."""
         heard = np.concatenate([self._tail, samples])
         whole = len(heard) // self._size * self._size

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mtp_jax.audio.live_cutting import LiveCutter, Stretch
+from mtp_jax.audio.live_segmentation import LiveSegmenter, Stretch
 from mtp_jax.audio.segmentation import MARGIN, PAUSE
 from tests.test_cutting import RATE, WINDOW, Loudness, recording, recordings
 
@@ -19,18 +19,18 @@ def stretches(audio: np.ndarray, longest: float, sizes=(700,)) -> list[Stretch]:
     """Of audio that comes in pieces of these sizes, again and again."""
     found: list[Stretch] = []
     at, turn = 0, 0
-    with LiveCutter(RATE, longest, Loudness) as cutter:
+    with LiveSegmenter(RATE, longest, Loudness) as segmenter:
         while at < len(audio):
             piece = audio[at : at + sizes[turn % len(sizes)]]
-            found += cutter.hear(piece)
+            found += segmenter.feed(piece)
             at, turn = at + len(piece), turn + 1
-            if open_ := cutter.open():
+            if open_ := segmenter.open():
                 assert open_.number == len(found)
                 assert len(open_.audio) <= longest * RATE
                 begin = round(open_.start * RATE)
                 np.testing.assert_array_equal(open_.audio, audio[begin : begin + len(open_.audio)])
-        assert cutter.seconds == pytest.approx(len(audio) / RATE)
-        return found + cutter.finish()
+        assert segmenter.seconds == pytest.approx(len(audio) / RATE)
+        return found + segmenter.finish()
 
 
 @settings
@@ -61,12 +61,12 @@ def test_how_it_comes_changes_nothing(audio, longest, sizes):
 def test_a_stretch_is_over_once_a_pause_has_lasted():
     audio = recording([(2, 1), (2, 0.6), (1, 0)])
     found: list[tuple[float, Stretch]] = []
-    with LiveCutter(RATE, 17.2, Loudness) as cutter:
+    with LiveSegmenter(RATE, 17.2, Loudness) as segmenter:
         for at in range(0, len(audio), WINDOW):
-            found += [(cutter.seconds, s) for s in cutter.hear(audio[at : at + WINDOW])]
-            if cutter.seconds == 2.5:
-                assert len(cutter.open().audio) / RATE == pytest.approx(2 + MARGIN, abs=0.04)
-        found += [(cutter.seconds, s) for s in cutter.finish()]
+            found += [(segmenter.seconds, s) for s in segmenter.feed(audio[at : at + WINDOW])]
+            if segmenter.seconds == 2.5:
+                assert len(segmenter.open().audio) / RATE == pytest.approx(2 + MARGIN, abs=0.04)
+        found += [(segmenter.seconds, s) for s in segmenter.finish()]
     (at, first), (_, second) = found
     assert at == pytest.approx(2 + PAUSE, abs=0.07)
     assert (first.start, len(first.audio) / RATE) == (0, pytest.approx(2 + MARGIN, abs=0.04))
@@ -85,23 +85,23 @@ def test_a_long_one_is_cut_at_a_pause_or_where_it_is_quietest():
 
 
 def test_silence_is_none_and_is_not_kept():
-    with LiveCutter(RATE, 3.2, Loudness) as cutter:
+    with LiveSegmenter(RATE, 3.2, Loudness) as segmenter:
         for _ in range(100):
-            assert cutter.hear(np.zeros(RATE, np.int16)) == []
-        assert cutter.open() is None and cutter.finish() == []
-        assert sum(map(len, cutter._parts)) <= RATE
+            assert segmenter.feed(np.zeros(RATE, np.int16)) == []
+        assert segmenter.open() is None and segmenter.finish() == []
+        assert sum(map(len, segmenter._parts)) <= RATE
         # What comes behind an end is heard as ever.
-        cutter.hear(recording([(1, 0.2)]))
-        (only,) = cutter.finish()
-        assert only.start == pytest.approx(100, abs=0.04) and cutter.finish() == []
+        segmenter.feed(recording([(1, 0.2)]))
+        (only,) = segmenter.finish()
+        assert only.start == pytest.approx(100, abs=0.04) and segmenter.finish() == []
 
 
 def test_an_end_cuts_at_the_sample():
-    with LiveCutter(RATE, 3.2, Loudness) as cutter:
-        cutter.hear(recording([(1.005, 0)]))
-        (first,) = cutter.finish()
-        cutter.hear(recording([(1, 0)]))
-        (second,) = cutter.finish()
+    with LiveSegmenter(RATE, 3.2, Loudness) as segmenter:
+        segmenter.feed(recording([(1.005, 0)]))
+        (first,) = segmenter.finish()
+        segmenter.feed(recording([(1, 0)]))
+        (second,) = segmenter.finish()
     assert len(first.audio) == 1005 and second.start == 1.005 and second.number == 1
 
 
@@ -114,17 +114,17 @@ class Faint(Loudness):
 
 def test_a_word_that_the_detector_is_not_sure_of_is_given_the_benefit():
     for seconds, count in ((0.5, 1), (2.0, 0)):
-        with LiveCutter(RATE, 3.2, Faint) as cutter:
-            assert cutter.hear(recording([(seconds, 0)])) == []
-            assert len(cutter.finish()) == count
+        with LiveSegmenter(RATE, 3.2, Faint) as segmenter:
+            assert segmenter.feed(recording([(seconds, 0)])) == []
+            assert len(segmenter.finish()) == count
 
 
 def test_the_real_detector_hears_sentences(waves):
     pause = np.zeros(20_000, np.int16)
     audio = np.concatenate([waves[0], pause, waves[1], pause])
     found: list[Stretch] = []
-    with LiveCutter(16_000, 17.2) as cutter:
+    with LiveSegmenter(16_000, 17.2) as segmenter:
         for at in range(0, len(audio), 999):
-            found += cutter.hear(audio[at : at + 999])
-        assert cutter.open() is None
+            found += segmenter.feed(audio[at : at + 999])
+        assert segmenter.open() is None
     assert len(found) == 2

@@ -1,4 +1,4 @@
-"""Listening: captions of a stream, decoded by one model for one listener as the audio comes."""
+"""Captions of one stream, decoded by one model as the audio comes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ import numpy as np
 
 from mtp_jax.audio.waveform import closed
 from mtp_jax.transcription.batching import hand_out
-from mtp_jax.transcription.live import (
-    LiveEvent,
-    LiveSession,
-    live_chunks,
-    live_cutter,
-    live_fields,
-)
+from mtp_jax.transcription.live import LiveSession
+from mtp_jax.transcription.live_events import LiveEvent
+from mtp_jax.transcription.live_model import live_chunks, live_fields, live_segmenter
 from mtp_jax.transcription.transcriber import Transcriber
 
 _WAIT = 0.1  # s until a signal is looked for
 _BEHIND = 600  # s of audio that are held where decoding does not keep up; reading then waits
-Heard = np.ndarray | Exception | None  # None ends the stream
+Received = np.ndarray | Exception | None  # None ends the stream
 
 
-def listen(
+def transcribe_live(
     model: Transcriber,
     blocks: Iterable[np.ndarray],
     *,
@@ -39,7 +35,7 @@ def listen(
 ) -> Iterator[LiveEvent]:
     """Captions of a stream while it is read; the blocks are read in a thread of its own.
 
-    >>> for event in listen(model, blocks_of_microphone):  # doctest: +SKIP
+    >>> for event in transcribe_live(model, blocks_of_microphone):  # doctest: +SKIP
     ...     if isinstance(event, Caption) and event.final:
     ...         print(event.text)
 
@@ -48,22 +44,22 @@ def listen(
         blocks: int16[T] at the model's rate, which may take as long to come as they last.
         strategy: name of one; `language`, `task`, `prompt`: as `Transcriber.transcribe` takes them.
         stop: whether the stream is over, whatever follows in it; asked several times per second.
-        on_ready: told once all programs are compiled, which is then done before anything is
+        on_ready: called once all programs are compiled, which is then done before anything is
             decoded; None compiles them as they are needed.
 
     Yields:
         Events as they happen; the last is the `Transcript`.
 
     Raises:
-        Exception: what `blocks` raise, once what was heard before is settled.
+        Exception: what `blocks` raise, once the audio before is settled.
     """
     events: deque[LiveEvent] = deque()
     fields = live_fields(model, strategy, language, task, prompt)
     session = LiveSession(emit=events.append, **fields)
-    heard: queue.Queue[Heard] = queue.Queue(maxsize=_BEHIND * 10)
+    received: queue.Queue[Received] = queue.Queue(maxsize=_BEHIND * 10)
     stopped = threading.Event()
     reader = threading.Thread(
-        target=_read, args=(blocks, heard, model.sample_rate // 10, stopped), daemon=True
+        target=_read, args=(blocks, received, model.sample_rate // 10, stopped), daemon=True
     )
     reader.start()
     error: Exception | None = None
@@ -71,22 +67,22 @@ def listen(
         if on_ready:
             prepare_live(model, strategy, session)
             on_ready()
-        with live_cutter(model) as cutter:
+        with live_segmenter(model) as segmenter:
             while not session.over:
                 wait = not (session.waiting or stopped.is_set())
-                for block in _arrived(heard, wait):
+                for block in _arrived(received, wait):
                     if stopped.is_set():
                         break
                     if isinstance(block, np.ndarray):
-                        ended = cutter.hear(block)
-                        session.update(ended, cutter.open(), cutter.seconds)
+                        ended = segmenter.feed(block)
+                        session.update(ended, segmenter.open(), segmenter.seconds)
                         continue
                     error = block
-                    session.update(cutter.finish(), None, cutter.seconds)
+                    session.update(segmenter.finish(), None, segmenter.seconds)
                     session.all_read()
                 if stop() and not stopped.is_set():
                     stopped.set()
-                    session.update(cutter.finish(), None, cutter.seconds)
+                    session.update(segmenter.finish(), None, segmenter.seconds)
                     session.all_read()
                 _decode_one(model, session, strategy)
                 while events:
@@ -99,16 +95,16 @@ def listen(
 
 def _read(
     blocks: Iterable[np.ndarray],
-    heard: queue.Queue[Heard],
+    received: queue.Queue[Received],
     most: int,
     stopped: threading.Event,
 ) -> None:
     """Puts parts of at most so many samples into the queue, and how the stream ended."""
 
-    def put(item: Heard) -> None:
+    def put(item: Received) -> None:
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
-                heard.put(item, timeout=_WAIT)
+                received.put(item, timeout=_WAIT)
                 break
 
     end: Exception | None = None
@@ -124,12 +120,12 @@ def _read(
     put(end)
 
 
-def _arrived(heard: queue.Queue[Heard], wait: bool) -> Iterator[Heard]:
+def _arrived(received: queue.Queue[Received], wait: bool) -> Iterator[Received]:
     """What there is; where there is nothing else to do, the next that comes."""
     try:
-        yield heard.get(wait, _WAIT if wait else None)
+        yield received.get(wait, _WAIT if wait else None)
         while True:
-            yield heard.get_nowait()
+            yield received.get_nowait()
     except queue.Empty:
         return
 
