@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from bench.degrade import telephone
 from mtp_jax.audio.reading import read_audio
 from mtp_jax.data import corpus, grammar
 
@@ -146,13 +147,12 @@ def _noisy(wave: np.ndarray, draw: Draw) -> np.ndarray:
 
 
 def _telephone(wave: np.ndarray, draw: Draw) -> np.ndarray:
-    """At 8 kHz, without what is below 300 Hz, in 8 bits by mu-law."""
-    narrow = soxr.resample(wave / 32768, RATE, 8000)
-    narrow = narrow - np.convolve(narrow, np.ones(27) / 27, "same")
-    law = np.sign(narrow) * np.log1p(255 * np.abs(np.clip(narrow, -1, 1))) / np.log(256)
-    law = np.round(law * 127) / 127
-    narrow = np.sign(law) * (256 ** np.abs(law) - 1) / 255
-    return soxr.resample(narrow, 8000, RATE) * 32768
+    return telephone(wave)
+
+
+def _far(wave: np.ndarray, draw: Draw) -> np.ndarray:
+    """Across a room."""
+    return corpus.degraded((wave / 32768).astype(np.float32), draw) * 32768
 
 
 def _clipped(wave: np.ndarray, draw: Draw) -> np.ndarray:
@@ -173,6 +173,7 @@ _DEGRADED: dict[str, Callable[[np.ndarray, Draw], np.ndarray]] = {
     "gain": _gain,
     "noise": _noisy,
     "telephone": _telephone,
+    "far": _far,
     "clipped": _clipped,
     "reversed": _reversed,
     "faster": _faster,
