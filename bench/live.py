@@ -54,7 +54,7 @@ _SESSIONS = flags.DEFINE_list("sessions", ["1"], "at a time")
 _POLICIES = flags.DEFINE_list("policies", ["captions", "local_agreement"], "that are compared")
 _INTERVAL = flags.DEFINE_float("interval", 1.0, "s, of local_agreement", lower_bound=0.1)
 _STEP = flags.DEFINE_float("step", 0.5, "s of new audio for a hypothesis", lower_bound=0.0)
-_GUARD = flags.DEFINE_float("guard", 0.3, "s heard behind a committed word", lower_bound=0.0)
+_GUARD = flags.DEFINE_float("guard", 0.3, "s of audio behind a committed word", lower_bound=0.0)
 _GAP = flags.DEFINE_float("gap", 1.0, "s of silence behind each recording", lower_bound=0.0)
 _CLOCK = flags.DEFINE_enum("clock", "wall", ["wall", "cpu"], "of decoding")
 _STRATEGY = flags.DEFINE_string("strategy", "auto", "of captions")
@@ -98,7 +98,7 @@ class Stream:
             return np.inf
         return self.late + (self._at + self._size) / self.model.sample_rate
 
-    def hear_until(self, now: float) -> None:
+    def feed_until(self, now: float) -> None:
         """Takes what was said by then; events have the time of their piece."""
         while self.next_piece <= now < np.inf:
             self.now = self.next_piece
@@ -177,7 +177,7 @@ def simulate(model: Transcriber, streams: Sequence[Stream], strategy: str) -> Lo
     silence = config.whisper.silence if config.whisper.present else 0.0
     while any(not stream.session.over for stream in streams):
         for stream in streams:
-            stream.hear_until(now)
+            stream.feed_until(now)
         waiting = [(stream, item) for stream in streams for item in stream.session.waiting]
         waiting.sort(key=lambda pair: pair[1].since)
         if not waiting:
@@ -194,7 +194,7 @@ def simulate(model: Transcriber, streams: Sequence[Stream], strategy: str) -> Lo
         load.batches, load.chunks = load.batches + 1, load.chunks + len(group)
         now += seconds
         for stream in streams:
-            stream.hear_until(now)
+            stream.feed_until(now)
             stream.now = now
         for (stream, item), segment in zip(group, segments, strict=True):
             hand_out([(stream.session, item)], [segment], 0.0, model.sample_rate, model.longest)

@@ -30,11 +30,11 @@ class LocalAgreement:
     """A stream under that policy, in the place of a `LiveSession`.
 
     Args:
-        start: the tokens that a text begins with, given what was said before.
-        show: told all committed words, and those that are not.
+        start: gives the tokens that a text begins with, of the previous text.
+        show: is given all committed words, and those that are not.
         rate: Hz.
         interval: s of new audio that a transcript waits for.
-        longest: s that the model hears at once.
+        longest: s that the model takes at once.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class LocalAgreement:
         self._before: list[Word] = []  # what the last transcript had behind the committed words
         self._audio = np.zeros(0, np.int16)
         self._offset = 0.0  # s at which it begins
-        self._heard = 0  # samples of it that the last transcript was of
+        self._seen = 0  # samples of it that the last transcript was of
         self._ending = self._decoding = False
 
-    def hear(self, samples: np.ndarray) -> None:
+    def feed(self, samples: np.ndarray) -> None:
         """Takes what follows."""
         self._audio = np.concatenate([self._audio, samples])
         self._offer()
@@ -71,7 +71,7 @@ class LocalAgreement:
     def _offer(self) -> None:
         if self._decoding or self.over:
             return
-        new = len(self._audio) - self._heard
+        new = len(self._audio) - self._seen
         if self._ending and not new:
             self.over = True
             self.committed += self._before
@@ -81,7 +81,7 @@ class LocalAgreement:
             left = [word for word in self.committed if word.end <= self._offset]
             text = " ".join(word.text for word in left)[-_PROMPT:].partition(" ")[2]
             chunk = Chunk(self._offset, audio, 0.0, start_tokens=self._start(text))
-            self._heard, self._decoding = len(self._audio), True
+            self._seen, self._decoding = len(self._audio), True
             self.waiting.append(Waiting((), chunk))
 
     def split(self, item: Waiting, parts: list[Chunk]) -> None:
@@ -126,4 +126,4 @@ class LocalAgreement:
         samples = round((at - self._offset) * self._rate)
         self._audio = self._audio[samples:]
         self._offset += samples / self._rate
-        self._heard = max(self._heard - samples, 0)
+        self._seen = max(self._seen - samples, 0)
