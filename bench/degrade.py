@@ -22,6 +22,7 @@ import soundfile
 import tqdm
 from absl import app, flags
 
+from bench.telephone import telephone
 from mtp_jax.data.corpus import SAMPLE_RATE, degraded
 
 _DATA = flags.DEFINE_string("data", None, "a JSON-lines manifest", required=True)
@@ -29,16 +30,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "the folder to write to", required
 _COPIES = flags.DEFINE_integer("copies", 1, "of each recording", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "of what is drawn")
 
-BAND = (300, 3400)  # Hz, ITU-T G.712
 TELEPHONE = 1 / 3  # of the copies
-
-
-def telephone(wave: np.ndarray) -> np.ndarray:
-    """float32[T], of float32[T] what a telephone line lets through."""
-    spectrum = np.fft.rfft(wave)
-    frequency = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
-    kept = (frequency >= BAND[0]) & (frequency <= BAND[1])
-    return np.fft.irfft(np.where(kept, spectrum, 0), len(wave)).astype(np.float32)
 
 
 def copy(wave: np.ndarray, name: str, seed: int, number: int) -> np.ndarray:

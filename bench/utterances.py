@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from bench.degrade import telephone
+from bench.telephone import telephone
 from mtp_jax.audio.reading import read_audio
 from mtp_jax.data import corpus, grammar
 

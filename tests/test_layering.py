@@ -117,6 +117,20 @@ def test_nobody_imports_a_command_line() -> None:
         assert not imports(module) & COMMANDS, module
 
 
+def test_no_command_of_bench_is_imported_by_another() -> None:
+    """The flags of both would be defined in one process."""
+    bench = {file.stem: file.read_text() for file in (ROOT.parent / "bench").glob("*.py")}
+    commands = {name for name, source in bench.items() if "flags.DEFINE" in source}
+    assert "identity" in commands
+    for name, source in bench.items():
+        imported = {
+            node.module.removeprefix("bench.")
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("bench.")
+        }
+        assert not imported & commands, name
+
+
 def test_only_the_service_needs_what_serves() -> None:
     """Its packages are an extra."""
     extra = {"starlette", "uvicorn", "python_multipart", "prometheus_client", "mtp_jax.serving"}
