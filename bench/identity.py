@@ -1,7 +1,8 @@
 """Whether every exact strategy writes greedy's tokens, over thousands of utterances of all kinds.
 
     python -m bench.identity --model=DIR --data=FOLDER --output=FILE [--count=10000]
-        [--pretrained=FOLDER] [--seconds=7] [--max_tokens=0] [--sizes=4,32] [--seed=0]
+        [--pretrained=FOLDER] [--dtype=float32] [--seconds=7] [--max_tokens=0] [--sizes=4,32]
+        [--seed=0]
 
 FOLDER holds manifests of real speech (``*.jsonl``). Utterances of `bench.utterances` are decoded
 in batches of 1 to the largest of --sizes rows, every other one as large as can be, and padded to
@@ -13,7 +14,8 @@ a wide call. Compared, token for token:
 - each strategy with greedy decoding of its own width: there every difference is a fault. `auto`
   mixes widths, and has no one that it could be compared with;
 - all of them with greedy decoding one token wide: where tokens part, the difference of the two best
-  logits at that place is noted. A difference of rounding errors is no fault (--largest_gap);
+  logits at that place is noted. A difference of rounding errors is no fault (--largest_gap, which
+  is meant for float32: bfloat16 has larger ones);
 - two rows of each batch with their own runs, alone, by greedy decoding and by one other strategy.
 
 What a batch gave is appended to FILE, and a command that was killed goes on behind the last whole
@@ -50,6 +52,7 @@ from mtp_jax.models.speech_features import speech_features
 
 _MODEL = flags.DEFINE_string("model", None, "a workdir, an export or a Whisper", required=True)
 _PRETRAINED = cli.pretrained_flag()
+_DTYPE = cli.dtype_flag()
 _DATA = flags.DEFINE_string("data", None, "folder of manifests", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "file of results, appended to", required=True)
 _COUNT = flags.DEFINE_integer("count", 10_000, "utterances", lower_bound=1)
@@ -287,13 +290,14 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     folder = open_model_folder(_MODEL.value)
     cli.start_jax(folder.read_config())
-    runner = mtp_jax.inference.load.load(folder, pretrained=_PRETRAINED.value)
+    runner = mtp_jax.inference.load.load(folder, pretrained=_PRETRAINED.value, dtype=_DTYPE.value)
     utterances = Utterances(Path(_DATA.value), _SECONDS.value, _SEED.value)
     decoder = Decoder(runner, _SECONDS.value, _LIMIT.value)
     strategies = exact_strategies(runner, _WIDTH.value)
     sizes = sorted(map(int, _SIZES.value))
     settings = {
         "model": _MODEL.value,
+        "dtype": runner.model.config.train.dtype,
         "seconds": _SECONDS.value,
         "max_tokens": decoder.limit,
         "sizes": sizes,
