@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mtp_jax.decoding import Auto, Decoded, Greedy, Verify
-from mtp_jax.decoding.edit_distance import DraftText
+from mtp_jax.decoding.alignment import DraftText
 from mtp_jax.decoding.pace import FIRST_REST, LONGEST_REST, TRIED, Pace
 from tests.test_decoding import LIMIT, few_examples, texts, unoptimized
 from tests.test_reading import ROWS, read, reading_of

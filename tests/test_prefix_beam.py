@@ -18,7 +18,7 @@ from mtp_jax.decoding import (
     PrefixBeam,
     kbest,
 )
-from mtp_jax.decoding.edit_distance import DraftText
+from mtp_jax.decoding.alignment import DraftText
 from mtp_jax.decoding.verify_loop import verify_loop
 from tests import toy
 from tests.toy import EOS, PRIME, VOCABULARY, mix

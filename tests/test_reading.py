@@ -13,17 +13,13 @@ import pytest
 from hypothesis import strategies as st
 
 from mtp_jax.decoding import Decoded, DraftsError, Greedy, Verify
+from mtp_jax.decoding.alignment import ERROR, MATCH, Aligner, DraftText
 from mtp_jax.decoding.drafts import MIN_PROBABILITY
-from mtp_jax.decoding.edit_distance import (
-    DraftText,
-    advance_edit_distance,
-    draft_continuation,
-    initial_distances,
-)
 from tests.test_decoding import LIMIT, few_examples, over, texts, unoptimized
 from tests.toy import DRAFTS, EOS, PERFECT, VOCABULARY, ByHand, Toy, by_hand, make
 
 ROWS, ROOM, WIDTH = 8, 12, 4
+KINDS = [0, 1, 0, 1, 1, 0, 1]  # of the tokens
 ordinary = st.integers(0, VOCABULARY - 1).filter(lambda token: token != EOS)
 read = st.lists(st.lists(ordinary, max_size=ROOM), min_size=ROWS, max_size=ROWS)
 
@@ -35,22 +31,27 @@ def reading_of(rows: list[list[int]]) -> DraftText:
 
 
 @functools.cache
-def distance(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Of Levenshtein, by its definition."""
-    if not a or not b:
-        return len(a) + len(b)
-    replaced = distance(a[:-1], b[:-1]) + (a[-1] != b[-1])
-    return min(replaced, distance(a[:-1], b) + 1, distance(a, b[:-1]) + 1)
+def score(said: tuple[int, ...], row: tuple[int, ...]) -> int:
+    """That of the best alignment, by its definition; four fifths of it are left a token later."""
+    if not said:
+        return ERROR * len(row)
+    found = [4 * score(said[:-1], row) // 5 + ERROR]
+    if row:
+        replaced = ERROR if KINDS[said[-1]] == KINDS[row[-1]] else 2 * ERROR
+        counted = MATCH if said[-1] == row[-1] else replaced
+        found.append(4 * score(said[:-1], row[:-1]) // 5 + counted)
+        found.append(score(said, row[:-1]) + ERROR)
+    return max(found)
 
 
 def nearest(row: list[int], text: list[int]) -> int:
-    """`nearest_prefix`, by its definition."""
-    found = [distance(tuple(text), tuple(row[:end])) for end in range(len(row) + 1)]
-    return max(i for i, d in enumerate(found) if d == min(found))
+    """`Aligner.end`, by its definition."""
+    found = [score(tuple(text), tuple(row[:end])) for end in range(len(row) + 1)]
+    return max(i for i, each in enumerate(found) if each == max(found))
 
 
 def reads_on(row: list[int], text: list[int], width: int) -> list[int]:
-    """`draft_continuation`, by its definition."""
+    """`Aligner.continuation`, by its definition."""
     return (row[nearest(row, text) :] + [EOS] * width)[:width]
 
 
@@ -75,19 +76,39 @@ def test_it_goes_on_where_the_reading_is_nearest_to_the_text(rows, said, first) 
     rest = jnp.take_along_axis(
         text.tokens, jnp.minimum(part[:, None] + jnp.arange(ROOM), ROOM - 1), axis=1
     )
-    start = initial_distances(reading)
-    known = advance_edit_distance(reading, start, text.tokens, part)
-    known = advance_edit_distance(reading, known, rest, text.length - part)
+    aligner = Aligner(reading, jnp.array(KINDS, jnp.int8))
+    known = aligner.advance(aligner.start(), text.tokens, part)
+    known = aligner.advance(known, rest, text.length - part)
     for i, (row, words) in enumerate(zip(rows, said, strict=True)):
-        expected = [distance(tuple(words), tuple(row[:end])) for end in range(len(row) + 1)]
+        expected = [score(tuple(words), tuple(row[:end])) for end in range(len(row) + 1)]
         assert known[i, : len(row) + 1].tolist() == expected
-    drafts = draft_continuation(reading, known, WIDTH, EOS)
+    drafts = aligner.continuation(known, WIDTH, EOS)
     assert drafts.tolist() == [reads_on(a, b, WIDTH) for a, b in zip(rows, said, strict=True)]
+
+
+def test_only_a_token_of_the_same_kind_is_replaced() -> None:
+    """A mark that the text does not have was put in, and what follows is still to come."""
+    text = DraftText(jnp.array([[1, 3, 4, 6]]), jnp.array([4]))
+    output, count = jnp.array([[1, 5]]), jnp.array([2])
+    for kinds, rest in ((jnp.array(KINDS, jnp.int8), [3, 4, 6]), (None, [4, 6, EOS])):
+        aligner = Aligner(text, kinds)
+        scores = aligner.advance(aligner.start(), output, count)
+        assert aligner.continuation(scores, 3, EOS).tolist() == [rest]
+
+
+def test_a_passage_without_agreement_is_forgotten() -> None:
+    """Behind ten tokens in the place of four, two that agree say where the output is."""
+    text = DraftText(jnp.array([[0, 0, 0, 0, 1, 3, 4, 6, 4, 6, 4, 6]]), jnp.array([12]))
+    output, count = jnp.array([[5] * 10 + [1, 3]]), jnp.array([12])
+    aligner = Aligner(text)
+    scores = aligner.advance(aligner.start(), output, count)
+    assert aligner.continuation(scores, 2, EOS).tolist() == [[4, 6]]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=unoptimized)
 def decode(width: int, toys: Toy, reading: DraftText, joint: bool = False) -> Decoded:
-    model = toys.model()._replace(ctc_hypothesis=reading)
+    kinds = jnp.array(KINDS, jnp.int8)
+    model = toys.model()._replace(ctc_hypothesis=reading, token_kinds=kinds)
     return Verify(width, joint).decode(model, jnp.ones(ROWS, bool), LIMIT)
 
 

@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtp_jax.decoding.alignment import DraftText as DraftText
     from mtp_jax.decoding.auto import Auto as Auto
     from mtp_jax.decoding.beam import BeamSearch as BeamSearch
     from mtp_jax.decoding.ctc_greedy import CtcGreedy as CtcGreedy
     from mtp_jax.decoding.drafts import DraftsError as DraftsError
-    from mtp_jax.decoding.edit_distance import DraftText as DraftText
     from mtp_jax.decoding.greedy import Greedy as Greedy
     from mtp_jax.decoding.interface import Decoded as Decoded
     from mtp_jax.decoding.interface import DecoderFunctions as DecoderFunctions
@@ -30,7 +30,7 @@ _HOME = {
     "CtcGreedy": "ctc_greedy",
     "Decoded": "interface",
     "DecoderFunctions": "interface",
-    "DraftText": "edit_distance",
+    "DraftText": "alignment",
     "Drafts": "interface",
     "DraftsError": "drafts",
     "Greedy": "greedy",

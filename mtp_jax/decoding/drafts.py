@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.decoding.edit_distance import (
-    DraftText,
-    advance_edit_distance,
-    agrees,
-    draft_continuation,
-    initial_distances,
-)
+from mtp_jax.decoding.alignment import Aligner
 from mtp_jax.decoding.interface import DecoderFunctions
 
 # Below it a draft costs more time than it is likely to save: docs/whisper.md has the measurement.
@@ -68,32 +61,31 @@ def head_drafts(model: DecoderFunctions, min_probability: float) -> DraftSource:
 
 
 def text_drafts(
-    text: DraftText, width: int, eos: int, distances: jax.Array | None = None
+    aligner: Aligner, width: int, eos: int, scores: jax.Array | None = None
 ) -> DraftSource:
-    """Drafts are what follows in `text`.
+    """Drafts are what follows in a text.
 
     Args:
-        text: CTC hypotheses, or other texts.
+        aligner: of CTC hypotheses, or other texts.
         width: S.
         eos: drafted behind the end of a text.
-        distances: int32[B, R + 1] edit distances of the output so far; those of an empty one by
-            default.
+        scores: int32[B, R + 1] of the output so far; those of an empty one by default.
     """
 
     def draft(
         state: jax.Array, hidden: Any, last: jax.Array, running: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         del hidden, running
-        return draft_continuation(text, state, width - 1, eos), jnp.full_like(last, width - 1)
+        return aligner.continuation(state, width - 1, eos), jnp.full_like(last, width - 1)
 
-    start = initial_distances(text) if distances is None else distances
-    return DraftSource(width, start, functools.partial(advance_edit_distance, text), draft, False)
+    start = aligner.start() if scores is None else scores
+    return DraftSource(width, start, aligner.advance, draft, False)
 
 
 def joint_drafts(
-    model: DecoderFunctions, text: DraftText, width: int, min_probability: float
+    model: DecoderFunctions, aligner: Aligner, width: int, min_probability: float
 ) -> DraftSource:
-    """Drafts are what follows in `text`; behind a disagreement the heads draft first.
+    """Drafts are what follows in a text; behind a disagreement the heads draft first.
 
     A text says nothing of the token that it did not expect: whether that was put in or put in the
     place of another. So where the last accepted token is not of the text, the heads draft as long
@@ -102,7 +94,7 @@ def joint_drafts(
 
     Args:
         model: its heads.
-        text: CTC hypotheses, or other texts.
+        aligner: of CTC hypotheses, or other texts.
         width: S.
         min_probability: of all drafts of the heads being right.
     """
@@ -110,12 +102,12 @@ def joint_drafts(
     def draft(
         state: jax.Array, hidden: jax.Array, last: jax.Array, running: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        wanted = running & ~agrees(text, state, last)
+        wanted = running & ~aligner.agrees(state, last)
         heads = model.draft(hidden, last, wanted, min_probability)
         likely = jnp.cumprod(heads.probabilities, axis=1) >= min_probability
         own = jnp.minimum(jnp.sum(likely, axis=1, dtype=jnp.int32), heads.drafted)
-        with_own = advance_edit_distance(text, state, heads.tokens, own)
-        behind = draft_continuation(text, with_own, width - 1, model.eos)
+        with_own = aligner.advance(state, heads.tokens, own)
+        behind = aligner.continuation(with_own, width - 1, model.eos)
         place = jnp.arange(width - 1) - own[:, None]
         drafts = jnp.where(
             place < 0,
@@ -124,8 +116,7 @@ def joint_drafts(
         )
         return drafts, jnp.full_like(last, width - 1)
 
-    start = initial_distances(text)
-    return DraftSource(width, start, functools.partial(advance_edit_distance, text), draft, True)
+    return DraftSource(width, aligner.start(), aligner.advance, draft, True)
 
 
 def draft_source(
@@ -143,9 +134,9 @@ def draft_source(
     """
     if not ctc_width:
         return head_drafts(model, min_probability)
-    text = model.ctc_hypothesis
-    if text is None:
+    if model.ctc_hypothesis is None:
         raise DraftsError
+    aligner = Aligner(model.ctc_hypothesis, model.token_kinds)
     if heads:
-        return joint_drafts(model, text, ctc_width, min_probability)
-    return text_drafts(text, ctc_width, model.eos)
+        return joint_drafts(model, aligner, ctc_width, min_probability)
+    return text_drafts(aligner, ctc_width, model.eos)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mtp_jax.decoding.edit_distance import DraftText
+from mtp_jax.decoding.alignment import DraftText
 from mtp_jax.decoding.pace import Pace
 from mtp_jax.models.kv_cache import KVCache
 
@@ -50,6 +50,7 @@ class DecoderFunctions(NamedTuple):
         eos: the token that ends a text.
         ctc_labels: the best path of the encoder's CTC head, in the labels of CTC; None without one.
         ctc_hypothesis: the same text in the decoder's tokens; None where it cannot be had in these.
+        token_kinds: int8[V], by which an output is aligned with it; None takes all for one kind.
     """
 
     prefill: Callable[[int], tuple[jax.Array, KVCache]]
@@ -60,6 +61,7 @@ class DecoderFunctions(NamedTuple):
     eos: int
     ctc_labels: DraftText | None = None
     ctc_hypothesis: DraftText | None = None
+    token_kinds: jax.Array | None = None
 
 
 @struct.dataclass

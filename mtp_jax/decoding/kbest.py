@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mtp_jax.decoding.alignment import ERROR, Aligner, DraftText
 from mtp_jax.decoding.drafts import draft_source, text_drafts
-from mtp_jax.decoding.edit_distance import DraftText
 from mtp_jax.decoding.interface import Decoded, DecoderFunctions, NBest, best_of
 from mtp_jax.decoding.text import Emitted, length_normalized, most_likely
 from mtp_jax.decoding.verify_loop import Alternatives, Verification, verify_loop
@@ -149,10 +149,9 @@ class PrefixBeam:
         last = jnp.maximum(parent.length - 1, 0)[:, None]
         complete = jnp.take_along_axis(parent.tokens, last, axis=1)[:, 0] == eos
         # The prefix in front of the replaced token is a prefix of the parent.
-        distances = jnp.abs(jnp.arange(limit + 1) - flat(branches.place)[:, None])
-        source = text_drafts(
-            DraftText(parent.tokens, parent.length - complete), self.width, eos, distances
-        )
+        scores = ERROR * jnp.abs(jnp.arange(limit + 1) - flat(branches.place)[:, None])
+        rest = Aligner(DraftText(parent.tokens, parent.length - complete), model.token_kinds)
+        source = text_drafts(rest, self.width, eos, scores)
         ended = (branches.token == eos) | (prefixes.length >= limit) | ~branches.real
         text = Emitted(
             tokens=flat(prefixes.tokens),

@@ -148,7 +148,13 @@ def bind_decoder(model: Recogniser, params: Any, encoded: Encoded) -> DecoderFun
         eos=model.vocabulary.eos,
         ctc_labels=None if logits is None else DraftText(*best_labels(logits, encoded.ctc_length)),
         ctc_hypothesis=None if hypothesis is None else DraftText(*hypothesis),
+        token_kinds=_token_kinds(model.vocabulary.kinds),
     )
+
+
+def _token_kinds(kinds: str) -> jax.Array | None:
+    """int8[V], or None if they are not known."""
+    return jnp.array([*map(int, kinds)], jnp.int8) if kinds else None
 
 
 def _decoder(model: Recogniser) -> Recogniser:

@@ -10,6 +10,7 @@ from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.models.speech_llm import SpeechLlm
 from mtp_jax.models.whisper import WhisperRecogniser
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
+from mtp_jax.tokenizer.kinds import kinds_of
 from mtp_jax.tokenizer.merges import merges_of
 from mtp_jax.tokenizer.speech_llm import SpeechLlmTokenizer
 from mtp_jax.tokenizer.whisper import WhisperTokenizer
@@ -66,5 +67,6 @@ def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
         merges=merges,
         whisper=special,
         speech=tokenizer.speech if isinstance(tokenizer, SpeechLlmTokenizer) else None,
+        kinds=kinds_of(tokenizer),
         ends=tokenizer.ends if isinstance(tokenizer, SpeechLlmTokenizer) else (),
     )

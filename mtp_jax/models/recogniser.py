@@ -41,6 +41,7 @@ class Vocabulary:
         whisper: the special tokens of a Whisper.
         speech: the prompt of a released speech LLM.
         ends: tokens that end a text beside `eos`, which stands for all of them.
+        kinds: of tokens, a character each (`mtp_jax.tokenizer.kinds`); empty if they are not known.
     """
 
     size: int
@@ -53,6 +54,7 @@ class Vocabulary:
     whisper: WhisperTokens | None = None
     speech: SpeechPrompt | None = None
     ends: tuple[int, ...] = ()
+    kinds: str = dataclasses.field(default="", repr=False)
 
     @property
     def has_ctc_hypothesis(self) -> bool:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mtp_jax.decoding.edit_distance import DraftText, advance_edit_distance, initial_distances
 from mtp_jax.tokenizer import Tokenizer
 
 # How a piece spells the space before it (SentencePiece, byte-level BPE).
@@ -105,12 +104,3 @@ def words(spelling: Spelling, tokens: jax.Array, length: jax.Array) -> tuple[jax
     rows = jnp.arange(tokens.shape[0])[:, None]
     found = jnp.zeros(tokens.shape, jnp.uint32).at[rows, slots].set(hashed, mode="drop")
     return found, jnp.sum(whole, axis=1, dtype=jnp.int32)
-
-
-def edit_distance(
-    a: jax.Array, a_length: jax.Array, b: jax.Array, b_length: jax.Array
-) -> jax.Array:
-    """int32[B] Levenshtein distance of rows of [B, I] and [B, J], of int32[B] lengths each."""
-    whole = DraftText(b, b_length)
-    end = advance_edit_distance(whole, initial_distances(whole), a, a_length)
-    return jnp.take_along_axis(end, b_length[:, None], axis=1)[:, 0]
