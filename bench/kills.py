@@ -220,6 +220,8 @@ class Troubles:
         other = differences(self.folder / name, self.whole) if status == 0 else start.last_line
         if "dev.json" in what and other == "dev":  # of the last steps only
             other = ""
+        if "its scalars behind step" in start.said:
+            other = ", ".join(n for n in other.split(", ") if not n.startswith("scalar "))
         self._note("damage", "other bits" if other else "same bits", other and f"{what}: {other}")
 
     def twice(self, count: int) -> None:
@@ -232,14 +234,16 @@ class Troubles:
             second = Start(self.folder, name)
             statuses = {start: start.end() for start in (first, second)}
             refused = [start for start, status in statuses.items() if status]
+            other = differences(self.folder / name, self.whole)
+            if not refused and "step" not in dict(second.notes()):
+                self._note("twice", "the first had ended", other)
+                continue
             if len(refused) != 1:
                 said = "; ".join(start.last_line for start in (first, second))
-                other = differences(self.folder / name, self.whole)
                 ended = f"{[*statuses.values()]}: {said}; other: {other}"
                 self._note("twice", "not one was refused", ended)
                 continue
             wrong = _not_a_sentence(statuses[refused[0]], refused[0])
-            other = differences(self.folder / name, self.whole)
             self._note(
                 "twice", "one was refused, the other undisturbed", wrong or (other and f"{other}")
             )

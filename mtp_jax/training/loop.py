@@ -21,6 +21,7 @@ from mtp_jax.decoding import CtcGreedy, Greedy, Strategy
 from mtp_jax.distributed import multihost, sharding
 from mtp_jax.evaluation.compare import outcome_errors
 from mtp_jax.evaluation.outcome import decode_source
+from mtp_jax.evaluation.scalars import warn_of_lost_scalars
 from mtp_jax.evaluation.task import Task
 from mtp_jax.inference.encoder_cache import with_encoder_cache
 from mtp_jax.inference.greedy_text import pretrained_model, with_greedy_text
@@ -220,6 +221,8 @@ class _Loop:
         c, start = self._config.train, int(state.step)
         n_best_timed = self._spelling is None
         scalars = self._workdir.tensorboard if multihost.is_process_zero() else None
+        if scalars is not None and start:
+            warn_of_lost_scalars(self._workdir, start)
         with (
             Board(scalars, start) as self._board,
             tqdm.tqdm(
