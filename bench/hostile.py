@@ -370,7 +370,9 @@ def _no_requests(recordings: Sequence[Recording], limits: Limits, draw: Draw) ->
     )
     way = int(draw.integers(len(targets) + len(raw)))
     if way >= len(targets):
-        return Request("no request", ((0, raw[way - len(targets)]),), _REFUSED)
+        sent = raw[way - len(targets)]
+        statuses = frozenset({505}) if sent.startswith(b"PRI") else _REFUSED
+        return Request("no request", ((0, sent),), statuses)
     target, status = list(targets.items())[way]
     body = b"x" * 1000 if target.startswith("POST") else b""
     whole = head(len(body), "text/plain", target=target) + body

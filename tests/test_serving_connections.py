@@ -11,7 +11,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from starlette.applications import Starlette
 
+from mtp_jax.serving.guard import guards
+from mtp_jax.serving.metrics import Metrics
 from tests.http_service import listening
 
 SECONDS = 0.5
@@ -125,3 +128,15 @@ def test_a_slow_client_that_takes_its_answer_gets_all_of_it(address):
             size += len(piece)
             time.sleep(SECONDS / 5)
     assert size == LARGE
+
+
+def test_what_begins_http_2_is_told_the_version() -> None:
+    guarded = Starlette(middleware=guards((), None, Metrics(), LARGE))
+    with (
+        listening(guarded, SECONDS) as address,
+        socket.create_connection(address, 60) as connection,
+    ):
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        status, sentence = refusal(until_closed(connection))
+    assert status == 505
+    assert sentence == "this service speaks HTTP/1.1: send the request in that version"

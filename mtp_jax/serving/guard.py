@@ -1,5 +1,7 @@
 """What stands before every route: the check of the API key, and the leave for other sites.
 
+The version of HTTP is checked first: what begins a connection in HTTP/2 looks like a request.
+
 A browser lets the pages of any site open a WebSocket, and has them set no headers of it. So its
 origin is checked here, and the key may come as a subprotocol, as the OpenAI API has it.
 """
@@ -43,7 +45,7 @@ def guards(
         metrics: told what is refused.
         max_bytes: of a body that is read to its end, so that its sender sees why it is refused.
     """
-    found = []
+    found = [Middleware(_VersionCheck)]
     if origins:  # outside of the check of keys: a browser asks first, and without one
         found.append(
             Middleware(
@@ -58,6 +60,22 @@ def guards(
     if keys is not None:
         found.append(Middleware(_KeyCheck, keys=keys, metrics=metrics, max_bytes=max_bytes))
     return found
+
+
+class _VersionCheck:
+    """Refuses requests in another version of HTTP than 1.0 and 1.1."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["http_version"] not in ("1.0", "1.1"):
+            message = "this service speaks HTTP/1.1: send the request in that version"
+            answer = Refused(505, message).response()
+            answer.headers["Connection"] = "close"  # what follows is no request
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class _OriginCheck:
