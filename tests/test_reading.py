@@ -97,9 +97,9 @@ def test_only_a_token_of_the_same_kind_is_replaced() -> None:
 
 
 def test_a_passage_without_agreement_is_forgotten() -> None:
-    """Behind ten tokens in the place of four, two that agree say where the output is."""
-    text = DraftText(jnp.array([[0, 0, 0, 0, 1, 3, 4, 6, 4, 6, 4, 6]]), jnp.array([12]))
-    output, count = jnp.array([[5] * 10 + [1, 3]]), jnp.array([12])
+    """Behind three tokens in the place of eight, two that agree say where the output is."""
+    text = DraftText(jnp.array([[0] * 8 + [1, 3, 4, 6]]), jnp.array([12]))
+    output, count = jnp.array([[5, 5, 5, 1, 3]]), jnp.array([5])
     aligner = Aligner(text)
     scores = aligner.advance(aligner.start(), output, count)
     assert aligner.continuation(scores, 2, EOS).tolist() == [[4, 6]]

@@ -5,8 +5,8 @@ import jiwer
 import numpy as np
 import pytest
 
-from mtp_jax.decoding.edit_distance import edit_distance
 from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.training.edit_distance import edit_distance
 from mtp_jax.training.word_hashes import Spelling, words
 from tests.test_tokenizer_json import byte_level, write_json
 

@@ -76,7 +76,7 @@ class Aligner(NamedTuple):
         return jax.lax.scan(add, scores, (output.T, real))[0]
 
     def _stands_for(self, value: jax.Array) -> jax.Array:
-        """int32[B, R], what it counts that int32[B] `value` stands in the place of each token."""
+        """int32[B, R], the score of int32[B] `value` in the place of each token."""
         tokens, value = self.text.tokens, value[:, None]
         replaced = jnp.int32(ERROR)
         if self.kinds is not None:

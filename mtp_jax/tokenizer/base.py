@@ -15,6 +15,7 @@ from mtp_jax.untrusted import read_bytes
 # `tokenizer.json` also holds the tokens added since.
 NAMES = ("tokenizer.json", "tekken.json", "tokenizer.model")
 VOCABULARY = "vocab.json"  # an older form of the first, with merges.txt beside it
+SPACES = "▁Ġ "  # how pieces spell the space before a word
 CTC_NAME = "ctc_tokenizer.model"  # beside it, if CTC's labels are not its tokens
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mtp_jax.tokenizer.base import Tokenizer
+from mtp_jax.tokenizer.base import SPACES, Tokenizer
 
-SPACES = "▁Ġ "  # how pieces spell the space before a word
 MARK, BEGINS, GOES_ON = "0", "1", "2"
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from mtp_jax.data import Batch
 from mtp_jax.decoding import Decoded, NBest, registry
-from mtp_jax.decoding.edit_distance import edit_distance
 from mtp_jax.inference.decoder_functions import bind_decoder, encode
 from mtp_jax.models.recogniser import Encoded, Recogniser, call
 from mtp_jax.training import losses
+from mtp_jax.training.edit_distance import edit_distance
 from mtp_jax.training.word_hashes import Spelling, words
 
 Metrics = dict[str, jax.Array]

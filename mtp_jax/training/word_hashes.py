@@ -10,9 +10,8 @@ import numpy as np
 from flax import struct
 
 from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.tokenizer.base import SPACES
 
-# How a piece spells the space before it (SentencePiece, byte-level BPE).
-_SPACES = ("▁", "Ġ", " ")
 _BASE = 1_000_003  # odd, so that no power of it is 0 modulo 2 ** 32
 _DASHES = "-/"  # between two words; an apostrophe belongs to one
 _MARKS = str.maketrans("", "", string.punctuation.replace("'", ""))
@@ -50,7 +49,7 @@ class Spelling:
         """
         special = {tokenizer.bos, tokenizer.eos, tokenizer.pad}
         pieces = ["" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
-        starts = [piece.startswith(_SPACES) for piece in pieces]
+        starts = [piece.startswith(tuple(SPACES)) for piece in pieces]
         texts = [piece[start:] for piece, start in zip(pieces, starts, strict=True)]
         if not written:
             dashes = [bool(text) and not text.strip(_DASHES) for text in texts]

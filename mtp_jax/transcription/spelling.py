@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mtp_jax.tokenizer import Tokenizer
+from mtp_jax.tokenizer.base import SPACES
 
 _PARTIAL = "\ufffd"  # what a token that ends within a character decodes to
-_SPACES = "▁Ġ "  # how pieces spell a space
 
 
 class Spelled(NamedTuple):
@@ -34,7 +34,7 @@ def spell(tokenizer: Tokenizer, tokens: Sequence[int]) -> Spelled:
         added.append(whole[len(before) :] if whole.startswith(before) else "")
         before = whole
         count = len(text.split())
-        space = not tokenizer.pieces[token].strip(_SPACES)  # of the word that follows it
+        space = not tokenizer.pieces[token].strip(SPACES)  # of the word that follows it
         word.append(count if space and count else count - 1)
     words = before.split()
     return Spelled(words, added, [min(max(place, 0), len(words) - 1) for place in word])
