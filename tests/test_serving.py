@@ -294,6 +294,7 @@ def test_a_slow_upload_and_a_client_that_leaves_give_their_place_back(model, fil
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     scope = {
         "type": "http",
+        "http_version": "1.1",
         "method": "POST",
         "path": URL,
         "query_string": b"",

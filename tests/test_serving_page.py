@@ -280,6 +280,23 @@ def grow(page: Page) -> None:
     assert not severe
 
 
+def test_what_the_microphone_heard_goes_before_the_end_of_the_captions(page):
+    """A page that is busy has pieces of audio waiting as one clicks."""
+    sent = "return sent.map(event => event.type.replace('input_audio_buffer.', ''))"
+    page["live"].click()
+    page.until(lambda: page["status"].text.startswith("Listening"))
+    page.browser.execute_script(
+        "window.sent = []; const send = live.socket.send.bind(live.socket);"
+        "live.socket.send = text => (sent.push(JSON.parse(text)), send(text));"
+        "const until = performance.now() + 1500; while (performance.now() < until);"
+        "document.getElementById('live').click()"
+    )
+    page.until(lambda: page["status"].text == "Captions ended.")
+    kinds = page.browser.execute_script(sent)
+    assert kinds == ["append"] * (len(kinds) - 1) + ["commit"]
+    assert len(kinds) > 10  # pieces of 0.1 s
+
+
 def test_what_is_no_recording_gets_a_sentence(page, tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("no recording")

@@ -17,7 +17,9 @@ class Captions {
     await this.context.audioWorklet.addModule("microphone.js");
     this.open = true;
     this.lines = new Map(); // by item
-    this.committed = false;
+    this.pending = new Set(); // items without their whole text
+    this.ending = false; // the microphone is off
+    this.ended = false; // so is its last item
     this.empty();
     const place = new URL("v1/realtime", location.href);
     place.protocol = place.protocol.replace("http", "ws");
@@ -34,8 +36,14 @@ class Captions {
       session: { type: "transcription", audio: { input }, include: ["item.input_audio_transcription.hypothesis"] },
     });
     this.node = new AudioWorkletNode(this.context, "microphone", { numberOfOutputs: 0 });
-    this.node.port.onmessage = ({ data }) => this.send("input_audio_buffer.append", { audio: base64(data.buffer) });
+    this.node.port.onmessage = ({ data }) => this.heard(data);
     this.context.createMediaStreamSource(this.stream).connect(this.node);
+  }
+
+  heard(piece) {
+    if (piece) return this.send("input_audio_buffer.append", { audio: base64(piece.buffer) });
+    if (this.context.state !== "closed") this.context.close();
+    this.send("input_audio_buffer.commit");
   }
 
   send(type, fields = {}) {
@@ -55,7 +63,10 @@ class Captions {
   take(event) {
     if (event.type === "error") return this.refused(event.error);
     if (event.type === "input_audio_buffer.speech_started") this.line(event);
-    if (event.type === "input_audio_buffer.committed") this.ended = event.item_id;
+    if (event.type === "input_audio_buffer.committed") {
+      this.pending.add(event.item_id);
+      this.ended = this.ending;
+    }
     if (event.type === `${ITEM}.hypothesis`) {
       this.show(event.item_id, event.committed, event.open);
       this.count(event);
@@ -64,14 +75,20 @@ class Captions {
       this.show(event.item_id, event.transcript, "");
       if (!event.transcript) this.lines.get(event.item_id)?.remove();
       this.lines.delete(event.item_id);
+      this.pending.delete(event.item_id);
       if ("tokens" in event) this.count(event);
-      if (this.committed && event.item_id === this.ended && !this.lines.size) this.stop("Captions ended.");
+      this.settled();
     }
+  }
+
+  settled() {
+    if (this.ended && !this.pending.size) this.stop("Captions ended.");
   }
 
   refused({ code, message }) {
     if (code !== "input_audio_buffer_commit_empty") return this.stop(sentence(message), "wrong");
-    this.stop("Captions ended.");
+    this.ended = true;
+    this.settled();
   }
 
   line({ item_id: item, audio_start_ms: start }) {
@@ -84,6 +101,7 @@ class Captions {
       line.append(part, " ");
     }
     this.lines.set(item, line);
+    this.pending.add(item);
     $("transcript").append(line);
   }
 
@@ -101,12 +119,13 @@ class Captions {
     $("saved").textContent = calls && saved > 0 ? `${saved} (${(tokens / calls).toFixed(1)}× fewer)` : saved;
   }
 
-  // The microphone is off at once; what was heard is still written.
+  // The microphone is off at once. What it heard before may still be on its way here: the commit
+  // goes behind it.
   finish() {
-    this.silence();
-    this.committed = true;
+    this.stream.getTracks().forEach((track) => track.stop());
+    this.ending = true;
     say("Writing the rest", "busy");
-    this.send("input_audio_buffer.commit");
+    this.node.port.postMessage("end");
   }
 
   silence() {
@@ -141,7 +160,7 @@ function pressed(on) {
 }
 
 async function captions() {
-  if (live) return live.committed ? live.stop("Captions ended.") : live.finish();
+  if (live) return live.ending ? live.stop("Captions ended.") : live.finish();
   live = new Captions();
   pressed(true);
   try {
