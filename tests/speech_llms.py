@@ -82,9 +82,13 @@ def texts(tokens: jax.Array, length: jax.Array, most: int) -> np.ndarray:
 
 
 @functools.cache
-def with_heads(name: str, count: int) -> Runner:
-    """A golden model with so many latent heads, some of whose drafts are right."""
-    runner = golden_runner(name)
+def golden_with_heads(name: str, count: int) -> Runner:
+    """A golden model with heads."""
+    return with_heads(golden_runner(name), count)
+
+
+def with_heads(runner: Runner, count: int) -> Runner:
+    """A model with so many latent heads, some of whose drafts are right."""
     model = runner.model
     config = dataclasses.replace(model.config, heads=Heads("latent", count))
     width = config.decoder.width

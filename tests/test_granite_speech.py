@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mtp_jax.data import Batch
-from mtp_jax.decoding import DraftsError
+from mtp_jax.decoding import DraftsError, Greedy, Verify
 from mtp_jax.inference.load import load
 from mtp_jax.inference.model_folder import model_digest, open_model_folder
 from mtp_jax.models.projectors.qformer import projected_rows
@@ -21,11 +22,12 @@ from mtp_jax.models.speech_llm import SpeechLlm
 from mtp_jax.models.speech_windows import prompt_rows
 from mtp_jax.pretrained import PretrainedError
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
+from mtp_jax.tokenizer.granite_ctc import ctc_characters
 from mtp_jax.tokenizer.speech_prompts import AUDIO
 from mtp_jax.tokenizer.whisper_tokens import LanguageError
 from mtp_jax.transcription.transcriber import Transcriber
 from tests.pretrained import assert_same
-from tests.speech_llms import GOLDEN, batch_of, change, expected, golden_runner
+from tests.speech_llms import GOLDEN, batch_of, change, expected, golden_runner, with_heads
 
 GRANITE = GOLDEN / "granite_speech"
 ADAPTER = "adapter_model.safetensors"
@@ -62,6 +64,83 @@ def test_ctc_logits_equal_those_of_transformers():
         wanted = theirs[f"ctc/{row}"]
         assert len(wanted) == length
         np.testing.assert_allclose(logits[row, :length], wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def spelling(folder):
+    """The model with a CTC head of as many outputs as that of 4.x, all but a few never chosen.
+
+    Random states are much alike: what is chosen depends on how they differ from their mean.
+    """
+    runner, outputs = golden_runner("granite_speech"), 348
+    hidden, _ = speech_features(runner.model, runner.params, batch_of("granite_speech"))
+    mean = np.asarray(hidden).mean(
+        axis=(0, 1)
+    )  # random states are near it: letters tell what is not
+    weight = 8 * np.random.default_rng(13).normal(size=(outputs, len(mean)))
+    bias = np.full(outputs, -99.0)
+    bias[[0, *map(ord, "adehnté")]], bias[ord(" ")] = 0, 2
+    head = {
+        "encoder.out.weight": weight,
+        "encoder.out.bias": bias - weight @ mean,
+        "encoder.out_mid.weight": np.zeros((len(mean), outputs)),
+    }
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for name, array in head.items():
+        file = folder / index["weight_map"][name]
+        save_file(load_file(file) | {name: array.astype(np.float32)}, file)
+    change(folder, "config.json", encoder_config__output_dim=outputs)
+    return load(open_model_folder(folder))
+
+
+def test_drafts_are_the_characters_that_ctc_reads(spelling):
+    batch = batch_of("granite_speech", padding=4000)
+
+    @jax.jit
+    def run(params):
+        hidden, frames = speech_features(spelling.model, params, batch)
+        logits = call(SpeechLlm.encoder_ctc_logits, spelling.model, params, hidden)
+        return logits, frames, call(SpeechLlm.encode, spelling.model, params, hidden, frames)
+
+    logits, frames, encoded = run(spelling.params)
+    read = []
+    for row, length in enumerate(frames):
+        best = [key for key, _ in itertools.groupby(np.argmax(logits[row, :length], -1).tolist())]
+        read.append(" ".join("".join(chr(c) for c in best if c).split()))
+        tokens, count = (x[row] for x in encoded.ctc_hypothesis)
+        assert tokens[:count].tolist() == spelling.tokenizer.encode(read[-1])
+    assert len(set("".join(read))) > 4 and any(" " in text for text in read)
+    assert encoded.ctc_logits is None  # no times of words, no text of its own
+
+
+def test_ctc_drafts_leave_the_text_as_it_is(spelling):
+    strategies = Transcriber(spelling).strategies
+    assert {name for name in strategies if "ctc" in name} == {"verify_ctc", "prefix_beam_ctc"}
+    batch = batch_of("granite_speech", padding=4000)
+    greedy, verified = (
+        spelling.run(batch, strategy).decoded for strategy in (Greedy(width=4), Verify(ctc_width=4))
+    )
+    assert verified.tokens.tolist() == greedy.tokens.tolist()
+    assert verified.length.tolist() == greedy.length.tolist()
+    assert verified.proposed.any() and not greedy.proposed.any()
+
+
+def test_heads_draft_where_ctc_and_the_text_differ(spelling):
+    runner, batch = with_heads(spelling, 4), batch_of("granite_speech", padding=4000)
+    assert "verify_joint" in Transcriber(runner).strategies
+    greedy, verified = (
+        runner.run(batch, strategy).decoded
+        for strategy in (Greedy(width=4), Verify(ctc_width=4, joint=True))
+    )
+    assert verified.tokens.tolist() == greedy.tokens.tolist()
+    assert verified.proposed.any()
+
+
+def test_an_e_with_an_accent_is_spelled_in_two_bytes():
+    labels = ctc_characters(348)
+    assert len(labels) == 347 and not any(labels[255:])
+    assert [labels[number - 1] for number in (97, 233)] == ["a", "é"]
+    assert not ctc_characters(42)
 
 
 def test_nothing_is_drafted_by_labels_that_nobody_knows():

@@ -32,10 +32,10 @@ from tests.speech_llms import (
     batch_of,
     expected,
     golden_runner,
+    golden_with_heads,
     start_of,
     texts,
     told,
-    with_heads,
 )
 
 LENGTH = 24  # of the golden texts
@@ -182,7 +182,7 @@ def test_steps_equal_the_whole_pass(name, runner):
 
 
 def test_verification_equals_greedy_of_its_width(name):
-    heads, batch = with_heads(name, 4), told(name, batch_of(name))
+    heads, batch = golden_with_heads(name, 4), told(name, batch_of(name))
     greedy, verified = (heads.run(batch, s).decoded for s in (Greedy(4), Verify()))
     np.testing.assert_array_equal(verified.tokens, greedy.tokens)
     assert np.all(np.asarray(verified.calls) <= np.asarray(greedy.calls))
@@ -190,7 +190,7 @@ def test_verification_equals_greedy_of_its_width(name):
 
 
 def test_verification_of_random_drafts_equals_greedy_of_its_width(name):
-    heads, batch = with_heads(name, 4), told(name, batch_of(name))
+    heads, batch = golden_with_heads(name, 4), told(name, batch_of(name))
     size = heads.model.vocabulary.size
 
     @jax.jit
@@ -211,6 +211,6 @@ def test_verification_of_random_drafts_equals_greedy_of_its_width(name):
 
 
 def test_threshold_above_one_equals_greedy(name):
-    heads, batch = with_heads(name, 4), told(name, batch_of(name))
+    heads, batch = golden_with_heads(name, 4), told(name, batch_of(name))
     greedy, chosen = (heads.run(batch, s).decoded for s in (Greedy(4), Threshold(2.0)))
     np.testing.assert_array_equal(chosen.tokens, greedy.tokens)

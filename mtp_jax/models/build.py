@@ -10,6 +10,7 @@ from mtp_jax.models.speech_llama import SpeechLlama
 from mtp_jax.models.speech_llm import SpeechLlm
 from mtp_jax.models.whisper import WhisperRecogniser
 from mtp_jax.tokenizer import Tokenizer, TokenizerError
+from mtp_jax.tokenizer.granite_ctc import ctc_characters
 from mtp_jax.tokenizer.kinds import kinds_of
 from mtp_jax.tokenizer.merges import merges_of
 from mtp_jax.tokenizer.speech_llm import SpeechLlmTokenizer
@@ -27,6 +28,12 @@ def build(config: Config, vocabulary: Vocabulary) -> Recogniser:
         return SpeechLlm(config, vocabulary)
     kind = WhisperRecogniser if config.whisper_decoder.present else SpeechLlama
     return kind(config, vocabulary)
+
+
+def _inner_ctc_characters(config: Config) -> list[str]:
+    """What the labels of a CTC head inside of the encoder spell; none where that is not known."""
+    is_granite = config.speech_llm.present and config.speech_llm.encoder.kind == "granite"
+    return ctc_characters(config.speech_llm.encoder.labels) if is_granite else []
 
 
 def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
@@ -48,6 +55,8 @@ def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
     own_labels = tokenizer.ctc is not tokenizer
     if own_labels and (config.adaptor.retokenized or config.extends_finished):
         merges = merges_of(tokenizer)
+    elif characters := _inner_ctc_characters(config):
+        merges = merges_of(tokenizer, characters)
     if config.adaptor.retokenized and merges is None:
         raise TokenizerError(
             "config.adaptor.retokenized needs a decoder with a byte-level BPE (LLaMA 3, SmolLM)"

@@ -37,7 +37,8 @@ class Vocabulary:
         eos: token that ends it.
         prompt_before, prompt_after: tokens put before and after the audio.
         labels: size of the encoder's CTC vocabulary; 0 if its labels are the decoder's tokens.
-        merges: with which CTC's labels are made into the decoder's tokens, if they are to be.
+        merges: with which CTC's labels are made into the decoder's tokens, if they are to be; with
+            no labels, those of a CTC head inside the encoder of a finished model.
         whisper: the special tokens of a Whisper.
         speech: the prompt of a released speech LLM.
         ends: tokens that end a text beside `eos`, which stands for all of them.
@@ -59,11 +60,11 @@ class Vocabulary:
     @property
     def has_ctc_hypothesis(self) -> bool:
         """Whether the CTC hypothesis exists in the decoder's tokens."""
-        return self.has_ctc and (not self.labels or self.merges is not None)
+        return self.merges is not None or (self.has_ctc and not self.labels)
 
     @property
     def has_ctc(self) -> bool:
-        """Whether the encoder has a CTC head: that of a finished model has labels of its own."""
+        """Whether a CTC head writes texts: that inside of a finished model drafts at most."""
         added = self.whisper is not None or self.speech is not None
         return self.labels > 0 or not added
 
@@ -170,20 +171,23 @@ class Recogniser(nn.Module):
         """
         x, frames = reader(jax.lax.stop_gradient(heard), length, not training)
         logits = self.ctc(x)
-        hypothesis = None
-        if self.vocabulary.merges is not None:
-            most, bytes_a_token = self.config.data.max_tokens, 4
-            cut = retokenize(
-                self.vocabulary.merges,
-                *best_labels(logits, frames),
-                capacity=bytes_a_token * most,
-                most=most,
-                space_first=self.vocabulary.whisper is not None,
-            )
-            hypothesis = cut.tokens, cut.length
-        return dataclasses.replace(
-            encoded, ctc_logits=logits, ctc_length=frames, ctc_hypothesis=hypothesis
+        found = dataclasses.replace(encoded, ctc_logits=logits, ctc_length=frames)
+        if self.vocabulary.merges is None:
+            return found
+        return dataclasses.replace(found, ctc_hypothesis=self.ctc_hypothesis(logits, frames))
+
+    def ctc_hypothesis(self, logits: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """CTC's text as `Encoded` has it, of logits [B, T, labels + 1] and int32[B] frames."""
+        most, bytes_a_token = self.config.data.max_tokens, 4
+        assert self.vocabulary.merges is not None
+        cut = retokenize(
+            self.vocabulary.merges,
+            *best_labels(logits, length),
+            capacity=bytes_a_token * most,
+            most=most,
+            space_first=self.vocabulary.whisper is not None,
         )
+        return cut.tokens, cut.length
 
     def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Everything that the decoder is given before the text.

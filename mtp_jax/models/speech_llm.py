@@ -6,6 +6,7 @@ the prompt. What the tokens are stands in `mtp_jax.tokenizer.speech_prompts`.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import cast
 
 import flax.linen as nn
@@ -90,8 +91,7 @@ class SpeechLlm(SpeechLlama):
     def encoder_ctc_logits(self, hidden: jax.Array) -> jax.Array:
         """float32[B, T', labels] of Granite's CTC head at its encoder's `hidden` states [B, T', D].
 
-        No file of these models tells what the labels are, nor which is the blank: nothing is
-        drafted by them.
+        The first is the blank (`mtp_jax.tokenizer.granite_ctc`).
         """
         return cast(GraniteEncoder, self.encoder).ctc_logits(hidden)
 
@@ -114,9 +114,12 @@ class SpeechLlm(SpeechLlama):
             start=jnp.broadcast_to(start, (len(audio), len(start))),
             drafting=drafting,
         )
-        if not self.vocabulary.has_ctc:
+        if self.vocabulary.has_ctc:
+            return self.with_ctc(encoded, self.ctc_encoder, features, length, not deterministic)
+        if self.vocabulary.merges is None:
             return encoded
-        return self.with_ctc(encoded, self.ctc_encoder, features, length, not deterministic)
+        logits = jnp.roll(self.encoder_ctc_logits(features), -1, axis=-1)  # the blank goes last
+        return dataclasses.replace(encoded, ctc_hypothesis=self.ctc_hypothesis(logits, length))
 
     def prompt(self, encoded: Encoded) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Everything before the text, as of every `Recogniser`; each row may have its own tokens.

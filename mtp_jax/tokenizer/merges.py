@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,8 +48,12 @@ class Merges:
         return hash(self._digest)
 
 
-def merges_of(tokenizer: Tokenizer) -> Merges | None:
+def merges_of(tokenizer: Tokenizer, texts: Sequence[str] | None = None) -> Merges | None:
     """The merges of a tokenizer whose CTC labels are not its tokens.
+
+    Args:
+        tokenizer: of the decoder.
+        texts: what each label adds to a text; by default that of `tokenizer.ctc`.
 
     Returns:
         None if it is no byte-level BPE, or a label holds a byte for which it has no token.
@@ -56,7 +61,8 @@ def merges_of(tokenizer: Tokenizer) -> Merges | None:
     pairs, first = tokenizer.merges(), tokenizer.byte_tokens(" ")
     if pairs is None or first is None:
         return None
-    labels = [tokenizer.byte_tokens(text) for text in _texts(tokenizer.ctc)]
+    texts = _texts(tokenizer.ctc) if texts is None else texts
+    labels = [tokenizer.byte_tokens(text) for text in texts]
     if any(label is None for label in labels):
         return None
     order = sorted(range(len(pairs)), key=lambda i: pairs[i][:2])
