@@ -194,6 +194,19 @@ class SpeechPrompt:
         first = (*self.begin, *earlier, *self.before_audio, AUDIO)
         return (*first, *self.behind_audio, *told, *self.end)
 
+    def context_in(self, start: Sequence[int]) -> tuple[int, ...]:
+        """The tokens of the context that start tokens hold; none of no start tokens."""
+        stop = self._audio_part(start) if start else 0
+        return tuple(start[len(self.begin) : stop])
+
+    def without_context(self, start: Sequence[int]) -> tuple[int, ...]:
+        """Start tokens that hold no context, and tell the rest."""
+        return (*self.begin, *start[self._audio_part(start) :])
+
+    def _audio_part(self, start: Sequence[int]) -> int:
+        """Where in start tokens the part with the audio begins."""
+        return list(start).index(AUDIO) - len(self.before_audio)
+
     def language_in(self, start: Sequence[int]) -> str:
         """The code of the language that start tokens tell, if they do."""
         behind = tuple(start)[list(start).index(AUDIO) + 1 :]

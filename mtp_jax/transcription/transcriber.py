@@ -28,6 +28,7 @@ from mtp_jax.transcription.confidence import Calibration
 from mtp_jax.transcription.prefetch import prefetch
 from mtp_jax.transcription.recordings import Recording
 from mtp_jax.transcription.results import Segment, Transcript
+from mtp_jax.transcription.unspoken_context import without_unspoken
 
 log = logging.getLogger("mtp_jax")
 Key = TypeVar("Key")
@@ -312,6 +313,16 @@ class Transcriber:
         """
         if not chunks:
             return []
+        segments = self._decode(chunks, strategy)
+        prompt = self.runner.model.vocabulary.speech
+        if prompt is None or not prompt.takes_context:
+            return segments
+        return without_unspoken(
+            *(segments, chunks, prompt, self.runner.tokenizer),
+            decode=lambda untold: self._decode(untold, strategy),
+        )
+
+    def _decode(self, chunks: Sequence[Chunk], strategy: Named) -> list[Segment]:
         chosen, batch = self._chosen(strategy), self._batch(chunks)
         inference = self.runner.run(batch, chosen, with_alignment=True)
         kind = "ctc" if isinstance(chosen, CtcGreedy) else "decoder"
