@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtp_jax.tokenizer.base import TokenizerError
 from mtp_jax.tokenizer.huggingface import HuggingFaceTokenizer, read_config
+from mtp_jax.tokenizer.whisper_merges import with_lost_merges
 from mtp_jax.tokenizer.whisper_tokens import WhisperTokens
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def read(model: tokenizers.Tokenizer, folder: Path) -> WhisperTokenizer:
             "%s has no %s, which says what tokens a text may not hold: it may hold all of them",
             *(folder, RULES),
         )
-    return WhisperTokenizer(model, rules)
+    return WhisperTokenizer(with_lost_merges(model), rules)
 
 
 def _tokens(rules: dict[str, Any], names: tuple[str, ...], size: int) -> list[int]:
