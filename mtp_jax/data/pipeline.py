@@ -234,7 +234,9 @@ class _Loader:
 
 
 def _tokens(tokenizer: Tokenizer, utterance: Utterance) -> Sequence[int]:
-    return tokenizer.encode(utterance.text) if utterance.tokens is None else utterance.tokens
+    if utterance.tokens is not None:
+        return utterance.tokens
+    return tokenizer.encode_transcript(utterance.text)
 
 
 def _labels(ctc: Tokenizer, utterance: Utterance) -> Sequence[int]:

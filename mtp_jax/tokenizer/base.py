@@ -137,6 +137,10 @@ class Tokenizer(abc.ABC):
         end itself.
         """
 
+    def encode_transcript(self, text: str) -> list[int]:
+        """Token ids of `text` as the model itself would write it; without BOS and EOS."""
+        return self.encode(text)
+
     def merges(self) -> list[tuple[int, int, int]] | None:
         """Left, right and merged token of each merge of a byte-level BPE, the first one first.
 

@@ -26,6 +26,8 @@ START = "<|startoftranscript|>"
 RULES = "generation_config.json"
 _TIMES = 1501  # 0.00 to 30.00 s in steps of 0.02 s
 _LATEST = "max_initial_timestamp_index"
+# Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese characters.
+_UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _SUPPRESSED = (("suppress_tokens", "begin_suppress_tokens"), ("suppress_ids", "suppress_ids_begin"))
 
 
@@ -89,6 +91,10 @@ class WhisperTokenizer(HuggingFaceTokenizer):
             suppressed_first=tuple(self._rules[_SUPPRESSED[0][1]]),
             latest_beginning=self._rules[_LATEST],
         )
+
+    def encode_transcript(self, text: str) -> list[int]:
+        """As of every tokenizer: a Whisper's text begins with a space, unless its script has none."""
+        return self.encode(f" {text}" if text and not _UNSPACED.match(text) else text)
 
     def _files(self, name: str) -> dict[str, bytes]:
         rules = json.dumps(self._rules | {"eos_token_id": self.eos}, indent=1).encode()

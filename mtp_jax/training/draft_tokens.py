@@ -34,7 +34,7 @@ def draft_tokens(source: Source, tokenizer: Tokenizer, count: int) -> np.ndarray
     found: Counter[int] = Counter()
     for utterance in source.utterances:
         text = utterance.tokens
-        found.update(tokenizer.encode(utterance.text) if text is None else text)
+        found.update(tokenizer.encode_transcript(utterance.text) if text is None else text)
     found[tokenizer.eos] = found.total() + 1
     often = np.array([found[token] for token in range(size)])
     return np.sort(np.argsort(-often, kind="stable")[:count]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""A merge that a Whisper's file lacks is told by its vocabulary."""
+"""Texts are cut as a Whisper writes them: with the merge that its file lacks, a space in front."""
 
 from __future__ import annotations
 
@@ -47,3 +47,11 @@ def test_the_file_is_written_whole(folder, tmp_path):
 def test_a_whole_file_stays_as_it_is(folder):
     merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
     assert len(Tokenizer.load(folder).merges()) == len(merges)
+
+
+@pytest.mark.parametrize("text", ["the hand", "手", "", "é"])
+def test_transcripts_are_cut_as_the_model_writes_them(text):
+    tokenizer = Tokenizer.load(GOLDEN_WHISPER)
+    tokens = tokenizer.encode_transcript(text)
+    assert tokens == tokenizer.encode(text if text in ("", "手") else f" {text}")
+    assert tokenizer.decode(tokens) == text
