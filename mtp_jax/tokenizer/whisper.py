@@ -93,7 +93,7 @@ class WhisperTokenizer(HuggingFaceTokenizer):
         )
 
     def encode_transcript(self, text: str) -> list[int]:
-        """As of every tokenizer: a Whisper's text begins with a space, unless its script has none."""
+        """As of every tokenizer: a text begins with a space, unless its script has none."""
         return self.encode(f" {text}" if text and not _UNSPACED.match(text) else text)
 
     def _files(self, name: str) -> dict[str, bytes]:
