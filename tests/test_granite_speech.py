@@ -74,9 +74,7 @@ def spelling(folder):
     """
     runner, outputs = golden_runner("granite_speech"), 348
     hidden, _ = speech_features(runner.model, runner.params, batch_of("granite_speech"))
-    mean = np.asarray(hidden).mean(
-        axis=(0, 1)
-    )  # random states are near it: letters tell what is not
+    mean = np.asarray(hidden).mean(axis=(0, 1))
     weight = 8 * np.random.default_rng(13).normal(size=(outputs, len(mean)))
     bias = np.full(outputs, -99.0)
     bias[[0, *map(ord, "adehnté")]], bias[ord(" ")] = 0, 2

@@ -29,12 +29,8 @@ def decoded(model, monkeypatch):
         told = [bool(prompt.context_in(chunk.start_tokens)) for chunk in chunks]
         asked.append(told)
         texts = [written[chunk.start, is_told] for chunk, is_told in zip(chunks, told, strict=True)]
-        return [
-            Segment(
-                0.0, 1.0, tuple(Word(w, 0.0, 1.0, 1.0) for w in text.split()), (), 5, proposed=2
-            )
-            for text in texts
-        ]
+        words = [tuple(Word(word, 0.0, 1.0, 1.0) for word in text.split()) for text in texts]
+        return [Segment(0.0, 1.0, said, (), decoder_calls=5, proposed=2) for said in words]
 
     monkeypatch.setattr(model, "_decode", decode)
     return asked, written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -36,9 +37,7 @@ Audio = str | os.PathLike[str] | np.ndarray
 Several = list[Audio] | tuple[Audio, ...]
 Named = Strategy | str
 
-PREVIOUS_TOKENS = (
-    63  # tokens, which with the one that they begin with are a step of `padded_starts`
-)
+PREVIOUS_TOKENS = 63  # with the one that they begin with a step of `padded_starts`
 _AHEAD = 4  # batches of chunks that are sorted by length before they are decoded
 
 
@@ -314,13 +313,8 @@ class Transcriber:
         if not chunks:
             return []
         segments = self._decode(chunks, strategy)
-        prompt = self.runner.model.vocabulary.speech
-        if prompt is None or not prompt.takes_context:
-            return segments
-        return without_unspoken(
-            *(segments, chunks, prompt, self.runner.tokenizer),
-            decode=lambda untold: self._decode(untold, strategy),
-        )
+        again = functools.partial(self._decode, strategy=strategy)
+        return without_unspoken(segments, chunks, self.runner, again)
 
     def _decode(self, chunks: Sequence[Chunk], strategy: Named) -> list[Segment]:
         chosen, batch = self._chosen(strategy), self._batch(chunks)

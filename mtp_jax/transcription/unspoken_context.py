@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from mtp_jax.audio.segmentation import Chunk
-from mtp_jax.tokenizer import Tokenizer
-from mtp_jax.tokenizer.speech_prompts import SpeechPrompt
+from mtp_jax.inference.runner import Runner
 from mtp_jax.transcription.results import Segment
 
 
@@ -33,23 +32,24 @@ def _words(text: str) -> set[str]:
 def without_unspoken(
     segments: Sequence[Segment],
     chunks: Sequence[Chunk],
-    prompt: SpeechPrompt,
-    tokenizer: Tokenizer,
+    runner: Runner,
     decode: Callable[[list[Chunk]], list[Segment]],
 ) -> list[Segment]:
     """`segments`, those without words that hold nothing but a context which nobody said.
 
     Args:
         segments: of `chunks`, one each.
-        prompt: of the model; `tokenizer`: of its tokens.
+        runner: the model.
         decode: decodes chunks.
     """
-    found = list(segments)
+    found, prompt = list(segments), runner.model.vocabulary.speech
+    if prompt is None or not prompt.takes_context:
+        return found
     suspects = [
         place
         for place, (segment, chunk) in enumerate(zip(segments, chunks, strict=True))
         if (context := prompt.context_in(chunk.start_tokens))
-        and has_words_of(segment.text, tokenizer.decode(context))
+        and has_words_of(segment.text, runner.tokenizer.decode(context))
     ]
     if not suspects:
         return found
