@@ -30,12 +30,6 @@ def build(config: Config, vocabulary: Vocabulary) -> Recogniser:
     return kind(config, vocabulary)
 
 
-def _inner_ctc_characters(config: Config) -> list[str]:
-    """What the labels of a CTC head inside of the encoder spell; none where that is not known."""
-    is_granite = config.speech_llm.present and config.speech_llm.encoder.kind == "granite"
-    return ctc_characters(config.speech_llm.encoder.labels) if is_granite else []
-
-
 def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
     """What the model that `config` describes must know of `tokenizer`.
 
@@ -79,3 +73,9 @@ def vocabulary_of(config: Config, tokenizer: Tokenizer) -> Vocabulary:
         kinds=kinds_of(tokenizer),
         ends=tokenizer.ends if isinstance(tokenizer, SpeechLlmTokenizer) else (),
     )
+
+
+def _inner_ctc_characters(config: Config) -> list[str]:
+    """What the labels of a CTC head inside of the encoder spell; none where that is not known."""
+    is_granite = config.speech_llm.present and config.speech_llm.encoder.kind == "granite"
+    return ctc_characters(config.speech_llm.encoder.labels) if is_granite else []
